@@ -57,11 +57,11 @@ class HeldGroup:
         return [0] * self.tokens
 
     def encode(self, held: Iterable[str], ignore_unknown: bool = False) -> list[int]:
-        ids = sorted(_lookup(self, set(held), self.names[1:], ignore_unknown, offset=1))[: self.tokens]
+        ids = sorted(_lookup(self, set(held), ignore_unknown))[: self.tokens]
         return ids + [0] * (self.tokens - len(ids))
 
     def decode(self, ids: Sequence[int], how: MouseDecoding, rng: np.random.Generator | None) -> list[str]:
-        return [self.names[i] for i in sorted(set(ids)) if i != 0]
+        return sorted({self.names[i] for i in ids if i != 0})
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class SwitchGroup:
         return [0] * self.tokens
 
     def encode(self, held: Iterable[str], ignore_unknown: bool = False) -> list[int]:
-        on = _lookup(self, set(held), self.names, ignore_unknown, offset=0)
+        on = _lookup(self, set(held), ignore_unknown)
         return [int(i in on) for i in range(self.tokens)]
 
     def decode(self, ids: Sequence[int], how: MouseDecoding, rng: np.random.Generator | None) -> list[str]:
@@ -191,17 +191,21 @@ class ActionSpace:
             raise ValueError(f"an action space needs groups of different names, got {names}")
 
     @classmethod
-    def keyboard_mouse(cls, extra_keys: Sequence[str] = ()) -> ActionSpace:
+    def keyboard_mouse(
+        cls, extra_keys: Sequence[str] = (), max_keys: int = 4, max_mouse_buttons: int = 2
+    ) -> ActionSpace:
         """The published space: 4 keys of 20, 2 mouse buttons of 4, mouse dx in 23 and dy in 17 bins.
 
         Args:
             extra_keys: further key names (``r``, ``LeftControl``), appended after the published ids.
+            max_keys: how many keys can be held at once.
+            max_mouse_buttons: how many mouse buttons can be held at once.
         """
         return cls(
             "keyboard_mouse",
             (
-                HeldGroup("keys", (*KEYS, *extra_keys), tokens=4),
-                HeldGroup("mouse_buttons", MOUSE_BUTTONS, tokens=2),
+                HeldGroup("keys", (*KEYS, *extra_keys), tokens=max_keys),
+                HeldGroup("mouse_buttons", MOUSE_BUTTONS, tokens=max_mouse_buttons),
                 BinnedGroup("mouse_dx", MOUSE_DX_EDGES, low=-501, high=501, std=96.0),
                 BinnedGroup("mouse_dy", MOUSE_DY_EDGES, low=-151, high=151, std=22.0),
             ),
@@ -310,13 +314,11 @@ class ActionSpace:
         return out
 
 
-def _lookup(
-    group: HeldGroup | SwitchGroup, held: set[str], names: Sequence[str], ignore_unknown: bool, offset: int
-) -> set[int]:
-    index = {name: i + offset for i, name in enumerate(names)}
+def _lookup(group: HeldGroup | SwitchGroup, held: set[str], ignore_unknown: bool) -> set[int]:
+    index = {name: i for i, name in enumerate(group.names)}
     if not ignore_unknown and (unknown := sorted(held - index.keys())):
         raise UnknownActionError(
-            f"{group.name} {unknown} are not in this action space, which knows {list(names)}; "
+            f"{group.name} {unknown} are not in this action space, which knows {list(group.names)}; "
             "add them to the action space or pass ignore_unknown=True"
         )
     return {index[name] for name in held if name in index}
