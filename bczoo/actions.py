@@ -314,6 +314,29 @@ class ActionSpace:
         return out
 
 
+@dataclass(frozen=True)
+class Decision:
+    """What a player decided in one step: the values that go to the game, and how it came to them.
+
+    ``decision.keys``, ``decision.mouse_dx`` and the other groups' values are attributes too.
+
+    Args:
+        values: per group the names held or the number.
+        ids: per group one id per token; None where the player is no policy.
+        probabilities: per group an array (tokens, choices), the policy's distribution that each id was drawn from.
+    """
+
+    values: Values
+    ids: Ids | None = None
+    probabilities: dict[str, np.ndarray] | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        values = self.__dict__.get("values", {})
+        if name in values:
+            return values[name]
+        raise AttributeError(f"this decision has no {name!r}; its groups are {sorted(values)}")
+
+
 def _lookup(group: HeldGroup | SwitchGroup, held: set[str], ignore_unknown: bool) -> set[int]:
     index = {name: i for i, name in enumerate(group.names)}
     if not ignore_unknown and (unknown := sorted(held - index.keys())):

@@ -13,7 +13,7 @@ GOLDEN = json.loads((Path(__file__).parent / "golden" / "action_mapping_public.j
 
 def golden_ids(ids):
     """The golden file's names and scalars, in our names and lists."""
-    return {k.replace("mouse_delta", "mouse"): v if isinstance(v, list) else [v] for k, v in ids.items()}
+    return {k.replace("mouse_delta_", "mouse_d"): v if isinstance(v, list) else [v] for k, v in ids.items()}
 
 
 def test_published_encodings():
