@@ -1,0 +1,256 @@
+"""A game that players can play: the one interface through which new games come in.
+
+Place in the pipeline: :func:`make_game` finds a :class:`Game` by name; :meth:`Game.open` starts it;
+:mod:`bczoo.games.play` asks a player (policy, expert, random) for values and steps it;
+:mod:`bczoo.games.record` writes what was played as recordings.
+
+A new game is a function that returns a :class:`Game`. It needs no change here: name it ``package.module:function``
+wherever a game is asked for, or give it a short name with :func:`register_game`.
+
+    def my_game() -> Game:
+        return Game("my_game", env=MyEnv, bindings=DiscreteBindings({"a": 0, "d": 1}, none=2))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import gymnasium
+import numpy as np
+
+from bczoo.actions import ActionSpace, BinnedGroup, HeldGroup, Values
+from bczoo.games.bindings import Bindings, input_name, inputs_in
+
+FRAME_KEYS = ("frame", "rgb", "image", "screen")
+RANDOM_MOUSE_DX_PX = 60.0
+_BUILT_IN = {
+    "doom": "bczoo.games.doom"
+}  # first part of the name -> module that registers the games on import
+
+
+class UnknownGameError(ValueError):
+    """A name under which no game is known."""
+
+
+class Expert(Protocol):
+    """A scripted player. It may use what the policy never sees (``info`` of the ``expert_env``)."""
+
+    def reset(self, seed: int) -> None:
+        """A new episode begins."""
+
+    def act(self, frame: np.ndarray, info: dict[str, Any]) -> Values:
+        """What to press, after seeing ``frame`` (uint8, height x width x 3)."""
+
+
+@dataclass(frozen=True)
+class Game:
+    """How to start a game, and what its keyboard and mouse do.
+
+    The environment's observation is the frame (uint8, height x width x 3, RGB), or a dictionary with the frame under
+    one of ``frame``, ``rgb``, ``image``, ``screen``; otherwise ``env.render()`` has to return it
+    (``render_mode="rgb_array"``). To play in several processes all fields have to be picklable: functions and classes
+    with a name, no lambdas.
+
+    Args:
+        name: the name in tables and recordings.
+        env: makes the environment.
+        bindings: values of the action space -> the environment's action, see :mod:`bczoo.games.bindings`.
+        expert: makes a scripted player, if there is one.
+        expert_env: makes the environment that the expert plays, where its ``info`` holds more than a policy may know;
+            it must play the same game as ``env`` at the same seed.
+        random: values of the random player; by default every bound key and button is held half of the time,
+            ``mouse_dx`` is uniform in +-60 px, sticks in their whole range, ``mouse_dy`` is 0.
+        action_space: what can be pressed and moved.
+        fps: steps per second of game time.
+        time_limit_s: an episode ends after this many seconds of game time, if it has not before.
+    """
+
+    name: str
+    env: Callable[[], gymnasium.Env]
+    bindings: Callable[[Values], Any]
+    expert: Callable[[], Expert] | None = None
+    expert_env: Callable[[], gymnasium.Env] | None = None
+    random: Callable[[np.random.Generator], Values] | None = None
+    action_space: ActionSpace = dataclasses.field(default_factory=ActionSpace.keyboard_mouse)
+    fps: float = 20.0
+    time_limit_s: float = 120.0
+
+    def __post_init__(self) -> None:
+        known = inputs_in(self.action_space)
+        for name in sorted(self.inputs - known):
+            close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+            raise ValueError(
+                f"game {self.name!r} binds {name!r}, which its action space {self.action_space.name!r} lacks; "
+                + (f"did you mean {' or '.join(close)}? " if close else "")
+                + f"It has {sorted(known)}; add keys with ActionSpace.keyboard_mouse(extra_keys=...)"
+            )
+
+    @property
+    def inputs(self) -> frozenset[str]:
+        """Inputs that the game listens to; empty where the bindings are a plain function."""
+        return self.bindings.inputs if isinstance(self.bindings, Bindings) else frozenset()
+
+    def open(self, for_expert: bool = False) -> RunningGame:
+        """Start the environment; close it with ``close()`` or a ``with`` block."""
+        make = self.expert_env if for_expert and self.expert_env is not None else self.env
+        return RunningGame(self, make())
+
+    def make_expert(self) -> Expert:
+        if self.expert is None:
+            raise ValueError(
+                f"game {self.name!r} has no expert; give its Game an expert=..., or use another player"
+            )
+        return self.expert()
+
+    def random_values(self, rng: np.random.Generator) -> Values:
+        """One step of the random player."""
+        if self.random is not None:
+            return self.random(rng)
+        if not self.inputs:
+            raise ValueError(
+                f"game {self.name!r} has bindings that do not tell their inputs, so a random player cannot know what to "
+                "press; give its Game random=..., or use the classes of bczoo.games.bindings"
+            )
+        values: Values = {}
+        for group in self.action_space.groups:
+            if not isinstance(group, BinnedGroup):
+                bound = [n for n in group.names if input_name(group.name, n) in self.inputs]
+                held = [n for n in bound if rng.random() < 0.5]
+                if isinstance(group, HeldGroup) and len(held) > group.tokens:
+                    held = sorted(rng.choice(held, group.tokens, replace=False).tolist())
+                values[group.name] = held
+            elif group.name in self.inputs and group.name != "mouse_dy":
+                low, high = (
+                    (-RANDOM_MOUSE_DX_PX, RANDOM_MOUSE_DX_PX)
+                    if group.name == "mouse_dx"
+                    else (group.low, group.high)
+                )
+                number = rng.uniform(low, high)
+                values[group.name] = round(number) if group.integer else number
+        return values
+
+
+class RunningGame:
+    """A started game: frames in, values out. One episode after another with :meth:`reset`."""
+
+    def __init__(self, game: Game, env: gymnasium.Env) -> None:
+        self.game = game
+        self.env = env
+        self._steps = 0
+        self._limit = max(1, round(game.time_limit_s * game.fps))
+
+    def reset(self, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
+        """Begin the episode of this seed; returns its first frame and info."""
+        observation, info = self.env.reset(seed=seed)
+        self._steps = 0
+        return self._frame(observation), info
+
+    def step(self, values: Values) -> tuple[np.ndarray, float, bool, dict[str, Any]]:
+        """Press ``values`` for one step; returns frame, reward, whether the episode is over, and info."""
+        observation, reward, terminated, truncated, info = self.env.step(self.game.bindings(values))
+        self._steps += 1
+        done = bool(terminated or truncated or self._steps >= self._limit)
+        return self._frame(observation), float(reward), done, info
+
+    def close(self) -> None:
+        self.env.close()
+
+    def __enter__(self) -> RunningGame:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _frame(self, observation: Any) -> np.ndarray:
+        if _is_frame(observation):
+            return observation
+        if isinstance(observation, Mapping):
+            for key in FRAME_KEYS:
+                if _is_frame(observation.get(key)):
+                    return observation[key]
+        rendered = self.env.render() if self.env.render_mode == "rgb_array" else None
+        if _is_frame(rendered):
+            return rendered  # type: ignore[return-value]
+        raise TypeError(
+            f"game {self.game.name!r} shows no frame: its observation is {_describe(observation)} and render() gave "
+            f"{_describe(rendered)}. Observe a uint8 array (height, width, 3), a dictionary with one under "
+            f'{", ".join(FRAME_KEYS)}, or make the environment with render_mode="rgb_array"'
+        )
+
+
+_registry: dict[str, Callable[[], Game]] = {}
+
+
+def register_game(name: str, factory: Callable[[], Game]) -> None:
+    """Make ``factory`` known as ``name`` to :func:`make_game` in this process; a second time replaces the first."""
+    _registry[name] = factory
+
+
+def game_names() -> list[str]:
+    """All names that :func:`make_game` knows."""
+    for module in _BUILT_IN.values():
+        importlib.import_module(module)
+    return sorted(_registry)
+
+
+def make_game(name: str) -> Game:
+    """The game of this name.
+
+    Args:
+        name: a registered name (``doom/basic``), or ``package.module:function`` where the function returns a Game.
+
+    Raises:
+        UnknownGameError: no such game; the message lists those that are known.
+    """
+    if ":" in name:
+        return _import_game(name)
+    if name not in _registry and (family := name.split("/")[0]) in _BUILT_IN:
+        importlib.import_module(_BUILT_IN[family])
+    if name not in _registry:
+        names = game_names()
+        close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+        raise UnknownGameError(
+            f"there is no game {name!r}"
+            + (f"; did you mean {' or '.join(close)}?" if close else ".")
+            + f" Known games: {', '.join(names)}. Your own game goes by package.module:function"
+        )
+    return _registry[name]()
+
+
+def _import_game(name: str) -> Game:
+    module_name, _, function = name.partition(":")
+    try:
+        factory = getattr(importlib.import_module(module_name), function)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise
+        raise UnknownGameError(
+            f"game {name!r}: Python finds no module {error.name!r}; install it, or put its folder on PYTHONPATH"
+        ) from error
+    except AttributeError as error:
+        raise UnknownGameError(f"game {name!r}: module {module_name!r} has no {function!r}") from error
+    game = factory()
+    if not isinstance(game, Game):
+        raise TypeError(
+            f"game {name!r}: {function}() has to return a bczoo.games.Game, got {type(game).__name__}"
+        )
+    return game
+
+
+def _is_frame(value: Any) -> bool:
+    return (
+        isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim == 3 and value.shape[2] == 3
+    )
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return f"an array {value.dtype} {value.shape}"
+    if isinstance(value, Mapping):
+        return f"a dictionary with {sorted(value)}"
+    return "nothing" if value is None else type(value).__name__
