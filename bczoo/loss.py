@@ -1,0 +1,59 @@
+"""The behaviour cloning loss.
+
+Place in the pipeline: logits of the policy and ids of the recording come in, one number to minimise goes out, with
+its parts for the log (paper 2601.04575, section 3): per group the mean cross-entropy over its tokens divided by
+ln(choices), summed over groups, plus a z-loss that keeps the logits' normaliser near zero.
+
+Shape legend: B batch, T steps, n tokens and V choices of a group.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORED = -100
+
+
+class Loss(NamedTuple):
+    """The loss and its parts.
+
+    Attributes:
+        total: normalised cross-entropies plus the weighted z-loss.
+        cross_entropy: per group the plain mean over counted tokens, in nats.
+        z: per group the mean of logsumexp(logits)^2 over all tokens, those that do not count being zero.
+    """
+
+    total: Tensor
+    cross_entropy: dict[str, Tensor]
+    z: dict[str, Tensor]
+
+
+def bc_loss(
+    logits: Mapping[str, Tensor], actions: Mapping[str, Tensor], counted: Tensor, z_weight: float = 1e-4
+) -> Loss:
+    """Loss of logits (B, T, n, V) against ids (B, T, n) on the counted steps (B, T).
+
+    A batch without a counted step gives zero, with zero gradients.
+    """
+    total = torch.zeros((), device=counted.device)
+    cross_entropy, z = {}, {}
+    for name, group in logits.items():
+        group = group.float()
+        targets = labels(actions[name], counted)
+        tokens = (targets != IGNORED).sum().clamp(min=1)
+        ce = F.cross_entropy(group.flatten(0, -2), targets.flatten(), ignore_index=IGNORED, reduction="sum") / tokens
+        normaliser = group.logsumexp(dim=-1).square() * counted[..., None]
+        cross_entropy[name], z[name] = ce, normaliser.mean()
+        total = total + ce / math.log(group.shape[-1]) + z_weight * z[name]
+    return Loss(total, cross_entropy, z)
+
+
+def labels(ids: Tensor, counted: Tensor) -> Tensor:
+    """Ids (B, T, n) with :data:`IGNORED` on the steps that do not count (B, T)."""
+    return ids.masked_fill(~counted[..., None], IGNORED)

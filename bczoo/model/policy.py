@@ -1,0 +1,247 @@
+"""The policy: encoder, step tokens, transformer and decoder joined into one LightningModule.
+
+Place in the pipeline::
+
+    frames (B,T,3,H,W) --encoder--> image tokens --.
+    text (B,T,E) ----------------------------------+--StepTokens--> (B,T*S,D) --PolicyTransformer--> outputs
+    actions (B,T,n) --ActionEmbedding--> (B,T,A,D) -'                                                   |
+                             '------------------------> decoder <--- output at action_out --------------'
+                                                           '--> logits per group (B,T,n,V) --> bc_loss
+
+In training all of a window is seen at once; in play an agent (``bczoo.agent``) feeds one step at a time.
+
+Shape legend: B batch, T steps, H = W frame size, E text width, A action tokens, S tokens of a step, D width,
+n tokens and V choices of a group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+
+from bczoo.actions import ActionSpace
+from bczoo.loss import bc_loss
+from bczoo.metrics import GroupMetrics
+from bczoo.model.decoder import ActionDecoder, Decoder, Logits
+from bczoo.model.encoder import Encoder, ImageEncoder
+from bczoo.model.layout import StepLayout
+from bczoo.model.part import build
+from bczoo.model.text import TextEncoder
+from bczoo.model.tokens import ActionEmbedding, StepTokens
+from bczoo.model.transformer import PolicyTransformer
+from bczoo.spec import Batch, InputSpec
+
+if TYPE_CHECKING:
+    from bczoo.agent import Agent
+
+
+def published_optimizer(parameters: Any) -> torch.optim.Optimizer:
+    """AdamW with the published settings (the 1.2b takes a learning rate of 3e-5)."""
+    return torch.optim.AdamW(parameters, lr=1e-4, betas=(0.9, 0.999), weight_decay=1e-4)
+
+
+class BCPolicy(L.LightningModule):
+    """A behaviour cloning policy of the published architecture (paper 2601.04575).
+
+    Args:
+        transformer: the backbone; its width is the width of everything.
+        encoder: makes the image encoder, given the width.
+        decoder: makes the action decoder, given the width and the action space.
+        action_space: ``keyboard_mouse``, ``gamepad``, or a space as plain data (``ActionSpace.to_dict``).
+        text_dim: values of a text embedding; null for a policy without text.
+        text_encoder: embeds live instructions in play; no part of the weights.
+        thinking_tokens: learned tokens per step between the image and the decision.
+        window: steps of a training window and of the memory in play.
+        fps: steps per second.
+        z_loss: weight of the z-loss.
+        optimizer: makes the optimiser, given the parameters.
+        lr_scheduler: makes the learning rate schedule, given the optimiser; stepped every batch.
+    """
+
+    def __init__(
+        self,
+        transformer: PolicyTransformer,
+        encoder: Callable[[int], Encoder] = ImageEncoder,
+        decoder: Callable[[int, ActionSpace], Decoder] = ActionDecoder,
+        action_space: str | dict[str, Any] = "keyboard_mouse",
+        text_dim: int | None = 768,
+        text_encoder: TextEncoder | None = None,
+        thinking_tokens: int = 1,
+        window: int = 200,
+        fps: float = 20.0,
+        z_loss: float = 1e-4,
+        optimizer: OptimizerCallable = published_optimizer,
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        super().__init__()
+        self.action_space = _as_action_space(action_space)
+        self.transformer = build(transformer, PolicyTransformer) if isinstance(transformer, Mapping) else transformer
+        width = self.transformer.width
+        self.encoder = build(encoder, Encoder, width) if isinstance(encoder, Mapping) else encoder(width)
+        self.decoder = (
+            build(decoder, Decoder, width, self.action_space)
+            if isinstance(decoder, Mapping)
+            else decoder(width, self.action_space)
+        )
+        self.text_encoder = build(text_encoder, TextEncoder) if isinstance(text_encoder, Mapping) else text_encoder
+        self.layout = StepLayout(
+            text=int(bool(text_dim)),
+            image=self.encoder.tokens,
+            thinking=thinking_tokens,
+            actions=self.action_space.tokens,
+            causal_actions=self.decoder.in_backbone,
+        )
+        self.tokens = StepTokens(width, self.layout, text_dim)
+        self.action_embedding = ActionEmbedding(width, self.action_space)
+        self.input_spec = InputSpec(self.action_space, self.encoder.frame_size, fps, window, text_dim)
+        self.z_loss = z_loss
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.metrics = nn.ModuleDict({stage: GroupMetrics(self.action_space) for stage in ("val", "test")})
+        self.hparams.update(self.config)
+
+    @classmethod
+    def from_config(cls, config: str | Mapping[str, Any], pretrained: bool = True, **overrides: Any) -> BCPolicy:
+        """An untrained policy of a shipped size, a YAML file, or a :attr:`config`.
+
+        Args:
+            config: ``"150m"``, a path to a YAML file with a ``model`` section, or :attr:`config` of another policy.
+            pretrained: False leaves the image encoder random instead of loading ImageNet weights.
+            **overrides: arguments of the constructor that replace the file's, e.g. ``window=20``; those of a part as
+                a dict, ``encoder={"init_args": {"frozen": True}}``.
+
+        Raises:
+            ValueError: an unknown name or argument.
+        """
+        from bczoo.configs import load_policy
+
+        return load_policy(cls, config, pretrained, overrides)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Plain JSON from which :meth:`from_config` rebuilds this policy (without weights and optimiser)."""
+        return {
+            "transformer": self.transformer.spec,
+            "encoder": self.encoder.spec,
+            "decoder": self.decoder.spec,
+            "action_space": self.action_space.to_dict(),
+            "text_dim": self.input_spec.text_dim,
+            "text_encoder": self.text_encoder.spec if self.text_encoder else None,
+            "thinking_tokens": self.layout.thinking,
+            "window": self.input_spec.window,
+            "fps": self.input_spec.fps,
+            "z_loss": self.z_loss,
+        }
+
+    def parameter_counts(self) -> dict[str, int]:
+        """Parameters in total and of the parts, as the papers count them."""
+        parts = {
+            "backbone": [self.transformer],
+            "decoder": [self.decoder.blocks] if isinstance(self.decoder, ActionDecoder) else [self.decoder],
+            "image": [self.encoder],
+        }
+        counts = {name: sum(p.numel() for m in modules for p in m.parameters()) for name, modules in parts.items()}
+        return {"total": sum(p.numel() for p in self.parameters()), **counts}
+
+    # ------------------------------------------------------------------ forward
+
+    def forward(self, frames: Tensor, actions: Mapping[str, Tensor], text: Tensor | None = None) -> Logits:
+        """Logits of every action token of a window, each predicted before that token is seen.
+
+        Args:
+            frames: (B, T, 3, H, W) uint8, RGB.
+            actions: per group ids (B, T, n), the action taken after seeing the frame.
+            text: (B, T, E) embeddings, all zero where there is no instruction; None for none at all.
+
+        Returns:
+            per group logits (B, T, n, V).
+        """
+        self._check(frames, actions, text)
+        embedded = self.action_embedding(actions)  # (B, T, A, D)
+        x = torch.cat([self.tokens.observation(self.encode(frames), text), self.tokens.actions(embedded)], dim=2)
+        y = self.transformer(x.flatten(1, 2), self.layout).unflatten(1, x.shape[1:3])  # (B, T, S, D)
+        first = self.layout.action_out
+        return self.decoder(y[:, :, first : first + self.decoder.latents], embedded)
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """Image tokens (B, T, I, D) of frames (B, T, 3, H, W)."""
+        return self.encoder(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
+
+    def _check(self, frames: Tensor, actions: Mapping[str, Tensor], text: Tensor | None) -> None:
+        if frames.ndim != 5:
+            raise ValueError(f"frames must be (B, T, 3, H, W), got {tuple(frames.shape)}")
+        lead = tuple(frames.shape[:2])
+        for group in self.action_space.groups:
+            ids = actions.get(group.name)
+            if ids is None or tuple(ids.shape) != (*lead, group.tokens):
+                raise ValueError(
+                    f"actions[{group.name!r}] must be ids of shape {(*lead, group.tokens)}, got "
+                    f"{None if ids is None else tuple(ids.shape)}"
+                )
+        expected = (*lead, self.input_spec.text_dim)
+        if text is not None and tuple(text.shape) != expected:
+            raise ValueError(f"text must be {expected} (text_dim of this policy), got {tuple(text.shape)}")
+
+    # ------------------------------------------------------------------ play
+
+    def agent(self, games: int = 1, **options: Any) -> Agent:
+        """A player of ``games`` games with this policy; options as in :class:`bczoo.agent.Agent`."""
+        from bczoo.agent import Agent
+
+        return Agent(self, games, **options)
+
+    # ------------------------------------------------------------------ training
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        logits = self._logits(batch)
+        loss = bc_loss(logits, batch["actions"], batch["user"] & batch["valid"], self.z_loss)
+        size = len(batch["frames"])
+        self.log("train/loss", loss.total, prog_bar=True, batch_size=size)
+        self.log_dict({f"train/{k}_ce": v for k, v in loss.cross_entropy.items()}, batch_size=size)
+        return loss.total
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: Batch, batch_index: int) -> None:
+        self._evaluate(batch, "test")
+
+    def predict_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
+        """Most likely ids (B, T, n) per group and the probability of the recorded ones, with where they belong."""
+        out = {k: batch[k] for k in ("recording", "start", "user", "valid")}  # type: ignore[literal-required]
+        for name, logits in self._logits(batch).items():
+            taken = batch["actions"][name][..., None]
+            out[f"ids.{name}"] = logits.argmax(dim=-1)
+            out[f"probability.{name}"] = logits.float().softmax(dim=-1).gather(-1, taken).squeeze(-1)
+        return out
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
+        if self.lr_scheduler is None:
+            return optimizer
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"},
+        }
+
+    def _logits(self, batch: Batch) -> Logits:
+        return self(batch["frames"], batch["actions"], batch.get("text") if self.input_spec.text_dim else None)
+
+    def _evaluate(self, batch: Batch, stage: str) -> None:
+        counted = batch["user"] & batch["valid"]
+        logits = self._logits(batch)
+        loss = bc_loss(logits, batch["actions"], counted, self.z_loss)
+        metrics = self.metrics[stage]
+        metrics.update(loss.total, logits, batch["actions"], counted)  # type: ignore[operator]
+        for name, metric in metrics.items():  # type: ignore[operator]
+            self.log(f"{stage}/{name}", metric, prog_bar=name == "loss", on_step=False, on_epoch=True)
+
+
+def _as_action_space(space: Any) -> ActionSpace:
+    if isinstance(space, ActionSpace):
+        return space
+    return ActionSpace.from_name(space) if isinstance(space, str) else ActionSpace.from_dict(space)

@@ -1,0 +1,88 @@
+"""The policy transformer: the backbone over the tokens of a window.
+
+Place in the pipeline: step tokens (B, L, D) come in from ``bczoo.model.tokens``, outputs of the same shape go to the
+decoder. There is no norm after the last block (paper 2601.04575, section 3).
+
+Shape legend: B batch, T steps, S tokens of a step, L = T * S, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.utils.checkpoint
+from torch import Tensor, nn
+
+from bczoo.model.attention import Attend, Backend, resolve_backend, window_attention
+from bczoo.model.blocks import Block, Rotation
+from bczoo.model.layout import StepLayout
+from bczoo.model.part import Part
+
+UNLIMITED = 1 << 30  # steps; a history beyond any window
+
+
+class PolicyTransformer(Part):
+    """Stack of pre-norm blocks under the custom step mask.
+
+    Args:
+        width: model width D.
+        layers: number of blocks.
+        heads: attention heads per block.
+        kv_heads: key/value heads (grouped queries); None for as many as heads.
+        ffn_width: hidden size of the feed-forward layers; None for int(8/3 width) rounded up to 8.
+        history: how many steps back a layer looks, one number or one per layer; None for the whole window.
+        sinks: learned key/value sinks per layer.
+        dropout: on the output projection of the attention, in training.
+        attention: ``sdpa`` (dense mask, anywhere), ``flex`` (FlexAttention), or ``auto`` (flex on CUDA).
+        checkpointing: recompute the blocks in the backward pass to save memory.
+    """
+
+    def __init__(
+        self,
+        width: int = 1024,
+        layers: int = 10,
+        heads: int = 16,
+        kv_heads: int | None = None,
+        ffn_width: int | None = None,
+        history: int | list[int] | None = None,
+        sinks: int = 0,
+        dropout: float = 0.1,
+        attention: Backend = "auto",
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        histories = history if isinstance(history, list) else [history] * layers
+        if len(histories) != layers:
+            raise ValueError(f"history has {len(histories)} entries for {layers} layers; give one number or one per layer")
+        self.width, self.sinks, self.backend, self.checkpointing = width, sinks, attention, checkpointing
+        self.histories = [UNLIMITED if h is None else h for h in histories]
+        self.blocks = nn.ModuleList(
+            Block(width, heads, kv_heads, sinks, dropout, ffn_width) for _ in range(layers)
+        )
+
+    @property
+    def head_dim(self) -> int:
+        return self.blocks[0].attention.head_dim  # type: ignore[union-attr, return-value]
+
+    def forward(self, x: Tensor, layout: StepLayout) -> Tensor:
+        """Outputs of all tokens of windows: x (B, T * S, D) to (B, T * S, D)."""
+        length = x.shape[1]
+        if length % layout.length:
+            raise ValueError(f"{length} tokens are not a whole number of steps of {layout.length} tokens")
+        backend = resolve_backend(self.backend, x.device)
+        steps = length // layout.length
+        attends = [
+            window_attention(layout, steps, min(h, steps), self.sinks, x.device, backend) for h in self.histories
+        ]
+        positions = torch.arange(length, device=x.device)
+        return self.run(x, Rotation.at(positions, self.head_dim), attends)
+
+    def run(self, x: Tensor, rotate: Rotation, attends: Sequence[Attend]) -> Tensor:
+        """The blocks over x (B, L, D) with one :data:`Attend` per layer; the agent's way in."""
+        for block, attend in zip(self.blocks, attends, strict=True):
+            if self.checkpointing and torch.is_grad_enabled():
+                x = torch.utils.checkpoint.checkpoint(block, x, rotate, attend, use_reentrant=False)
+            else:
+                x = block(x, rotate, attend)
+        return x
