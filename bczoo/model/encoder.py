@@ -10,7 +10,7 @@ D width.
 
 from __future__ import annotations
 
-import logging
+import difflib
 from collections.abc import Mapping
 
 import torch
@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from bczoo.model.part import Part
 
-log = logging.getLogger(__name__)
 MIN_FRAME, MAX_FRAME = 32, 512  # pixels
 
 
@@ -137,7 +136,7 @@ def _create_backbone(name: str, stage: int, pretrained: bool, drop_path: float) 
     except RuntimeError as error:
         if "Unknown model" not in str(error):
             raise
-        close = timm.list_models(f"*{name.split('_')[0]}*")[:8]
+        close = difflib.get_close_matches(name, timm.list_models(), n=5)
         raise ValueError(f"timm has no model {name!r}; similar: {close}") from error
     except (OSError, ValueError) as error:
         if not pretrained:

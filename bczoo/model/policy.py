@@ -138,14 +138,17 @@ class BCPolicy(L.LightningModule):
         }
 
     def parameter_counts(self) -> dict[str, int]:
-        """Parameters in total and of the parts, as the papers count them."""
-        parts = {
-            "backbone": [self.transformer],
-            "decoder": [self.decoder.blocks] if isinstance(self.decoder, ActionDecoder) else [self.decoder],
-            "image": [self.encoder],
+        """Parameters in total and of the parts, as the paper counts them: the decoder without its heads."""
+
+        def count(module: nn.Module) -> int:
+            return sum(p.numel() for p in module.parameters())
+
+        return {
+            "total": count(self),
+            "backbone": count(self.transformer),
+            "decoder": count(self.decoder) - count(self.decoder.heads),
+            "image": count(self.encoder),
         }
-        counts = {name: sum(p.numel() for m in modules for p in m.parameters()) for name, modules in parts.items()}
-        return {"total": sum(p.numel() for p in self.parameters()), **counts}
 
     # ------------------------------------------------------------------ forward
 

@@ -1,0 +1,1 @@
+"""Lightning callbacks: resumable checkpoints, playing the game after training, writing predictions."""

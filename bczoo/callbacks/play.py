@@ -1,0 +1,67 @@
+"""Playing the game with the policy that was just trained.
+
+Place in the pipeline: a callback that, at the end of training (or every so many validations), plays unseen games in
+closed loop, compares with the expert and with random play, and draws a video of its own play.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from bczoo.agent import PolicyPlayer
+from bczoo.games.play import PlayResult, play, play_in_processes, record_play, score_table
+from bczoo.games.game import make_game
+
+
+class PlayGame(L.Callback):
+    """Plays a game with the policy after training and prints a table: policy, expert, random.
+
+    Args:
+        env: name of the game, e.g. ``doom/health_gathering``.
+        episodes: how many games each of them plays.
+        seed: of the first game; keep it away from the seeds of the recordings, so that the games are unseen.
+        parallel: games that the policy plays side by side.
+        temperature: of the policy's sampling.
+        video: where to write an mp4 of one game of the policy; null for none.
+        video_seconds: longest length of the video.
+    """
+
+    def __init__(
+        self,
+        env: str,
+        episodes: int = 20,
+        seed: int = 1_000_000,
+        parallel: int = 10,
+        temperature: float = 1.0,
+        video: str | None = None,
+        video_seconds: float = 60.0,
+    ) -> None:
+        self.env, self.episodes, self.seed, self.parallel = env, episodes, seed, parallel
+        self.temperature, self.video, self.video_seconds = temperature, video, video_seconds
+        self.results: dict[str, PlayResult] = {}
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.is_global_zero or trainer.interrupted:
+            return
+        training = pl_module.training
+        player = PolicyPlayer(pl_module, temperature=self.temperature)  # type: ignore[arg-type]
+        game = make_game(self.env)
+        self.results = {"policy": play(game, player, self.episodes, self.seed, parallel=self.parallel)}
+        for name in ("expert", "random"):
+            self.results[name] = play_in_processes(self.env, name, self.episodes, self.seed)
+        print(f"\n{self.env}, {self.episodes} unseen games each\n{score_table(self.results)}")
+        self._log(trainer)
+        if self.video:
+            Path(self.video).parent.mkdir(parents=True, exist_ok=True)
+            record_play(game, player, self.video, self.seed, max_seconds=self.video_seconds)
+            print(f"a game of the policy: {self.video}")
+        pl_module.train(training)
+
+    def _log(self, trainer: L.Trainer) -> None:
+        scores: dict[str, Any] = {f"play/{name}": result.mean for name, result in self.results.items()}
+        for logger in trainer.loggers:
+            logger.log_metrics(scores, step=trainer.global_step)
+            logger.save()

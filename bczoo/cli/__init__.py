@@ -1,0 +1,89 @@
+"""The command line: which command is run by what.
+
+Place in the pipeline: ``bczoo COMMAND ...`` starts here. This module imports nothing heavy, so that ``bczoo --help``
+answers at once; a command's own module is loaded when it runs.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+
+# command -> (what it does, "module:function" of a function whose arguments are the options)
+FUNCTIONS = {
+    ("record",): ("play a game and write the episodes as recordings", "bczoo.games.record:record"),
+    ("data", "check"): ("check recordings: counts, hours, actions, what is broken", "bczoo.data.check:check"),
+    ("data", "view"): ("draw the actions of a recording into its video", "bczoo.data.view:view"),
+}
+TRAINER = {
+    "fit": "train a policy",
+    "validate": "evaluate a policy on the validation recordings",
+    "test": "evaluate a policy on the test recordings",
+    "predict": "write a policy's predictions on recordings",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of ``bczoo``; returns the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if argv[0] in ("-V", "--version"):
+        print(f"bczoo {import_module('bczoo').__version__}")
+        return 0
+    command = next((c for c in FUNCTIONS if tuple(argv[: len(c)]) == c), None)
+    if command is None and argv[0] not in TRAINER:
+        print(unknown(argv), file=sys.stderr)
+        return 2
+    from bczoo.errors import UserError
+    from bczoo.threads import tune_for_cpu
+
+    tune_for_cpu()
+    try:
+        if command is not None:
+            from bczoo.cli.function import run_function
+
+            return run_function(command, FUNCTIONS[command][1], argv[len(command) :])
+        from bczoo.cli.trainer import run_trainer
+
+        return run_trainer(argv)
+    except UserError as error:
+        if os.environ.get("BCZOO_TRACEBACK"):
+            raise
+        print(f"bczoo: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("bczoo: interrupted", file=sys.stderr)
+        return 130
+
+
+def usage() -> str:
+    """The help text."""
+    from bczoo.configs import names
+
+    rows = [(c, TRAINER[c]) for c in TRAINER] + [(" ".join(c), text) for c, (text, _) in FUNCTIONS.items()]
+    width = max(len(c) for c, _ in rows) + 2
+    commands = "\n".join(f"  {c:<{width}}{text}" for c, text in rows)
+    return (
+        "usage: bczoo COMMAND [options]\n\n"
+        "Behaviour cloning of video games: record, train, play.\n\n"
+        f"commands:\n{commands}\n\n"
+        "bczoo COMMAND --help tells the options of a command.\n"
+        f"--config takes a path or one of: {', '.join(names())}\n\n"
+        "Start here:  bczoo fit --config quickstart"
+    )
+
+
+def unknown(argv: list[str]) -> str:
+    """What to say to a command that does not exist."""
+    import difflib
+
+    known = [*TRAINER, *(" ".join(c) for c in FUNCTIONS)]
+    close = difflib.get_close_matches(" ".join(argv[:2]), known, n=1) or difflib.get_close_matches(argv[0], known, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    within = [k for k in known if k.startswith(f"{argv[0]} ")]
+    if within:
+        return f"bczoo: {argv[0]} needs one of its commands: {', '.join(within)}"
+    return f"bczoo: unknown command {argv[0]!r}{hint} Commands: {', '.join(known)}"

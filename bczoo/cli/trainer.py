@@ -1,0 +1,110 @@
+"""fit, validate, test and predict: LightningCLI with what it lacks.
+
+Place in the pipeline: assembles policy, data and trainer from YAML and the command line. Beyond LightningCLI:
+``--config`` takes names of shipped configurations, ``ckpt_path: last`` resumes an interrupted run and nothing else,
+hyperparameters in a checkpoint never override the command line, missing data is told before a large model is built.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+import bczoo
+from bczoo.callbacks.checkpoint import ResumableCheckpoint
+from bczoo.cli.parser import SuggestingParser
+from bczoo.configs import find
+from bczoo.errors import UserError
+
+
+class TrainerParser(SuggestingParser, LightningArgumentParser):
+    """Parser of the trainer commands."""
+
+
+class TrainerCLI(LightningCLI):
+    """Lightning's command line for bczoo."""
+
+    def _parse_ckpt_path(self) -> None:
+        """Do nothing: what was saved in a checkpoint must not override the configuration.
+
+        Lightning merges the checkpoint's hyperparameters over the command line here (its issues 21262, 21246).
+        """
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        data = config.get("data")
+        if data is not None and data["class_path"].endswith("RecordingDataModule"):
+            from bczoo.data.index import require_recordings
+
+            arguments = data["init_args"]
+            if arguments.get("source") is None:
+                require_recordings(arguments["root"])
+        if self.subcommand != "fit":
+            self._skip_pretrained(config)
+
+    def _skip_pretrained(self, config: Any) -> None:
+        """ImageNet weights would be overwritten by the checkpoint; do not download them."""
+        encoder = config.model.init_args.get("encoder") if config.get("ckpt_path") else None
+        if encoder is not None and "pretrained" in encoder.get("init_args", {}):
+            encoder.init_args.pretrained = False
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        if kwargs.get("ckpt_path") == "last":
+            kwargs["ckpt_path"] = self._last(resume=subcommand == "fit")
+        elif kwargs.get("ckpt_path") and not Path(kwargs["ckpt_path"]).exists():
+            raise UserError(f"there is no checkpoint {kwargs['ckpt_path']!r}")
+        return kwargs
+
+    def _last(self, resume: bool) -> str | None:
+        """Where ``ckpt_path: last`` leads; None to start anew."""
+        keeper = next((c for c in self.trainer.callbacks if isinstance(c, ResumableCheckpoint)), None)
+        if keeper is None:
+            raise UserError("ckpt_path: last needs a bczoo.ResumableCheckpoint among trainer.callbacks; give a path instead")
+        if resume:
+            path = keeper.to_resume()
+            if path is not None:
+                print(f"resuming the interrupted run from {path} (--ckpt_path null starts anew)")
+            return path and str(path)
+        if not keeper.path.is_file():
+            raise UserError(f"there is no checkpoint in {keeper.dirpath}; train first, or give --ckpt_path FILE")
+        return str(keeper.path)
+
+
+def run_trainer(argv: list[str]) -> int:
+    """Run one of the trainer commands."""
+    TrainerCLI(
+        model_class=L.LightningModule,
+        datamodule_class=L.LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        save_config_kwargs={"overwrite": True},
+        parser_class=TrainerParser,
+        parser_kwargs={"prog": "bczoo", "version": bczoo.__version__},
+        args=[*with_config_paths(argv)],
+    )
+    return 0
+
+
+def with_config_paths(argv: list[str]) -> list[str]:
+    """The arguments with names of shipped configurations replaced by their paths."""
+    out = list(argv)
+    for i, argument in enumerate(out):
+        option, equals, value = argument.partition("=")
+        if option not in ("--config", "-c"):
+            continue
+        if equals:
+            out[i] = f"{option}={_path(value)}"
+        elif i + 1 < len(out):
+            out[i + 1] = _path(out[i + 1])
+    return out
+
+
+def _path(config: str) -> str:
+    try:
+        return str(find(config))
+    except ValueError as error:
+        raise UserError(str(error)) from error
