@@ -2,12 +2,12 @@
 
 Place in the pipeline: a policy, expert or random player answers with *values* of an action space
 (``{"keys": ["w"], "mouse_buttons": ["0"], "mouse_dx": 12}``). Bindings turn them into the action of one
-``gymnasium.Env``. Anything callable on values will do; the classes here cover the usual action spaces and also tell
-the random player which inputs the game listens to.
+``gymnasium.Env``. Anything callable on values will do; the classes here cover the usual action spaces and
+also tell the random player which inputs the game listens to.
 
 Inputs have flat names. A key or gamepad button goes by its own name (``w``, ``south``), mouse buttons are
-``mouse_left``, ``mouse_right`` and ``mouse_middle`` (bare "1" would be the digit key), numbers go by the name of their
-group (``mouse_dx``, ``left_stick_x``).
+``mouse_left``, ``mouse_right`` and ``mouse_middle`` (bare "1" would be the digit key), numbers go by the name
+of their group (``mouse_dx``, ``left_stick_x``).
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ class Bindings:
 class DiscreteBindings(Bindings):
     """One choice out of many (``gymnasium.spaces.Discrete``), picked by what is held together.
 
-    ``DiscreteBindings({"a": 0, "d": 1, "d+mouse_left": 2}, none=3)``: the combination with the most members that are
-    all held wins, the one written first among equals; nothing that matches gives ``none``.
+    ``DiscreteBindings({"a": 0, "d": 1, "d+mouse_left": 2}, none=3)``: the combination with the most members
+    that are all held wins, the one written first among equals; nothing that matches gives ``none``.
 
     Args:
         combinations: names of held inputs joined by ``+``, and the action that they mean.
@@ -89,8 +89,8 @@ class DiscreteBindings(Bindings):
 class VectorBindings(Bindings):
     """A vector (``Box``, ``MultiBinary``, ``MultiDiscrete``): every input adds to one element.
 
-    ``VectorBindings({"w": 0, "s": (0, -1.0), "mouse_dx": (1, 0.25)}, size=2)``: W gives +1 and S -1 in element 0, a
-    mouse motion of 12 px gives 3 in element 1.
+    ``VectorBindings({"w": 0, "s": (0, -1.0), "mouse_dx": (1, 0.25)}, size=2)``: W gives +1 and S -1 in
+    element 0, a mouse motion of 12 px gives 3 in element 1.
 
     Args:
         elements: per input the index of its element, or ``(index, factor)``.

@@ -3,11 +3,12 @@
 Place in the pipeline: registers ``doom/<scenario>`` with :mod:`bczoo.games.game`. :class:`DoomEnv` is a plain
 ``gymnasium.Env`` over the engine; :func:`doom_game` binds keyboard and mouse to it and adds the expert.
 
-Controls: W/A/S/D walk, the left mouse button fires, mouse dx turns (to the right if positive), mouse dy looks (down if
-positive). One degree is 4 px: a turn of 15 degrees is 60 px, and the mouse bins near zero are 0.25 degrees wide.
+Controls: W/A/S/D walk, the left mouse button fires, mouse dx turns (to the right if positive), mouse dy looks
+(down if positive). One degree is 4 px: a turn of 15 degrees is 60 px, and the mouse bins near zero are 0.25
+degrees wide.
 
-Time: Doom runs at 35 tics a second. Steps last 2, 2, 2, 1 tics in turn, which is 20 steps a second on average; turns
-are rescaled, so that a step turns by the same angle whether it lasts one tic or two.
+Time: Doom runs at 35 tics a second. Steps last 2, 2, 2, 1 tics in turn, which is 20 steps a second on
+average; turns are rescaled, so that a step turns by the same angle whether it lasts one tic or two.
 
 Needs ``pip install 'bczoo[doom]'``.
 """
@@ -79,8 +80,9 @@ _starting = threading.Lock()
 class DoomEnv(gymnasium.Env):
     """One scenario of ViZDoom.
 
-    Observation: the screen, uint8 (240, 320, 3) RGB. Action: one float per button of ``BUTTONS``, the last two in
-    degrees per step. The same seed gives the same episode for the same actions, whatever was played before.
+    Observation: the screen, uint8 (240, 320, 3) RGB. Action: one float per button of ``BUTTONS``, the last
+    two in degrees per step. The same seed gives the same episode for the same actions, whatever was played
+    before.
 
     Args:
         scenario: a configuration that comes with ViZDoom, such as ``basic``.
@@ -125,7 +127,7 @@ class DoomEnv(gymnasium.Env):
         frame, info = self._look()
         return frame, float(reward), over and not timeout, timeout, info
 
-    def render(self) -> np.ndarray:  # type: ignore[override]
+    def render(self) -> np.ndarray:
         return self._frame
 
     def close(self) -> None:
@@ -137,8 +139,8 @@ class DoomEnv(gymnasium.Env):
             self._folder = None
 
     def _start(self) -> None:
-        # The engine writes _vizdoom/ and _vizdoom.ini into its working directory, which it takes over from this
-        # process at the start.
+        # The engine writes _vizdoom/ and _vizdoom.ini into its working directory, which it takes over from
+        # this process at the start.
         self._folder = tempfile.mkdtemp(prefix="bczoo_doom_")
         _open_envs.add(self)
         with _starting:
@@ -160,12 +162,10 @@ class DoomEnv(gymnasium.Env):
         if not self.see_objects:
             return self._frame, {}
         x, y, angle, health = (float(v) for v in state.game_variables)
-        objects = [
+        objects = [  # at a view of 90 degrees the middle of the edge is at 45
             SeenObject(
                 name=label.object_name,
-                bearing=math.degrees(
-                    math.atan((label.x + label.width / 2) / (WIDTH / 2) - 1)
-                ),  # at a view of 90
+                bearing=math.degrees(math.atan((label.x + label.width / 2) / (WIDTH / 2) - 1)),
                 half_width=math.degrees(math.atan(label.width / WIDTH)),
                 distance=math.hypot(label.object_position_x - x, label.object_position_y - y),
             )

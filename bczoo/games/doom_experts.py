@@ -1,15 +1,17 @@
 """Scripted experts for the Doom scenarios: they see the engine's objects, and press what a person would.
 
-Place in the pipeline: :class:`bczoo.games.doom.DoomEnv` with ``see_objects`` puts :class:`SeenObject` into ``info``;
-an expert answers with values of keyboard and mouse, which :mod:`bczoo.games.record` stores beside the bare frame.
+Place in the pipeline: :class:`bczoo.games.doom.DoomEnv` with ``see_objects`` puts :class:`SeenObject` into
+``info``; an expert answers with values of keyboard and mouse, which :mod:`bczoo.games.record` stores beside
+the bare frame.
 
-Bearings are in degrees, positive to the right. Mouse motion is rounded to the centres of the published mouse bins, so
-that a policy trained on the recordings can execute exactly what the expert executed.
+Bearings are in degrees, positive to the right. Mouse motion is rounded to the centres of the published mouse
+bins, so that a policy trained on the recordings can execute exactly what the expert executed.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
@@ -86,6 +88,41 @@ class Shooter:
         return press(turn=target.bearing, fire=fire)
 
 
+class StrafingShooter(Shooter):
+    """A shooter that walks sideways to and fro across its starting point, which fireballs then miss.
+
+    Args:
+        targets: names of what to shoot.
+        aim: as of :class:`Shooter`.
+        cooldown: as of :class:`Shooter`.
+        reach: map units to each side of the start, after which it turns around.
+    """
+
+    def __init__(
+        self, targets: Collection[str], aim: float = 1.0, cooldown: int = 6, reach: float = 100.0
+    ) -> None:
+        super().__init__(targets, aim, cooldown)
+        self.reach = reach
+        self._start: tuple[float, float, float] | None = None
+        self._side = "a"
+
+    def reset(self, seed: int) -> None:
+        super().reset(seed)
+        self._start = None
+        self._side = "a"
+
+    def act(self, frame: np.ndarray, info: dict[str, Any]) -> Values:
+        if self._start is None:
+            self._start = info["x"], info["y"], info["angle"]
+        x, y, angle = self._start
+        heading = math.radians(angle)
+        left = (info["y"] - y) * math.cos(heading) - (info["x"] - x) * math.sin(heading)  # map units
+        if abs(left) > self.reach:
+            self._side = "d" if left > 0 else "a"
+        values = self.engage(info) or press(turn=(info["angle"] - angle + 180) % 360 - 180)
+        return {**values, "keys": [self._side]}
+
+
 class Gatherer:
     """Walks to the nearest item; turns on when there is none."""
 
@@ -125,7 +162,7 @@ EXPERTS: dict[str, Callable[[], Any]] = {
     "basic": functools.partial(Shooter, {"Cacodemon"}, aim=2.0, cooldown=4),
     "deadly_corridor": CorridorRunner,
     "defend_the_center": functools.partial(Shooter, {"Demon", "MarineChainsawVzd"}),
-    "defend_the_line": functools.partial(Shooter, {"Demon", "DoomImp"}),
+    "defend_the_line": functools.partial(StrafingShooter, {"Demon", "DoomImp"}),
     "health_gathering": functools.partial(Gatherer, {"Medikit"}),
     "health_gathering_supreme": functools.partial(Gatherer, {"CustomMedikit"}),
 }

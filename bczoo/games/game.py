@@ -4,8 +4,8 @@ Place in the pipeline: :func:`make_game` finds a :class:`Game` by name; :meth:`G
 :mod:`bczoo.games.play` asks a player (policy, expert, random) for values and steps it;
 :mod:`bczoo.games.record` writes what was played as recordings.
 
-A new game is a function that returns a :class:`Game`. It needs no change here: name it ``package.module:function``
-wherever a game is asked for, or give it a short name with :func:`register_game`.
+A new game is a function that returns a :class:`Game`. It needs no change here: name it
+``package.module:function`` wherever a game is asked for, or give it a short name with :func:`register_game`.
 
     def my_game() -> Game:
         return Game("my_game", env=MyEnv, bindings=DiscreteBindings({"a": 0, "d": 1}, none=2))
@@ -27,10 +27,8 @@ from bczoo.actions import ActionSpace, BinnedGroup, HeldGroup, Values
 from bczoo.games.bindings import Bindings, input_name, inputs_in
 
 FRAME_KEYS = ("frame", "rgb", "image", "screen")
-RANDOM_MOUSE_DX_PX = 60.0
-_BUILT_IN = {
-    "doom": "bczoo.games.doom"
-}  # first part of the name -> module that registers the games on import
+RANDOM_RANGES = {"mouse_dx": (-60.0, 60.0)}  # px; other numbers use their whole range
+_BUILT_IN = {"doom": "bczoo.games.doom"}  # first part of the name -> module
 
 
 class UnknownGameError(ValueError):
@@ -51,18 +49,18 @@ class Expert(Protocol):
 class Game:
     """How to start a game, and what its keyboard and mouse do.
 
-    The environment's observation is the frame (uint8, height x width x 3, RGB), or a dictionary with the frame under
-    one of ``frame``, ``rgb``, ``image``, ``screen``; otherwise ``env.render()`` has to return it
-    (``render_mode="rgb_array"``). To play in several processes all fields have to be picklable: functions and classes
-    with a name, no lambdas.
+    The environment's observation is the frame (uint8, height x width x 3, RGB), or a dictionary with the
+    frame under one of ``frame``, ``rgb``, ``image``, ``screen``; otherwise ``env.render()`` has to return it
+    (``render_mode="rgb_array"``). To play in several processes all fields have to be picklable: functions and
+    classes with a name, no lambdas.
 
     Args:
         name: the name in tables and recordings.
         env: makes the environment.
         bindings: values of the action space -> the environment's action, see :mod:`bczoo.games.bindings`.
         expert: makes a scripted player, if there is one.
-        expert_env: makes the environment that the expert plays, where its ``info`` holds more than a policy may know;
-            it must play the same game as ``env`` at the same seed.
+        expert_env: makes the environment that the expert plays, where its ``info`` holds more than a policy
+            may know; it must play the same game as ``env`` at the same seed.
         random: values of the random player; by default every bound key and button is held half of the time,
             ``mouse_dx`` is uniform in +-60 px, sticks in their whole range, ``mouse_dy`` is 0.
         action_space: what can be pressed and moved.
@@ -85,7 +83,7 @@ class Game:
         for name in sorted(self.inputs - known):
             close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
             raise ValueError(
-                f"game {self.name!r} binds {name!r}, which its action space {self.action_space.name!r} lacks; "
+                f"game {self.name!r} binds {name!r}, which action space {self.action_space.name!r} lacks; "
                 + (f"did you mean {' or '.join(close)}? " if close else "")
                 + f"It has {sorted(known)}; add keys with ActionSpace.keyboard_mouse(extra_keys=...)"
             )
@@ -102,9 +100,7 @@ class Game:
 
     def make_expert(self) -> Expert:
         if self.expert is None:
-            raise ValueError(
-                f"game {self.name!r} has no expert; give its Game an expert=..., or use another player"
-            )
+            raise ValueError(f"game {self.name!r} has no expert; give its Game expert=...")
         return self.expert()
 
     def random_values(self, rng: np.random.Generator) -> Values:
@@ -113,8 +109,8 @@ class Game:
             return self.random(rng)
         if not self.inputs:
             raise ValueError(
-                f"game {self.name!r} has bindings that do not tell their inputs, so a random player cannot know what to "
-                "press; give its Game random=..., or use the classes of bczoo.games.bindings"
+                f"game {self.name!r} has bindings that do not tell their inputs, so the random player "
+                "cannot know what to press; give its Game random=..., or use bczoo.games.bindings"
             )
         values: Values = {}
         for group in self.action_space.groups:
@@ -125,12 +121,7 @@ class Game:
                     held = sorted(rng.choice(held, group.tokens, replace=False).tolist())
                 values[group.name] = held
             elif group.name in self.inputs and group.name != "mouse_dy":
-                low, high = (
-                    (-RANDOM_MOUSE_DX_PX, RANDOM_MOUSE_DX_PX)
-                    if group.name == "mouse_dx"
-                    else (group.low, group.high)
-                )
-                number = rng.uniform(low, high)
+                number = rng.uniform(*RANDOM_RANGES.get(group.name, (group.low, group.high)))
                 values[group.name] = round(number) if group.integer else number
         return values
 
@@ -177,9 +168,9 @@ class RunningGame:
         if _is_frame(rendered):
             return rendered  # type: ignore[return-value]
         raise TypeError(
-            f"game {self.game.name!r} shows no frame: its observation is {_describe(observation)} and render() gave "
-            f"{_describe(rendered)}. Observe a uint8 array (height, width, 3), a dictionary with one under "
-            f'{", ".join(FRAME_KEYS)}, or make the environment with render_mode="rgb_array"'
+            f"game {self.game.name!r} shows no frame: its observation is {_describe(observation)}, render() "
+            f"gave {_describe(rendered)}. Observe a uint8 array (height, width, 3) or a dictionary with one "
+            f'under {", ".join(FRAME_KEYS)}, or make the environment with render_mode="rgb_array"'
         )
 
 
@@ -187,7 +178,7 @@ _registry: dict[str, Callable[[], Game]] = {}
 
 
 def register_game(name: str, factory: Callable[[], Game]) -> None:
-    """Make ``factory`` known as ``name`` to :func:`make_game` in this process; a second time replaces the first."""
+    """Make ``factory`` known as ``name`` to :func:`make_game` in this process."""
     _registry[name] = factory
 
 
@@ -202,7 +193,8 @@ def make_game(name: str) -> Game:
     """The game of this name.
 
     Args:
-        name: a registered name (``doom/basic``), or ``package.module:function`` where the function returns a Game.
+        name: a registered name (``doom/basic``), or ``package.module:function`` where the function returns a
+            Game.
 
     Raises:
         UnknownGameError: no such game; the message lists those that are known.
@@ -230,7 +222,8 @@ def _import_game(name: str) -> Game:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise
         raise UnknownGameError(
-            f"game {name!r}: Python finds no module {error.name!r}; install it, or put its folder on PYTHONPATH"
+            f"game {name!r}: Python finds no module {error.name!r}; install it, or put its "
+            "folder on PYTHONPATH"
         ) from error
     except AttributeError as error:
         raise UnknownGameError(f"game {name!r}: module {module_name!r} has no {function!r}") from error

@@ -1,0 +1,85 @@
+"""Players: who decides what to press. Experts and random players are here, policies in :mod:`bczoo.agent`.
+
+Place in the pipeline: :func:`bczoo.games.play.play` runs several games at once, a game per *row*, and asks
+the player for all of them in one call, so that a policy answers with one batched forward pass.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+
+from bczoo.actions import Decision
+from bczoo.games.game import Expert, Game
+
+
+class Player(Protocol):
+    """What plays: an answer for every running game, step by step.
+
+    A player that needs what only ``Game.expert_env`` tells has an attribute ``privileged = True``.
+    """
+
+    def start(self, games: int, seed: int) -> None:
+        """Get ready for ``games`` rows. ``seed`` is the first episode's; called once before playing."""
+
+    def reset(self, row: int) -> None:
+        """The next episode begins in ``row``: forget the last one. They begin in the order of their seeds."""
+
+    def act(self, rows: list[int], frames: list[np.ndarray], infos: list[dict[str, Any]]) -> list[Decision]:
+        """One decision per row of ``rows``, after seeing its frame (uint8, height x width x 3)."""
+
+
+class ExpertPlayer:
+    """The expert of a game, one per row."""
+
+    privileged = True
+
+    def __init__(self, game: Game) -> None:
+        self.game = game
+        self._experts: list[Expert] = []
+        self._next_seed = 0
+
+    def start(self, games: int, seed: int) -> None:
+        self._experts = [self.game.make_expert() for _ in range(games)]
+        self._next_seed = seed
+
+    def reset(self, row: int) -> None:
+        self._experts[row].reset(self._next_seed)
+        self._next_seed += 1
+
+    def act(self, rows: list[int], frames: list[np.ndarray], infos: list[dict[str, Any]]) -> list[Decision]:
+        return [
+            Decision(self._experts[row].act(frame, info))
+            for row, frame, info in zip(rows, frames, infos, strict=True)
+        ]
+
+
+class RandomPlayer:
+    """Presses what :meth:`Game.random_values` draws; an episode's draws depend on its seed alone."""
+
+    def __init__(self, game: Game) -> None:
+        self.game = game
+        self._generators: dict[int, np.random.Generator] = {}
+        self._next_seed = 0
+
+    def start(self, games: int, seed: int) -> None:
+        self._generators = {}
+        self._next_seed = seed
+
+    def reset(self, row: int) -> None:
+        self._generators[row] = np.random.default_rng(self._next_seed)
+        self._next_seed += 1
+
+    def act(self, rows: list[int], frames: list[np.ndarray], infos: list[dict[str, Any]]) -> list[Decision]:
+        return [Decision(self.game.random_values(self._generators[row])) for row in rows]
+
+
+def make_player(name: str, game: Game) -> Player:
+    """``expert`` or ``random``, for ``game``."""
+    if name == "expert":
+        game.make_expert()  # says at once that there is none
+        return ExpertPlayer(game)
+    if name == "random":
+        return RandomPlayer(game)
+    raise ValueError(f"there is no player {name!r} for game {game.name!r}; choose expert or random")

@@ -1,0 +1,174 @@
+"""Demonstrations: experts play, and every episode becomes a recording that policies train on.
+
+Place in the pipeline: plays a :class:`~bczoo.games.game.Game` in parallel processes and writes through
+:class:`bczoo.data.recording.RecordingWriter`. ``bczoo record`` calls :func:`record`; a config that should
+train without a step before it names :class:`PlayedRecordings` as its source.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from bczoo.actions import BinnedGroup, Values
+from bczoo.data.recording import RecordingWriter
+from bczoo.data.source import RecordingSource
+from bczoo.games.game import Game, make_game
+from bczoo.games.players import make_player
+from bczoo.games.workers import in_processes
+
+BURST_STEPS = (2, 10)
+
+
+def record(
+    env: str,
+    out: str,
+    agent: str = "expert",
+    episodes: int = 20,
+    seed: int = 0,
+    size: int = 192,
+    noise: float = 0.0,
+    workers: int | None = None,
+) -> list[str]:
+    """Play a game and write every episode as a recording.
+
+    An episode that is already in the folder is kept and not played again, so the same command goes on with a
+    recording that was interrupted, and a larger number of episodes adds to it. Episodes of other games,
+    agents and seeds may lie in the same folder.
+
+    Args:
+        env: the game, such as doom/defend_the_center, or package.module:function for your own.
+        out: folder of the recordings.
+        agent: who plays, expert or random.
+        episodes: how many episodes.
+        seed: seed of the first episode; the others follow.
+        size: height and width of the stored frames in pixels.
+        noise: share of steps that start a burst of random turning (2 to 10 steps long). The recording holds
+            what the expert would have done instead, which teaches a policy to recover from its own mistakes.
+        workers: processes that play at the same time; one per processor core if left out.
+
+    Returns:
+        The folders of the episodes.
+    """
+    if episodes < 1:
+        raise ValueError(f"episodes must be at least 1, got {episodes}")
+    if not 0 <= noise < 1:
+        raise ValueError(f"noise is a share of steps from 0 up to (not including) 1, got {noise}")
+    game = make_game(env)
+    make_player(agent, game)
+    folders = [Path(out) / episode_name(env, agent, seed + i, size, noise) for i in range(episodes)]
+    todo = [(i, folder) for i, folder in enumerate(folders) if not folder.exists()]
+    tasks = [(game, agent, seed + i, str(folder), size, noise) for i, folder in todo]
+    returns = []
+    with tqdm(total=episodes, initial=episodes - len(todo), desc=f"recording {env}", unit="ep") as bar:
+        for _, episode_return in in_processes(record_episode, tasks, workers):
+            returns.append(episode_return)
+            bar.update()
+    kept = episodes - len(todo)
+    print(
+        f"{episodes} episodes of {env} in {out}"
+        + (f", {kept} of them were already there" if kept else "")
+        + (f"; mean return {np.mean(returns):.1f}" if returns else "")
+    )
+    return [str(folder) for folder in folders]
+
+
+def episode_name(env: str, agent: str, seed: int, size: int, noise: float) -> str:
+    """Folder name of an episode; two episodes of one name hold the same frames and actions."""
+    game = re.sub(r"[^\w.]+", "-", env)
+    disturbed = f"_noise{noise:g}" if noise else ""
+    return f"{game}_{agent}{disturbed}_{size}px_{seed:06d}"
+
+
+def record_episode(game: Game, agent: str, seed: int, folder: str, size: int, noise: float) -> float:
+    """Play one episode and write it to ``folder``; returns the sum of rewards."""
+    player = make_player(agent, game)
+    bursts = Bursts(game, noise, seed)
+    name, _, subtype = game.name.partition("/")
+    total, done = 0.0, False
+    with (
+        game.open(for_expert=getattr(player, "privileged", False)) as running,
+        RecordingWriter(folder, fps=game.fps, size=size, env=name, env_subtype=subtype, user=agent) as writer,
+    ):
+        player.start(1, seed)
+        frame, info = running.reset(seed)
+        player.reset(0)
+        while not done:
+            values = player.act([0], [frame], [info])[0].values
+            writer.add(frame, user=values)
+            frame, reward, done, info = running.step(bursts(values))
+            total += reward
+    return total
+
+
+class Bursts:
+    """Random turning in place of what was decided, for 2 to 10 steps at a time.
+
+    Where the game binds numbers (mouse motion, sticks), these are random and everything held stays as
+    decided; other games get the values of the random player.
+
+    Args:
+        game: whose inputs are disturbed.
+        share: share of steps that start a burst.
+        seed: of the draws.
+    """
+
+    def __init__(self, game: Game, share: float, seed: int) -> None:
+        self.game = game
+        self.share = share
+        self._rng = np.random.default_rng((seed, 1))  # apart from the random player's draws
+        self._left = 0
+        self._turn: Values = {}
+
+    def __call__(self, values: Values) -> Values:
+        """What to execute where ``values`` was decided."""
+        if self._left == 0 and self._rng.random() < self.share:
+            low, high = BURST_STEPS
+            self._left = int(self._rng.integers(low, high + 1))
+            drawn = self.game.random_values(self._rng)
+            numbers = {g.name for g in self.game.action_space.groups if isinstance(g, BinnedGroup)}
+            turn = {name: value for name, value in drawn.items() if name in numbers}
+            self._turn = turn or drawn
+        if self._left == 0:
+            return values
+        self._left -= 1
+        return {**values, **self._turn}
+
+
+class PlayedRecordings(RecordingSource):
+    """Recordings that an expert plays when training starts; see :func:`record`.
+
+    Args:
+        env: the game, such as doom/defend_the_center, or package.module:function for your own.
+        agent: who plays, expert or random.
+        episodes: how many episodes.
+        seed: seed of the first episode.
+        size: height and width of the stored frames in pixels.
+        noise: share of steps that start a burst of random turning.
+        workers: processes that play at the same time; one per processor core if left out.
+    """
+
+    def __init__(
+        self,
+        env: str,
+        agent: str = "expert",
+        episodes: int = 20,
+        seed: int = 0,
+        size: int = 192,
+        noise: float = 0.0,
+        workers: int | None = None,
+    ) -> None:
+        self.env = env
+        self.agent = agent
+        self.episodes = episodes
+        self.seed = seed
+        self.size = size
+        self.noise = noise
+        self.workers = workers
+
+    def prepare(self, root: Path) -> None:
+        """Play what is not yet in ``root``."""
+        record(self.env, str(root), self.agent, self.episodes, self.seed, self.size, self.noise, self.workers)

@@ -1,0 +1,110 @@
+"""Worker processes that leave nothing behind.
+
+Place in the pipeline: :func:`bczoo.games.play.play_in_processes` and :mod:`bczoo.games.record` spread
+episodes over processes here. Games may run engines as processes of their own, so every way to end, short of
+SIGKILL, has to reach their ``close()``: SIGTERM becomes SystemExit, and a worker whose parent has died ends
+too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
+
+
+def default_workers() -> int:
+    """As many processes as this process may use processor cores."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def closing_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM run ``finally`` blocks, where it would end the process at once.
+
+    Only the main thread can do this, and a handler that somebody else has set stays.
+    """
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+    ):
+        yield
+        return
+    signal.signal(signal.SIGTERM, _exit)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def in_processes(
+    function: Callable[..., Result], tasks: Iterable[tuple[Any, ...]], workers: int | None = None
+) -> Iterator[tuple[int, Result]]:
+    """Call ``function(*task)`` for every task in spawned processes.
+
+    Args:
+        function: a picklable function.
+        tasks: its arguments, picklable.
+        workers: processes; None takes one per core. With 1 everything runs in this process.
+
+    Yields:
+        Number of the task and its result, in the order in which they are ready.
+    """
+    todo = list(tasks)
+    workers = min(default_workers() if workers is None else workers, len(todo))
+    if workers <= 1:
+        with closing_on_sigterm():
+            for number, task in enumerate(todo):
+                yield number, function(*task)
+        return
+    try:
+        pickle.dumps((function, todo))
+    except Exception as error:
+        raise TypeError(
+            f"cannot send the game to other processes ({error}); make its Game out of functions and classes "
+            "with a name instead of lambdas, or use workers=1"
+        ) from error
+    context = multiprocessing.get_context("spawn")
+    others = {process.pid for process in multiprocessing.active_children()}
+    with (
+        closing_on_sigterm(),
+        ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool,
+    ):
+        futures = {pool.submit(function, *task): number for number, task in enumerate(todo)}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                if process.pid not in others:
+                    process.terminate()
+            raise
+
+
+def _end_with_parent() -> None:
+    signal.signal(signal.SIGTERM, _exit)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which then ends its workers
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        if parent is not None:
+            parent.join()
+        while True:  # the pool takes the first for the failure of a task, and waits for the next
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _exit(signum: int, frame: object) -> None:
+    raise SystemExit(128 + signum)
