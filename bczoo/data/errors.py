@@ -1,0 +1,36 @@
+"""What can be wrong with a recording, as errors that say where and why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+
+class RecordingError(ValueError):
+    """A recording that cannot be used. ``reason`` is the short text that reports and warnings list."""
+
+    def __init__(self, where: str | Path, reason: str) -> None:
+        super().__init__(f"{where}: {reason}")
+        self.where = str(where)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.where, self.reason)
+
+
+class FrameReadError(RecordingError):
+    """Frames that could not be decoded.
+
+    Args:
+        where: the video file.
+        reason: what happened, with the number of the first unreadable frame.
+        frames: (n, size, size, 3) uint8, the wanted frames that came before it.
+    """
+
+    def __init__(self, where: str | Path, reason: str, frames: np.ndarray) -> None:
+        super().__init__(where, reason)
+        self.frames = frames
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.where, self.reason, self.frames)

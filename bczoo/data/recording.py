@@ -1,0 +1,406 @@
+"""One recording: a folder with ``annotation.proto`` and a video with one frame per frame annotation.
+
+Place in the pipeline: players and people record through :class:`RecordingWriter`; :func:`read_annotation` and
+:func:`parse_steps` turn a recording's annotation into the arrays that the index keeps.
+
+Frame i is paired with annotation i+1, the action taken after seeing frame i; annotation 0 is never learned
+from.
+
+Shape legend: n steps (= frames = annotations), A action tokens per step, E text annotations, D text width.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from bczoo.actions import ActionSpace, HeldGroup, SwitchGroup, Values
+from bczoo.data.errors import RecordingError
+from bczoo.data.schema import annotation as pb
+from bczoo.data.video import VideoWriter
+from bczoo.frames import resize
+
+ANNOTATION_FILE = "annotation.proto"
+UNKNOWN, USER, SYSTEM = 0, 1, 2  # whose action a step holds
+
+OWN_ANNOTATOR = "bczoo"  # version under which RecordingWriter stores instructions
+ACCEPTED_ANNOTATORS = ("gemini-2.5-flash", "gemini-2.5-flash-thinking-0905", OWN_ANNOTATOR)
+TOKENIZER = "gemma"  # whose embeddings are read
+
+
+def _held_pad_buttons(action: Any) -> tuple[str, ...]:
+    return tuple(field.name for field, held in action.game_pad.buttons.ListFields() if held)
+
+
+# Where the values of each action group lie in a LowLevelAction.
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "keys": lambda a: tuple(a.keyboard.keys),
+    "mouse_buttons": lambda a: tuple(a.mouse.buttons_down),
+    "mouse_dx": lambda a: a.mouse.mouse_delta_px.x,
+    "mouse_dy": lambda a: a.mouse.mouse_delta_px.y,
+    "scroll_dx": lambda a: a.mouse.scroll_delta_px.x,
+    "scroll_dy": lambda a: a.mouse.scroll_delta_px.y,
+    "buttons": _held_pad_buttons,
+    "left_stick_x": lambda a: a.game_pad.left_stick.x,
+    "left_stick_y": lambda a: a.game_pad.left_stick.y,
+    "right_stick_x": lambda a: a.game_pad.right_stick.x,
+    "right_stick_y": lambda a: a.game_pad.right_stick.y,
+    "left_trigger": lambda a: a.game_pad.left_trigger,
+    "right_trigger": lambda a: a.game_pad.right_trigger,
+}
+_MOUSE_FIELDS = {
+    "mouse_dx": ("mouse_delta_px", "x"),
+    "mouse_dy": ("mouse_delta_px", "y"),
+    "scroll_dx": ("scroll_delta_px", "x"),
+    "scroll_dy": ("scroll_delta_px", "y"),
+}
+
+
+@dataclass
+class Steps:
+    """Everything but the pixels of a recording, brought to an action space.
+
+    Args:
+        ids: (n, A) action ids of annotation i; unknown steps are neutral ("no key, no motion").
+        kind: (n,) uint8, UNKNOWN, USER or SYSTEM.
+        text_start: (E,) annotation index from which an instruction holds.
+        text_steps: (E,) for how many steps.
+        text: (E, D) float32, the instructions' embeddings.
+        without_embedding: instructions that carry no embedding and so reach no policy.
+        unknown: held names that the action space lacks and how many steps hold them, as ``group:name``.
+    """
+
+    ids: np.ndarray
+    kind: np.ndarray
+    text_start: np.ndarray
+    text_steps: np.ndarray
+    text: np.ndarray
+    without_embedding: int
+    unknown: Counter[str]
+
+
+def read_annotation(folder: str | Path) -> Any:
+    """The VideoAnnotation message of a recording folder.
+
+    Raises:
+        RecordingError: the file is missing, empty or cut off.
+    """
+    path = Path(folder) / ANNOTATION_FILE
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise RecordingError(folder, f"{ANNOTATION_FILE} cannot be read ({error.strerror})") from error
+    try:
+        message = pb.VideoAnnotation.FromString(data)
+    except DecodeError as error:
+        raise RecordingError(
+            folder, f"{ANNOTATION_FILE} is damaged or cut off ({len(data)} bytes)"
+        ) from error
+    if not message.frame_annotations:
+        raise RecordingError(folder, f"{ANNOTATION_FILE} holds no frame annotations ({len(data)} bytes)")
+    return message
+
+
+def action_values(action: Any, groups: Sequence[str]) -> Values:
+    """The values of a LowLevelAction message for the named action groups."""
+    return {g: list(v) if isinstance(v := _READERS[g](action), tuple) else v for g in groups}
+
+
+def known_action(frame: Any) -> tuple[int, Any]:
+    """Whose action a FrameAnnotation holds, and the action; both known counts as SYSTEM."""
+    if frame.system_action.is_known:
+        return SYSTEM, frame.system_action
+    if frame.user_action.is_known:
+        return USER, frame.user_action
+    return UNKNOWN, None
+
+
+def check_groups(space: ActionSpace) -> None:
+    """Raise unless recordings can hold all groups of an action space."""
+    if missing := [g.name for g in space.groups if g.name not in _READERS]:
+        raise ValueError(
+            f"action space {space.name!r} has groups that recordings do not hold: {missing}; "
+            f"they hold {sorted(_READERS)}"
+        )
+
+
+def parse_steps(
+    message: Any, space: ActionSpace, fps: float, text_dim: int | None, where: str | Path
+) -> Steps:
+    """Bring a VideoAnnotation to an action space.
+
+    Args:
+        message: the VideoAnnotation.
+        space: what to map actions to; names it lacks are left out (as published) and counted.
+        fps: steps per second of the policy; a recording of another rate is refused.
+        text_dim: values of a text embedding; None reads no text.
+        where: folder, for errors.
+    """
+    recorded_fps = message.metadata.frames_per_second
+    if recorded_fps and abs(recorded_fps - fps) > 1e-3:
+        raise RecordingError(where, f"recorded at {recorded_fps:g} frames per second, wanted are {fps:g}")
+    frames = message.frame_annotations
+    kind = np.zeros(len(frames), np.uint8)
+    dtype = np.uint8 if max(g.choices for g in space.groups) <= 256 else np.uint16
+    ids = np.tile(np.array([i for group in space.neutral.values() for i in group], dtype), (len(frames), 1))
+    encode = _Encoder(space)
+    starts, steps, embeddings, without = [], [], [], 0
+    for i, frame in enumerate(frames):
+        kind[i], action = known_action(frame)
+        if action is not None:
+            try:
+                ids[i] = encode(action)
+            except ValueError as error:
+                raise RecordingError(where, f"annotation {i}: {error}") from error
+        if text_dim is not None and frame.frame_text_annotation:
+            duration, embedding = _text_of(frame, text_dim, where, i)
+            if embedding is not None:
+                starts.append(i)
+                steps.append(int(duration * fps))
+                embeddings.append(embedding)
+            without += embedding is None
+    return Steps(
+        ids=ids,
+        kind=kind,
+        text_start=np.array(starts, np.int64),
+        text_steps=np.array(steps, np.int64),
+        text=np.array(embeddings, np.float32).reshape(len(starts), text_dim or 0),
+        without_embedding=without,
+        unknown=encode.unknown,
+    )
+
+
+class _Encoder:
+    """Maps actions to ids; players repeat themselves, so every combination is mapped once."""
+
+    def __init__(self, space: ActionSpace) -> None:
+        check_groups(space)
+        self.unknown: Counter[str] = Counter()
+        self._space = space
+        self._readers = [_READERS[g.name] for g in space.groups]
+        self._seen: dict[tuple, tuple[list[int], list[str]]] = {}
+
+    def __call__(self, action: Any) -> list[int]:
+        values = tuple(read(action) for read in self._readers)
+        if values not in self._seen:
+            named = dict(zip((g.name for g in self._space.groups), values, strict=True))
+            ids = self._space.encode(ignore_unknown=True, **named)
+            unknown = [
+                f"{g.name}:{name}"
+                for g in self._space.groups
+                if isinstance(g, HeldGroup | SwitchGroup)
+                for name in sorted(set(named[g.name]) - set(g.names))
+            ]
+            self._seen[values] = [i for group in ids.values() for i in group], unknown
+        ids_row, unknown = self._seen[values]
+        self.unknown.update(unknown)
+        return ids_row
+
+
+def _text_of(frame: Any, text_dim: int, where: str | Path, index: int) -> tuple[float, np.ndarray | None]:
+    """Duration in seconds and embedding of a frame's first accepted text annotation; no embedding is None."""
+    for text in frame.frame_text_annotation:
+        version = text.frame_text_annotator.version
+        if version not in ACCEPTED_ANNOTATORS:
+            continue
+        if version not in text.text_embedding_dict:
+            return 0.0, None
+        by_tokenizer = text.text_embedding_dict[version].text_embeddings
+        if TOKENIZER not in by_tokenizer or not by_tokenizer[TOKENIZER].shape:
+            return 0.0, None
+        embedding = np.array(by_tokenizer[TOKENIZER].values, np.float32)
+        if embedding.size != text_dim:
+            raise RecordingError(
+                where, f"annotation {index}: text embedding of {embedding.size} values, wanted are {text_dim}"
+            )
+        return text.duration, embedding
+    return 0.0, None
+
+
+class RecordingWriter:
+    """Writes a recording, frame by frame; the folder appears, whole, when the writer is closed.
+
+    Until then everything lies in a hidden folder beside it, which an exception inside the ``with`` block
+    removes.
+
+    >>> with RecordingWriter("recordings/game-1", fps=20, env="doom") as writer:
+    ...     writer.add(frame, user={"keys": ["w"], "mouse_dx": 3})
+
+    Args:
+        folder: the recording's folder; must not exist. Its name becomes the recording's id.
+        fps: steps per second.
+        size: height and width of the stored frames in pixels.
+        env: name of the game.
+        env_subtype: map or level.
+        user: who played.
+        task: what the player was to do.
+        crf: quality of the video, 0 (lossless) to 51.
+        pix_fmt: colour resolution, ``yuv420p`` or ``yuv444p``.
+        keyframe_interval: most frames between keyframes.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        fps: float = 20.0,
+        size: int = 192,
+        env: str = "",
+        env_subtype: str = "",
+        user: str = "",
+        task: str = "",
+        crf: int = 23,
+        pix_fmt: str = "yuv420p",
+        keyframe_interval: int = 20,
+    ) -> None:
+        self.folder = Path(folder)
+        if self.folder.exists():
+            raise FileExistsError(
+                f"{folder} exists already; recordings are never overwritten, choose another name"
+            )
+        self.size = size
+        self.fps = fps
+        self._temporary = self.folder.parent / f".{self.folder.name}.writing-{os.getpid()}"
+        shutil.rmtree(self._temporary, ignore_errors=True)  # left by a killed process of the same number
+        self._temporary.mkdir(parents=True)
+        self._video = VideoWriter(
+            self._temporary / f"{size}x{size}.mp4", fps, pix_fmt, crf, keyframe_interval=keyframe_interval
+        )
+        self._message = pb.VideoAnnotation()
+        metadata = self._message.metadata
+        metadata.id = self.folder.name
+        metadata.timestamp = int(time.time())
+        metadata.user = user
+        metadata.frames_per_second = fps
+        metadata.env.env = env
+        metadata.env.env_subtype = env_subtype
+        if task:
+            metadata.tasks.append(task)
+        self._message.frame_annotations.add()  # annotation 0: what came before the first frame is unknown
+        self._last: np.ndarray | None = None
+        self._text: Any = None  # the instruction that holds, and since which annotation
+        self._text_since = 0
+
+    @property
+    def n_frames(self) -> int:
+        """Frames added so far."""
+        return self._video.n_frames
+
+    def add(
+        self,
+        frame: np.ndarray,
+        user: Values | None = None,
+        system: Values | None = None,
+        text: str | None = None,
+        text_embedding: np.ndarray | None = None,
+    ) -> None:
+        """Append what was seen and the action that was taken after seeing it.
+
+        Args:
+            frame: (H, W, 3) uint8 of any size.
+            user: a person's action, ``{"keys": ["w"], "mouse_dx": 3, ...}``; None if a person did not act.
+            system: the policy's own action; None if the policy did not act.
+            text: the instruction that holds in this step.
+            text_embedding: its embedding, 1-dimensional; instructions without one cannot be trained on.
+        """
+        self._last = resize(frame, self.size)
+        self._video.add(self._last)
+        annotation = self._message.frame_annotations.add()  # number n_frames: taken after seeing this frame
+        for values, action in ((user, annotation.user_action), (system, annotation.system_action)):
+            if values is not None:
+                _write_action(values, action)
+        self._write_text(annotation, text, text_embedding)
+
+    def close(self) -> None:
+        """Complete the recording and give the folder its name.
+
+        The last action is paired with the last frame, so an end without a further frame repeats that frame.
+        """
+        try:
+            if self._last is None:
+                raise ValueError(f"{self.folder}: nothing was recorded, so no recording is written")
+            frames = self._message.frame_annotations
+            self._set_text_duration(len(frames))
+            if known_action(frames[-1])[0] != UNKNOWN:
+                self._video.add(self._last)
+            else:
+                del frames[-1]
+            self._video.close()
+            (self._temporary / ANNOTATION_FILE).write_bytes(self._message.SerializeToString())
+            self._temporary.rename(self.folder)
+        except BaseException:
+            self.discard()
+            raise
+
+    def discard(self) -> None:
+        """Remove what was written."""
+        self._video.abort()
+        shutil.rmtree(self._temporary, ignore_errors=True)
+
+    def __enter__(self) -> RecordingWriter:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is None:
+            self.close()
+        else:
+            self.discard()
+
+    def _write_text(self, annotation: Any, text: str | None, embedding: np.ndarray | None) -> None:
+        index = self.n_frames
+        if text == (self._text.instruction if self._text is not None else None):
+            return
+        self._set_text_duration(index)
+        self._text = None
+        if text is None:
+            return
+        self._text, self._text_since = annotation.frame_text_annotation.add(instruction=text), index
+        self._text.frame_text_annotator.provider = OWN_ANNOTATOR
+        self._text.frame_text_annotator.version = OWN_ANNOTATOR
+        if embedding is not None:
+            values = np.asarray(embedding, np.float32).reshape(-1)
+            tensor = self._text.text_embedding_dict[OWN_ANNOTATOR].text_embeddings[TOKENIZER]
+            tensor.shape.extend((1, values.size))
+            tensor.values.extend(values.tolist())
+
+    def _set_text_duration(self, end: int) -> None:
+        """End the running instruction before annotation ``end``."""
+        if self._text is not None:
+            # Readers take int(duration * fps), so half a step guards against rounding down.
+            self._text.duration = (end - self._text_since + 0.5) / self.fps
+
+
+def _write_action(values: Mapping[str, Any], action: Any) -> None:
+    """Write values by group into a LowLevelAction."""
+    action.is_known = True
+    for group, value in values.items():
+        if group == "keys":
+            action.keyboard.keys.extend(value)
+        elif group == "mouse_buttons":
+            action.mouse.buttons_down.extend(value)
+        elif group in _MOUSE_FIELDS:
+            vector, axis = _MOUSE_FIELDS[group]
+            setattr(getattr(action.mouse, vector), axis, round(value))
+        elif group == "buttons":
+            for name in value:
+                setattr(action.game_pad.buttons, name, True)
+        elif group in ("left_stick_pressed", "right_stick_pressed"):
+            getattr(action.game_pad, group.removesuffix("_pressed")).pressed = bool(value)
+        elif group in ("left_stick_x", "left_stick_y", "right_stick_x", "right_stick_y"):
+            setattr(getattr(action.game_pad, group[:-2]), group[-1], value)
+        elif group in ("left_trigger", "right_trigger"):
+            setattr(action.game_pad, group, value)
+        else:
+            raise ValueError(
+                f"recordings cannot hold the action group {group!r}; they hold {sorted(_READERS)}"
+            )

@@ -1,0 +1,278 @@
+"""Video files: what a header says, any frames by number, and writing.
+
+Place in the pipeline: `index.py` probes headers, `dataset.py` reads the frames of a window, `recording.py`
+writes. Decoding is single-threaded unless asked otherwise, because data loaders run one process per worker;
+files are closed after every call and nothing is kept.
+
+Shape legend: n frames, H, W height and width in pixels; frames are (n, H, W, 3) uint8, RGB.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import av
+import av.error
+import numpy as np
+from av.video.reformatter import VideoReformatter
+
+from bczoo.data.errors import FrameReadError, RecordingError
+from bczoo.frames import resize
+
+SIZED_NAME = re.compile(r"(\d+)x(\d+)\.mp4")  # <width>x<height>.mp4
+ANY_SIZE_NAME = "video.mp4"
+
+
+class VideoInfo(NamedTuple):
+    """What the header of a video file says."""
+
+    n_frames: int
+    width: int  # pixels
+    height: int  # pixels
+    fps: float
+
+
+def choose_video(names: Sequence[str], size: int) -> str | None:
+    """The file to read frames of ``size`` from: that very size, then any other named by its size, then
+    video.mp4.
+
+    Of other sizes the smallest that has to be shrunk is taken, and only if there is none the largest.
+    """
+    sized = [(int(m[1]), int(m[2]), name) for name in names if (m := SIZED_NAME.fullmatch(name))]
+    if (exact := f"{size}x{size}.mp4") in names:
+        return exact
+    if larger := [s for s in sized if min(s[:2]) >= size]:
+        return min(larger)[2]
+    if sized:
+        return max(sized)[2]
+    return ANY_SIZE_NAME if ANY_SIZE_NAME in names else None
+
+
+def probe(path: str | Path) -> VideoInfo:
+    """Number of frames, size and rate of a video, from its header, without decoding.
+
+    Raises:
+        RecordingError: the file is no readable video, holds no frame, or has another size than its name says.
+    """
+    path = Path(path)
+    with _opened(path) as (container, stream):
+        if stream.frames:  # frames that an edit list hides are in the file but never shown
+            n_frames = sum(not entry.is_discard for entry in stream.index_entries)
+        else:  # fragmented files do not say
+            n_frames = len(_measured_times(container, stream))
+        info = VideoInfo(n_frames, stream.width, stream.height, float(stream.average_rate or 0))
+    if not n_frames:
+        raise RecordingError(path, "the video has no frames")
+    named = SIZED_NAME.fullmatch(path.name)
+    if named and (int(named[1]), int(named[2])) != (info.width, info.height):
+        raise RecordingError(path, f"wrong frame size: the video is {info.width}x{info.height}")
+    return info
+
+
+def read_frames(path: str | Path, start: int, count: int, size: int, threads: int = 1) -> np.ndarray:
+    """Frames ``start .. start + count - 1`` of a video.
+
+    Args:
+        path: the video file.
+        start: number of the first wanted frame, in the order of display.
+        count: how many frames.
+        size: height and width of the result in pixels; other videos are resized (`bczoo.frames.resize`).
+        threads: decoder threads.
+
+    Returns:
+        (count, size, size, 3) uint8.
+
+    Raises:
+        FrameReadError: a wanted frame is missing or broken; holds the frames before it.
+    """
+    frames = np.empty((count, size, size, 3), np.uint8)
+    done = 0
+    try:
+        for frame in iterate_frames(path, start, threads):
+            if done == count:
+                break
+            frames[done] = resize(frame, size)
+            done += 1
+    except RecordingError as error:
+        raise FrameReadError(path, error.reason, frames[:done]) from error
+    if done < count:
+        raise FrameReadError(path, f"the video ends before frame {start + done}", frames[:done])
+    return frames
+
+
+def iterate_frames(path: str | Path, start: int = 0, threads: int = 1) -> Iterator[np.ndarray]:
+    """Yield frame ``start`` and all after it as (H, W, 3) uint8.
+
+    Frames are found by their time: with evenly spaced frames, number i is shown at ``first + i * step``.
+    Files that turn out not to be even (variable rate, frames cut out) are read again with all times measured.
+
+    Raises:
+        RecordingError: a frame is missing or broken; the reason names it.
+    """
+    number = start
+    for measured in (False, True):
+        with _opened(path, threads) as (container, stream):
+            times = _measured_times(container, stream) if measured else _even_times(stream)
+            if times is None:
+                continue
+            if number >= len(times):
+                return
+            try:
+                for frame, pts in _decoded_from(container, stream, times[number], from_start=number == 0):
+                    if pts < times[number]:
+                        continue
+                    if pts != times[number]:
+                        break  # not where an even file shows it, or missing
+                    yield frame
+                    number += 1
+                    if number == len(times):
+                        return
+            except av.error.FFmpegError as error:
+                raise RecordingError(path, f"frame {number} cannot be decoded ({error.strerror})") from error
+        if measured:
+            raise RecordingError(path, f"frame {number} cannot be decoded")
+
+
+class VideoWriter:
+    """Writes RGB frames of one size to an H.264 file.
+
+    Args:
+        path: the file to write.
+        fps: frames per second.
+        pix_fmt: ``yuv420p`` plays everywhere; ``yuv444p`` keeps full colour resolution.
+        crf: constant rate factor of x264, 0 (lossless) to 51.
+        keyframe_interval: most frames from one keyframe to the next, which bounds the cost of random access.
+        threads: encoder threads.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        fps: float,
+        pix_fmt: str = "yuv420p",
+        crf: int = 23,
+        keyframe_interval: int = 20,
+        threads: int = 1,
+    ) -> None:
+        self.path = Path(path)
+        self.n_frames = 0
+        self._container = av.open(str(path), "w")
+        self._stream: Any = self._container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+        self._stream.pix_fmt = pix_fmt
+        self._stream.options = {"crf": str(crf), "g": str(keyframe_interval)}
+        self._stream.codec_context.thread_count = threads
+
+    def add(self, frame: np.ndarray) -> None:
+        """Append a frame, (H, W, 3) uint8; all frames must have the size of the first."""
+        height, width = frame.shape[:2]
+        if self.n_frames == 0:
+            if self._stream.pix_fmt == "yuv420p" and (height % 2 or width % 2):
+                raise ValueError(
+                    f"yuv420p needs even sizes, got {width}x{height}; choose yuv444p or another size"
+                )
+            self._stream.width, self._stream.height = width, height
+        elif (width, height) != (self._stream.width, self._stream.height):
+            raise ValueError(
+                f"{self.path}: frame {self.n_frames} is {width}x{height}, "
+                f"the first was {self._stream.width}x{self._stream.height}"
+            )
+        self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        self.n_frames += 1
+
+    def close(self) -> None:
+        """Write what is still in the encoder and close the file."""
+        try:
+            if self.n_frames:
+                self._container.mux(self._stream.encode())
+        finally:
+            self._container.close()
+
+    def abort(self) -> None:
+        """Close the file as it is, which leaves it unreadable; harmless after ``close``."""
+        self._container.close()
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is None:
+            self.close()
+        else:
+            self.abort()
+
+
+@contextmanager
+def _opened(path: str | Path, threads: int = 1) -> Iterator[tuple[Any, Any]]:
+    """The container and video stream of a file, with a decoder that reports damage instead of hiding it."""
+    try:
+        container = av.open(str(path))
+    except (av.error.FFmpegError, OSError) as error:
+        raise RecordingError(path, f"the video cannot be opened ({error.strerror})") from error
+    with container:
+        if not container.streams.video:
+            raise RecordingError(path, "the file has no video stream")
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = threads
+        stream.codec_context.options = {"err_detect": "explode"}
+        yield container, stream
+
+
+def _even_times(stream: Any) -> range | None:
+    """Times of all frames in the stream's time base, if the header describes even spacing, else None."""
+    if not stream.frames or not stream.duration or not stream.base_rate:
+        return None
+    step = 1 / (stream.base_rate * stream.time_base)
+    n = stream.frames
+    # The last frame may have any duration of its own; n frames on the grid then fill it without a gap.
+    if step.denominator != 1 or not (n - 1) * step < stream.duration <= n * step:
+        return None
+    first = stream.start_time or 0
+    return range(first, first + n * int(step), int(step))
+
+
+def _measured_times(container: Any, stream: Any) -> list[int]:
+    """Times of all frames that are shown, in order, by reading the whole file without decoding it."""
+    try:
+        return sorted(p.pts for p in container.demux(stream) if p.pts is not None and not p.is_discard)
+    except av.error.FFmpegError as error:
+        raise RecordingError(container.name, f"the video cannot be read ({error.strerror})") from error
+
+
+def _decoded_from(
+    container: Any, stream: Any, time: int, from_start: bool
+) -> Iterator[tuple[np.ndarray, int]]:
+    """Decode from the nearest keyframe shown at or before ``time``; yields (H, W, 3) uint8 frames and their
+    times.
+
+    Containers seek by decoding time, which runs ahead of display time where there are B-frames, and may so
+    land on a keyframe that is shown too late. Then the seek starts further back.
+    """
+    back = 0
+    reach = max(int(8 / (stream.base_rate or 20) / stream.time_base), 1)
+    begin = stream.start_time or 0
+    while True:
+        target = begin if from_start else max(time - back, begin)
+        container.seek(target, stream=stream, backward=True)
+        packets = container.demux(stream)
+        packet = next(packets)
+        if target == begin or (packet.is_keyframe and packet.pts is not None and packet.pts <= time):
+            break
+        back = max(reach, back * 8)
+    to_rgb = VideoReformatter()
+    shown_from = packet.pts if packet.pts is not None else begin
+    while True:
+        for frame in packet.decode():
+            # Frames shown before the keyframe refer to frames before the seek, which were not decoded.
+            if frame.pts is None or frame.pts < shown_from or frame.pts < time:
+                continue
+            if frame.is_corrupt:
+                raise av.error.InvalidDataError(0, "Corrupted frame", str(container.name))
+            yield to_rgb.reformat(frame, format="rgb24").to_ndarray(), frame.pts
+        if (packet := next(packets, None)) is None:
+            return
