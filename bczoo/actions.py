@@ -158,10 +158,7 @@ class BinnedGroup:
 ActionGroup = HeldGroup | SwitchGroup | BinnedGroup
 _KINDS: dict[str, type] = {cls.kind: cls for cls in (HeldGroup, SwitchGroup, BinnedGroup)}
 
-KEYS = (
-    "_no_key Space 1 2 3 4 a d e f q w s z "
-    "DownArrow UpArrow LeftArrow RightArrow LeftShift RightShift"
-).split()  # fmt: skip
+KEYS = ["_no_key", "Space", "1", "2", "3", "4", "a", "d", "e", "f", "q", "w", "s", "z", "DownArrow", "UpArrow", "LeftArrow", "RightArrow", "LeftShift", "RightShift"]  # fmt: skip
 MOUSE_BUTTONS = ("_no_button", "0", "1", "2")  # left, right, middle
 MOUSE_DX_EDGES = (
     -500.1, -144.1, -76.1, -46.1, -29.1, -18.1, -11.1, -6.1, -3.1, -1.1, -0.1,
@@ -229,7 +226,9 @@ class ActionSpace:
             kind = group.pop("kind", None)
             if kind not in _KINDS:
                 raise ValueError(f"action group kind {kind!r} is not one of {sorted(_KINDS)}")
-            groups.append(_KINDS[kind](**{k: tuple(v) if isinstance(v, list) else v for k, v in group.items()}))
+            groups.append(
+                _KINDS[kind](**{k: tuple(v) if isinstance(v, list) else v for k, v in group.items()})
+            )
         return cls(spec["name"], tuple(groups))
 
     @classmethod
@@ -244,7 +243,9 @@ class ActionSpace:
         groups = []
         for group in self.groups:
             fields = dataclasses.asdict(group)
-            groups.append({"kind": group.kind, **{k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}})
+            groups.append(
+                {"kind": group.kind, **{k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}}
+            )
         return {"name": self.name, "groups": groups}
 
     @property
@@ -283,9 +284,12 @@ class ActionSpace:
         """
         known = {g.name for g in self.groups}
         if extra := set(values) - known:
-            raise UnknownActionError(f"action space {self.name!r} has no group {sorted(extra)}; it has {sorted(known)}")
+            raise UnknownActionError(
+                f"action space {self.name!r} has no group {sorted(extra)}; it has {sorted(known)}"
+            )
         return {
-            g.name: g.encode(values[g.name], ignore_unknown) if g.name in values else g.neutral for g in self.groups
+            g.name: g.encode(values[g.name], ignore_unknown) if g.name in values else g.neutral
+            for g in self.groups
         }
 
     def decode(

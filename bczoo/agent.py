@@ -47,7 +47,13 @@ class Agent:
         greedy: bool = False,
     ) -> None:
         self.policy = policy.eval()
-        self.games, self.temperature, self.top_p, self.mouse, self.greedy = games, temperature, top_p, mouse, greedy
+        self.games, self.temperature, self.top_p, self.mouse, self.greedy = (
+            games,
+            temperature,
+            top_p,
+            mouse,
+            greedy,
+        )
         self.rngs = [np.random.default_rng([seed, row]) for row in range(games)]
         self.space, self.layout = policy.action_space, policy.layout
         self.memory = Memory(policy.transformer, self.layout, policy.input_spec.window, games)
@@ -82,13 +88,18 @@ class Agent:
             texts: one instruction (or its embedding) per game that steps; None for none.
         """
         if list(rows) != sorted(set(rows)) or not rows or not 0 <= rows[0] <= rows[-1] < self.games:
-            raise ValueError(f"rows must be ascending numbers of games in 0..{self.games - 1}, got {list(rows)}")
+            raise ValueError(
+                f"rows must be ascending numbers of games in 0..{self.games - 1}, got {list(rows)}"
+            )
         index = torch.tensor(rows, device=self.device)
         latent = self._observe(index, self.pixels(frames), self._embed(texts or [None] * len(rows)))
         chosen = _Choice(self, rows)
         embedding = self.policy.action_embedding
         ids = self.policy.decoder.decode(
-            latent, chosen, embedding.token, lambda i, token: self._advance(index, i, embedding.token(i, token))
+            latent,
+            chosen,
+            embedding.token,
+            lambda i, token: self._advance(index, i, embedding.token(i, token)),
         )  # (r, A)
         self.latent = latent
         self.last_ids[index] = ids
@@ -117,7 +128,9 @@ class Agent:
             return text.float().cpu()
         if text not in self._texts:
             if self.policy.text_encoder is None:
-                raise ValueError("this policy has no text_encoder; set one in its config (bczoo.GemmaTextEncoder)")
+                raise ValueError(
+                    "this policy has no text_encoder; set one in its config (bczoo.GemmaTextEncoder)"
+                )
             self._texts = {text: self.policy.text_encoder([text])[0]}  # instructions change seldom
         return self._texts[text]
 

@@ -18,7 +18,9 @@ def golden_ids(ids):
 
 def test_published_encodings():
     for case in GOLDEN["encode"]:
-        space = ActionSpace.keyboard_mouse(max_keys=case.get("max_keys", 4), max_mouse_buttons=case.get("max_mouse_keys", 2))
+        space = ActionSpace.keyboard_mouse(
+            max_keys=case.get("max_keys", 4), max_mouse_buttons=case.get("max_mouse_keys", 2)
+        )
         ids = space.encode(
             ignore_unknown=True,
             keys=case["keys"],

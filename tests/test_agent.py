@@ -32,10 +32,10 @@ def test_streaming_equals_one_long_window(variant):
     agent = policy.agent(seed=3)
     texts = batch["text"][0] if "text" in batch else [None] * 12
     decisions = [agent.step(f.numpy(), text=t) for f, t in zip(batch["frames"][0], texts, strict=True)]
-    actions = {
-        g.name: torch.tensor([[d.ids[g.name] for d in decisions]]) for g in policy.action_space.groups
-    }
-    policy.transformer.histories = [min(h, policy.input_spec.window - 1) for h in policy.transformer.histories]
+    actions = {g.name: torch.tensor([[d.ids[g.name] for d in decisions]]) for g in policy.action_space.groups}
+    policy.transformer.histories = [
+        min(h, policy.input_spec.window - 1) for h in policy.transformer.histories
+    ]
     with torch.no_grad():
         logits = policy(batch["frames"], actions, batch.get("text"))
     for name, expected in logits.items():
@@ -53,7 +53,11 @@ def test_games_side_by_side_do_not_touch_each_other():
     together = policy.agent(3, seed=1)
     for t in range(8):
         rows = [0, 2] if t == 4 else [0, 1, 2]  # game 1 pauses once
-        for row, decision in zip(rows, together.step_many(rows, [frames[r, t if r != 1 or t < 4 else t - 1] for r in rows]), strict=True):
+        for row, decision in zip(
+            rows,
+            together.step_many(rows, [frames[r, t if r != 1 or t < 4 else t - 1] for r in rows]),
+            strict=True,
+        ):
             expected = alone[row][t if row != 1 or t < 4 else t - 1]
             assert decision.ids == expected.ids and decision.values == expected.values
 

@@ -92,6 +92,15 @@ def test_torchvision_weights_load_exactly():
         encoder.load_torchvision(weights)
 
 
+def test_memory_order_changes_nothing_but_the_speed():
+    frames = tiny.tiny_batch(tiny.tiny_policy())["frames"].flatten(0, 1)
+    tokens = [
+        tiny.tiny_policy(encoder={"backbone": "efficientnet_b0", "channels_last": order}).encoder.eval()(frames)
+        for order in (False, True)
+    ]
+    torch.testing.assert_close(*tokens, atol=2e-5, rtol=0)
+
+
 def test_stochastic_depth_reaches_an_eighth():
     policy = tiny.tiny_policy(encoder={"backbone": "efficientnet_b0", "drop_path": 0.2})
     rates = [m.drop_prob for m in policy.encoder.modules() if type(m).__name__ == "DropPath"]
@@ -146,7 +155,9 @@ def test_unfrozen_encoder_changes():
 
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_a_policy_is_rebuilt_from_plain_json(decoder):
-    policy = tiny.tiny_policy(decoder=decoder, action_space=ActionSpace.keyboard_mouse(extra_keys=["r"]).to_dict())
+    policy = tiny.tiny_policy(
+        decoder=decoder, action_space=ActionSpace.keyboard_mouse(extra_keys=["r"]).to_dict()
+    )
     config = json.loads(json.dumps(policy.config))
     for rebuilt in (BCPolicy(**config), BCPolicy.from_config(config)):
         assert rebuilt.config == policy.config
@@ -170,7 +181,9 @@ def test_from_config_names_what_is_wrong():
 def test_loss_without_a_counted_step_is_zero():
     policy = tiny.tiny_policy()
     batch = tiny.tiny_batch(policy)
-    loss = bc_loss(policy(batch["frames"], batch["actions"]), batch["actions"], torch.zeros(2, 5, dtype=torch.bool)).total
+    loss = bc_loss(
+        policy(batch["frames"], batch["actions"]), batch["actions"], torch.zeros(2, 5, dtype=torch.bool)
+    ).total
     loss.backward()
     assert loss.item() == 0
     assert all(p.grad is None or p.grad.isfinite().all() for p in policy.parameters())
@@ -195,7 +208,9 @@ def test_gemma_text_encoder_is_the_masked_mean(tmp_path):
     words = {w: i for i, w in enumerate(["<pad>", "<unk>", "go", "to", "the", "red", "door"])}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>").save_pretrained(tmp_path)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>").save_pretrained(
+        tmp_path
+    )
     config = Gemma3TextConfig(
         vocab_size=8, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=1, head_dim=8, use_bidirectional_attention=True,

@@ -13,7 +13,9 @@ SIZE = 64
 
 def tiny_policy(seed=0, encoder=None, transformer=None, decoder=ActionDecoder, **arguments) -> BCPolicy:
     torch.manual_seed(seed)
-    encoder = {"backbone": "test_efficientnet", "frame_size": SIZE, "pretrained": False, "drop_path": 0.0} | (encoder or {})
+    encoder = {"backbone": "test_efficientnet", "frame_size": SIZE, "pretrained": False, "drop_path": 0.0} | (
+        encoder or {}
+    )
     transformer = {"width": 32, "layers": 2, "heads": 4, "dropout": 0.0} | (transformer or {})
     arguments = {"window": 5, "text_dim": 16} | arguments
     return BCPolicy(PolicyTransformer(**transformer), partial(ImageEncoder, **encoder), decoder, **arguments)

@@ -12,8 +12,8 @@ from typing import Any
 import lightning as L
 
 from bczoo.agent import PolicyPlayer
-from bczoo.games.play import PlayResult, play, play_in_processes, record_play, score_table
 from bczoo.games.game import make_game
+from bczoo.games.play import PlayResult, play, play_in_processes, record_play, score_table
 
 
 class PlayGame(L.Callback):

@@ -81,7 +81,9 @@ def unknown(argv: list[str]) -> str:
     import difflib
 
     known = [*TRAINER, *(" ".join(c) for c in FUNCTIONS)]
-    close = difflib.get_close_matches(" ".join(argv[:2]), known, n=1) or difflib.get_close_matches(argv[0], known, n=1)
+    close = difflib.get_close_matches(" ".join(argv[:2]), known, n=1) or difflib.get_close_matches(
+        argv[0], known, n=1
+    )
     hint = f"; did you mean {close[0]!r}?" if close else ""
     within = [k for k in known if k.startswith(f"{argv[0]} ")]
     if within:

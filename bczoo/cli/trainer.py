@@ -63,14 +63,18 @@ class TrainerCLI(LightningCLI):
         """Where ``ckpt_path: last`` leads; None to start anew."""
         keeper = next((c for c in self.trainer.callbacks if isinstance(c, ResumableCheckpoint)), None)
         if keeper is None:
-            raise UserError("ckpt_path: last needs a bczoo.ResumableCheckpoint among trainer.callbacks; give a path instead")
+            raise UserError(
+                "ckpt_path: last needs a bczoo.ResumableCheckpoint among trainer.callbacks; give a path instead"
+            )
         if resume:
             path = keeper.to_resume()
             if path is not None:
                 print(f"resuming the interrupted run from {path} (--ckpt_path null starts anew)")
             return path and str(path)
         if not keeper.path.is_file():
-            raise UserError(f"there is no checkpoint in {keeper.dirpath}; train first, or give --ckpt_path FILE")
+            raise UserError(
+                f"there is no checkpoint in {keeper.dirpath}; train first, or give --ckpt_path FILE"
+            )
         return str(keeper.path)
 
 

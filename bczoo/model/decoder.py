@@ -37,7 +37,9 @@ class Chooser(Protocol):
 
 
 Embed = Callable[[int, Tensor], Tensor]  # (index, ids (R,)) -> (R, D), plain action embeddings
-Advance = Callable[[int, Tensor], Tensor]  # (index, ids (R,)) -> (R, D), the backbone's output at that action token
+Advance = Callable[
+    [int, Tensor], Tensor
+]  # (index, ids (R,)) -> (R, D), the backbone's output at that action token
 
 
 class Decoder(Part):
@@ -91,7 +93,13 @@ class ActionDecoder(Decoder):
     """
 
     def __init__(
-        self, width: int, space: ActionSpace, layers: int = 3, heads: int = 8, sinks: int = 1, dropout: float = 0.1
+        self,
+        width: int,
+        space: ActionSpace,
+        layers: int = 3,
+        heads: int = 8,
+        sinks: int = 1,
+        dropout: float = 0.1,
     ) -> None:
         super().__init__(width, space)
         self.project = nn.Linear(width, width)

@@ -61,6 +61,8 @@ class ImageEncoder(Encoder):
         pretrained: start the backbone from timm's ImageNet weights (downloaded once).
         drop_path: stochastic depth of the whole backbone's last block, in training (0.2 there gives 0.125 at most
             in the part that is used).
+        channels_last: memory order of the feature maps. Much faster for depthwise convolutions; on a CPU, BatchNorm
+            in training then sums its statistics less exactly (errors of 1e-4 instead of 1e-5 in the features).
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class ImageEncoder(Encoder):
         frozen: bool = False,
         pretrained: bool = True,
         drop_path: float = 0.2,
+        channels_last: bool = False,
     ) -> None:
         super().__init__()
         if not MIN_FRAME <= frame_size <= MAX_FRAME:
@@ -80,7 +83,10 @@ class ImageEncoder(Encoder):
         if tokens < 1:
             raise ValueError(f"an encoder needs at least one image token, got tokens={tokens}")
         self.tokens, self.frame_size, self.frozen = tokens, frame_size, frozen
-        self.backbone = _create_backbone(backbone, stage, pretrained, drop_path)
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.backbone = _create_backbone(backbone, stage, pretrained, drop_path).to(
+            memory_format=self.memory_format  # type: ignore[call-overload]
+        )
         features = _feature_size(backbone, stage, frame_size)
         self.project = nn.Linear(features, tokens * width)
         self.norm = nn.LayerNorm(tokens * width)
@@ -101,6 +107,7 @@ class ImageEncoder(Encoder):
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Image tokens (N, I, D) of pixels (N, 3, H, W) scaled to 0..1; no mean or deviation is taken off."""
+        pixels = pixels.contiguous(memory_format=self.memory_format)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             features = self.backbone(pixels)[0].flatten(1)  # (N, C * h * w) in channel, row, column order
         return self.norm(self.project(features)).unflatten(-1, (self.tokens, -1))
@@ -116,7 +123,9 @@ class ImageEncoder(Encoder):
         renamed = {name: theirs.get(source) for name, source in torchvision_names(own).items()}
         missing = [n for n, v in renamed.items() if v is None or v.shape != own[n].shape]
         if missing:
-            raise ValueError(f"torchvision weights do not fit the backbone; missing or misshaped: {missing[:5]}")
+            raise ValueError(
+                f"torchvision weights do not fit the backbone; missing or misshaped: {missing[:5]}"
+            )
         self.backbone.load_state_dict(renamed)  # type: ignore[arg-type]
 
 

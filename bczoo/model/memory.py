@@ -63,7 +63,10 @@ class Memory:
             shape = (rows, attention.kv_heads, self.scratch + 1, attention.head_dim)  # type: ignore[union-attr]
             memory = LayerMemory(parameter.new_zeros(shape), parameter.new_zeros(shape))
             if (sinks := attention.sinks) is not None:  # type: ignore[union-attr]
-                memory.k[:, :, : self.sinks], memory.v[:, :, : self.sinks] = sinks[0].detach(), sinks[1].detach()
+                memory.k[:, :, : self.sinks], memory.v[:, :, : self.sinks] = (
+                    sinks[0].detach(),
+                    sinks[1].detach(),
+                )
             self.layers.append(memory)
 
     def column(self, step: Tensor, slot: Tensor) -> Tensor:
@@ -92,13 +95,18 @@ class Memory:
         masks = {}
         for history in set(self.transformer.histories):
             reach = min(history, self.window - 1)
-            allowed = may_attend(
-                self.layout, reach, step[..., None], slot[..., None], kv_step[:, None], self.column_slot
-            ) & (kv_step >= 0)[:, None]
+            allowed = (
+                may_attend(
+                    self.layout, reach, step[..., None], slot[..., None], kv_step[:, None], self.column_slot
+                )
+                & (kv_step >= 0)[:, None]
+            )
             own = self.column(step, slot)[..., None] - self.sinks == torch.arange(
                 len(self.column_slot), device=self.device
             )
-            allowed |= own  # a token before the game's first step sees itself alone, so that its row stays finite
+            allowed |= (
+                own  # a token before the game's first step sees itself alone, so that its row stays finite
+            )
             sinks = allowed.new_ones(*allowed.shape[:2], self.sinks)
             masks[history] = torch.cat([sinks, allowed], dim=-1)[:, None]  # (r, 1, n, C)
         columns = self.column(step, slot)

@@ -54,7 +54,9 @@ class PolicyTransformer(Part):
         super().__init__()
         histories = history if isinstance(history, list) else [history] * layers
         if len(histories) != layers:
-            raise ValueError(f"history has {len(histories)} entries for {layers} layers; give one number or one per layer")
+            raise ValueError(
+                f"history has {len(histories)} entries for {layers} layers; give one number or one per layer"
+            )
         self.width, self.sinks, self.backend, self.checkpointing = width, sinks, attention, checkpointing
         self.histories = [UNLIMITED if h is None else h for h in histories]
         self.blocks = nn.ModuleList(
@@ -73,7 +75,8 @@ class PolicyTransformer(Part):
         backend = resolve_backend(self.backend, x.device)
         steps = length // layout.length
         attends = [
-            window_attention(layout, steps, min(h, steps), self.sinks, x.device, backend) for h in self.histories
+            window_attention(layout, steps, min(h, steps), self.sinks, x.device, backend)
+            for h in self.histories
         ]
         positions = torch.arange(length, device=x.device)
         return self.run(x, Rotation.at(positions, self.head_dim), attends)
