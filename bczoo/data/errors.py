@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from bczoo.errors import UserError
 
-class RecordingError(ValueError):
+
+class RecordingError(UserError):
     """A recording that cannot be used. ``reason`` is the short text that reports and warnings list."""
 
     def __init__(self, where: str | Path, reason: str) -> None:
@@ -17,6 +19,10 @@ class RecordingError(ValueError):
 
     def __reduce__(self) -> tuple:
         return type(self), (self.where, self.reason)
+
+
+class NoRecordingsError(UserError):
+    """A folder without recordings; the text says how to get some."""
 
 
 class FrameReadError(RecordingError):

@@ -20,13 +20,9 @@ from typing import Any
 import numpy as np
 
 from bczoo.actions import ActionSpace
-from bczoo.data.errors import RecordingError
-from bczoo.data.index_build import Build, Target, open_arrays, total_unknown, update
+from bczoo.data.errors import NoRecordingsError, RecordingError
+from bczoo.data.index_build import Build, Target, find_recordings, open_arrays, total_unknown, update
 from bczoo.data.video import choose_video
-
-
-class NoRecordingsError(FileNotFoundError):
-    """A folder without recordings."""
 
 
 def open_index(
@@ -52,26 +48,36 @@ def open_index(
     """
     target = Target(space, fps, text_dim)
     builds = []
-    for root in [Path(roots)] if isinstance(roots, str | Path) else [Path(r) for r in roots]:
-        if not root.is_dir():
-            raise NoRecordingsError(f"{root} is not a folder. {_how_to_get(root)}")
-        build = (None if scan else Build.open(root, target)) or update(root, target, processes)
-        if not build.rows:
-            if packed := sorted(root.glob("*.tar.gz")):
-                raise NoRecordingsError(
-                    f"{root} holds {len(packed)} packed batches ({packed[0].name}, ...), which are not read. "
-                    f"Unpack them first: for f in {root}/*.tar.gz; do tar -xzf $f -C {root}; done"
-                )
-            raise NoRecordingsError(f"{root} holds no recordings. {_how_to_get(root)}")
+    for root in as_paths(roots):
+        build = None if scan else Build.open(root, target)
+        if build is None:
+            require_recordings(root)
+            build = update(root, target, processes)
         builds.append((root, build))
     return Index(builds, target)
 
 
-def _how_to_get(root: Path) -> str:
-    return (
-        f"Record some: bczoo record --env doom/defend_the_center --agent expert --episodes 20 --out {root}; "
-        "or unpack batches of the public Pixels2Play dataset (8,300 h, on the Hugging Face Hub) there."
-    )
+def as_paths(roots: str | Path | Sequence[str | Path]) -> list[Path]:
+    """One or several folders as a list."""
+    return [Path(roots)] if isinstance(roots, str | Path) else [Path(root) for root in roots]
+
+
+def require_recordings(roots: str | Path | Sequence[str | Path]) -> None:
+    """Raise a NoRecordingsError that says how to get recordings, unless every root has some."""
+    for root in as_paths(roots):
+        if root.is_dir() and find_recordings(root):
+            continue
+        if packed := sorted(root.glob("*.tar.gz")):
+            raise NoRecordingsError(
+                f"{root} holds {len(packed)} packed batches ({packed[0].name}, ...), which are not read. "
+                f"Unpack them first: for f in {root}/*.tar.gz; do tar -xzf $f -C {root}; done"
+            )
+        what = "holds no recordings" if root.is_dir() else "is not a folder"
+        raise NoRecordingsError(
+            f"{root} {what}. Record some: "
+            f"bczoo record --env doom/defend_the_center --agent expert --episodes 20 --out {root}; "
+            "or unpack batches of the public Pixels2Play dataset (8,300 h, on the Hugging Face Hub) there."
+        )
 
 
 class Index:

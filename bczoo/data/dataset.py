@@ -1,0 +1,135 @@
+"""Windows as tensors: frames from the video, everything else from the index.
+
+Place in the pipeline: `windows.py` says which ``(recording, start)`` pairs make a batch, this module reads
+them, in the data loader's worker processes, into a :class:`bczoo.spec.Batch`.
+
+Shape legend: B windows of a batch, T steps, H = W frame size in pixels, A action tokens per step, D text
+width.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from bczoo.data.errors import FrameReadError
+from bczoo.data.index import Index
+from bczoo.data.recording import SYSTEM, USER
+from bczoo.data.video import read_frames
+from bczoo.data.windows import FILL, Key
+from bczoo.spec import Batch
+
+
+class WindowDataset(Dataset[Batch]):
+    """Reads windows by ``(recording, start)``.
+
+    A step at frame i has the action of annotation i + 1. A window that reaches the last frame is padded with
+    it; padded steps have all-zero ids and are not valid. Frames that cannot be decoded make their steps
+    invalid (or raise, if ``strict``) and are counted over all workers in ``unreadable_steps``.
+
+    Args:
+        index: of the recordings.
+        window: steps T.
+        frame_size: height and width of the frames in pixels.
+        strict: raise where frames cannot be decoded.
+    """
+
+    def __init__(self, index: Index, window: int, frame_size: int, strict: bool = False) -> None:
+        self.index = index
+        self.window = window
+        self.frame_size = frame_size
+        self.strict = strict
+        self._unreadable = multiprocessing.Value("q", 0)
+        self._warned = torch.zeros(len(index), dtype=torch.uint8).share_memory_()
+
+    @property
+    def unreadable_steps(self) -> int:
+        """Steps whose frames could not be decoded so far, over all workers."""
+        return self._unreadable.value
+
+    def __getitem__(self, key: Key) -> Batch:
+        """One window, as a batch of one."""
+        return self.__getitems__([key])
+
+    def __getitems__(self, keys: Sequence[Key]) -> Batch:
+        """A batch of windows; a recording of -1 gives an empty window of invalid steps."""
+        B, T, size = len(keys), self.window, self.frame_size
+        target = self.index.target
+        frames = np.zeros((B, T, size, size, 3), np.uint8)
+        ids = np.zeros((B, T, target.space.tokens), np.int64)
+        kind, valid = np.zeros((B, T), np.uint8), np.zeros((B, T), bool)
+        text = None if target.text_dim is None else np.zeros((B, T, target.text_dim), np.float32)
+        for b, (recording, start) in enumerate(keys):
+            if recording == FILL:
+                continue
+            steps = min(T, int(self.index.n_frames[recording]) - 1 - start)
+            all_ids, all_kinds = self.index.steps(recording)
+            ids[b, :steps] = all_ids[start + 1 : start + 1 + steps]
+            kind[b, :steps] = all_kinds[start + 1 : start + 1 + steps]
+            valid[b, : self._read_frames(frames[b], recording, start, steps)] = True
+            if text is not None:
+                self._paint_text(text[b], recording, start)
+        batch = Batch(
+            frames=torch.from_numpy(frames).permute(0, 1, 4, 2, 3).contiguous(),  # (B, T, 3, H, W)
+            actions={
+                name: torch.from_numpy(ids[..., s]).contiguous() for name, s in target.space.slices.items()
+            },
+            user=torch.from_numpy(kind == USER),
+            system=torch.from_numpy(kind == SYSTEM),
+            valid=torch.from_numpy(valid),
+            recording=torch.tensor([r for r, _ in keys]),
+            start=torch.tensor([s for _, s in keys]),
+        )
+        if text is not None:
+            batch["text"] = torch.from_numpy(text)
+        return batch
+
+    def _read_frames(self, out: np.ndarray, recording: int, start: int, steps: int) -> int:
+        """Fill ``out`` (T, H, W, 3), padding with the last frame; returns how many steps are valid."""
+        count = min(
+            steps + 1, len(out)
+        )  # a padded window shows the recording's last frame, which has no action
+        try:
+            read = read_frames(self.index.video(recording, self.frame_size), start, count, self.frame_size)
+        except FrameReadError as error:
+            if self.strict:
+                raise
+            read = error.frames
+            self._count_unreadable(recording, error.reason, steps - min(len(read), steps))
+        out[: len(read)] = read
+        if len(read):
+            out[len(read) :] = read[-1]
+        return min(len(read), steps)
+
+    def _count_unreadable(self, recording: int, reason: str, steps: int) -> None:
+        with self._unreadable.get_lock():
+            self._unreadable.value += steps
+        if not self._warned[recording]:
+            self._warned[recording] = 1
+            warnings.warn(
+                f"recording {self.index.names[recording]}: {reason}; "
+                "steps without a frame are not learned from",
+                stacklevel=2,
+            )
+
+    def _paint_text(self, out: np.ndarray, recording: int, start: int) -> None:
+        """Write the instructions that hold in a window into ``out`` (T, D); later ones cover earlier ones.
+
+        An instruction also holds in windows that begin after it. Like the reference, it goes on over padding.
+        """
+        begins, steps, embeddings = self.index.texts(recording)
+        first = start + 1  # annotation of the window's first step
+        for event in np.flatnonzero((begins < first + len(out)) & (begins + steps > first)):
+            begin = begins[event] - first
+            out[max(begin, 0) : max(begin + steps[event], 0)] = embeddings[event]
+
+
+def as_batch(batch: Any) -> Any:
+    """Collate function: the dataset already returns batches."""
+    return batch

@@ -1,0 +1,242 @@
+"""The data module: recordings in folders become batches for a trainer.
+
+Place in the pipeline: `bczoo fit --config ...` builds it from the ``data`` section of a configuration. It
+asks the policy which input it needs (:class:`bczoo.spec.InputSpec`), brings the index up to date, splits
+recordings, and hands out loaders whose order depends on the seed and the epoch alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torchvision.transforms.v2 import Transform
+
+from bczoo.actions import ActionSpace
+from bczoo.data.augment import ClipAugment
+from bczoo.data.dataset import WindowDataset
+from bczoo.data.index import Index, as_paths, open_index
+from bczoo.data.loader import WindowLoader
+from bczoo.data.source import RecordingSource
+from bczoo.data.windows import Plan, split, subset
+from bczoo.errors import UserError
+from bczoo.spec import Batch, InputSpec
+
+
+class RecordingDataModule(L.LightningDataModule):
+    """Windows of recordings for training, validation, test and prediction.
+
+    Args:
+        root: folder of recordings, or several.
+        batch_size: windows per batch and process.
+        window: steps of a window; asked from the policy if left out.
+        frame_size: height and width of the frames in pixels; asked from the policy if left out.
+        action_space: name of an action space, or its dict; asked from the policy if left out.
+        val_root: folder of validation recordings; if left out, a part of root is kept for validation.
+        test_root: folder of test recordings; if left out, tests run on the validation recordings.
+        val_fraction: share of root's recordings kept for validation, drawn by name, where val_root is left
+            out.
+        fraction: share of the training frames to use; smaller shares are parts of larger ones.
+        seed: of the order of windows and of augmentations.
+        num_workers: processes that read windows; also used to index new recordings.
+        strict: raise an error at broken recordings and unknown keys, which are otherwise skipped with a
+            warning.
+        augment: transforms of training clips, such as bczoo.data.augment.published_augmentations(); none if
+            left out.
+        source: produces recordings in root before training, if they are not there yet.
+        pin_memory: page-locked batches; if left out, where the trainer uses a GPU.
+    """
+
+    def __init__(
+        self,
+        root: str | list[str],
+        batch_size: int = 8,
+        window: int | None = None,
+        frame_size: int | None = None,
+        action_space: str | dict[str, Any] | None = None,
+        val_root: str | list[str] | None = None,
+        test_root: str | list[str] | None = None,
+        val_fraction: float = 0.1,
+        fraction: float = 1.0,
+        seed: int = 0,
+        num_workers: int = 0,
+        strict: bool = False,
+        augment: list[Transform] | None = None,
+        source: RecordingSource | None = None,
+        pin_memory: bool | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0 <= val_fraction < 1:
+            raise UserError(
+                f"val_fraction is a share of the recordings from 0 to below 1, got {val_fraction}"
+            )
+        if not 0 < fraction <= 1:
+            raise UserError(f"fraction is a share of the training frames above 0 and up to 1, got {fraction}")
+        self.root = root
+        self.batch_size = batch_size
+        self.window = window
+        self.frame_size = frame_size
+        self.action_space = action_space
+        self.val_root = val_root
+        self.test_root = test_root
+        self.val_fraction = val_fraction
+        self.fraction = fraction
+        self.seed = seed
+        self.num_workers = num_workers
+        self.strict = strict
+        self.augment = ClipAugment(augment) if augment else None
+        self.source = source
+        self.pin_memory = pin_memory
+        self._parts: dict[str, tuple[Index, np.ndarray]] = {}
+        self._loaders: list[WindowLoader] = []
+        self._clips: list[tuple[int, int]] = []
+
+    @property
+    def input_spec(self) -> InputSpec:
+        """What recordings are brought to: what the policy asks for, or this module's arguments."""
+        module = self.trainer.lightning_module if self.trainer is not None else None
+        wish: InputSpec | None = getattr(module, "input_spec", None)
+        space = _as_space(self.action_space)
+        if wish is None:
+            spec = InputSpec(space or ActionSpace.keyboard_mouse())
+        else:
+            for name, own, asked in (
+                ("action_space", space, wish.action_space),
+                ("frame_size", self.frame_size, wish.frame_size),
+            ):
+                if own is not None and own != asked:
+                    raise UserError(
+                        f"data.{name} is {own}, but the policy takes {asked}; leave data.{name} out"
+                    )
+            spec = wish
+        return dataclasses.replace(
+            spec, frame_size=self.frame_size or spec.frame_size, window=self.window or spec.window
+        )
+
+    def prepare_data(self) -> None:
+        """Have missing recordings produced and bring the indexes up to date (one process of each node)."""
+        if self.source is not None:
+            roots = as_paths(self.root)
+            if len(roots) > 1:
+                raise UserError(f"a source fills one root, but data.root lists {len(roots)}")
+            self.source.prepare(roots[0])
+        for root in (self.root, self.val_root, self.test_root):
+            if root is not None:
+                self._open(root, scan=True)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the indexes and split the recordings."""
+        # With a trainer prepare_data has just run. To look again could give processes different recordings.
+        scan = self.trainer is None
+        index = self._open(self.root, scan)
+        training, validation = split(index, 0.0 if self.val_root is not None else self.val_fraction)
+        self._parts = {"train": (index, subset(index, training, self.fraction)), "val": (index, validation)}
+        if self.val_root is not None:
+            held_out = self._open(self.val_root, scan)
+            self._parts["val"] = (held_out, held_out.usable)
+        self._parts["test"] = self._parts["val"]
+        if self.test_root is not None:
+            held_out = self._open(self.test_root, scan)
+            self._parts["test"] = (held_out, held_out.usable)
+        if self.trainer is None or self.trainer.is_global_zero:
+            for opened in {id(i): i for i, _ in self._parts.values()}.values():
+                opened.report(self.strict)
+
+    def train_dataloader(self) -> WindowLoader:
+        """Shuffled windows of the training recordings; a resumed run goes on within the epoch."""
+        overfit = bool(
+            getattr(self.trainer, "overfit_batches", 0)
+        )  # trains on the same batches again and again
+        loader = self._loader("train", shuffle=not overfit)
+        if not len(loader):
+            plan = loader.plan
+            raise UserError(
+                f"{self.root}: {len(plan.recordings)} training recordings give {plan.n_windows()} windows of "
+                f"{plan.window} steps, too few for one batch of {self.batch_size} windows on each of "
+                f"{plan.world_size} processes; lower data.batch_size or record more"
+            )
+        return loader
+
+    def val_dataloader(self) -> WindowLoader | list[WindowLoader]:
+        """All windows of the validation recordings, in order."""
+        return self._evaluation_loader("val")
+
+    def test_dataloader(self) -> WindowLoader | list[WindowLoader]:
+        """All windows of the test recordings, in order."""
+        return self._evaluation_loader("test")
+
+    def predict_dataloader(self) -> WindowLoader | list[WindowLoader]:
+        """All windows of the test recordings, in order."""
+        return self._evaluation_loader("test")
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Remember which clips these are while that can be read without waiting for the device."""
+        if self.augment is not None and self._training:
+            self._clips = list(zip(batch["recording"].tolist(), batch["start"].tolist(), strict=True))
+        return batch
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Augment training clips on the device; draws depend on the seed, the epoch and the clip."""
+        if self.augment is not None and self._training:
+            assert self.trainer is not None
+            key = (self.seed, self.trainer.current_epoch)
+            batch["frames"] = self.augment(batch["frames"], [(*key, *clip) for clip in self._clips])
+        return batch
+
+    def teardown(self, stage: str | None = None) -> None:
+        """Stop worker processes and tell of frames that could not be read."""
+        unreadable = sum(loader.windows.unreadable_steps for loader in self._loaders)
+        for loader in self._loaders:
+            loader.close()
+        self._loaders.clear()
+        if unreadable:
+            warnings.warn(
+                f"{unreadable} steps had no readable frame and were not learned from; "
+                f"`bczoo data check {' '.join(str(p) for p in as_paths(self.root))}` lists broken recordings",
+                stacklevel=2,
+            )
+
+    @property
+    def _training(self) -> bool:
+        return self.trainer is not None and bool(self.trainer.training)
+
+    def _open(self, root: str | list[str] | Path, scan: bool) -> Index:
+        spec = self.input_spec
+        return open_index(root, spec.action_space, spec.fps, spec.text_dim, scan, self.num_workers)
+
+    def _evaluation_loader(self, part: str) -> WindowLoader | list[WindowLoader]:
+        loader = self._loader(part, shuffle=False)
+        return loader if len(loader) else []  # an empty list is Lightning's "none"
+
+    def _loader(self, part: str, shuffle: bool) -> WindowLoader:
+        index, recordings = self._parts[part]
+        spec = self.input_spec
+        trainer = self.trainer
+        plan = Plan(
+            index,
+            recordings,
+            spec.window,
+            self.batch_size,
+            shuffle,
+            self.seed,
+            rank=trainer.global_rank if trainer is not None else 0,
+            world_size=trainer.world_size if trainer is not None else 1,
+        )
+        pin = self.pin_memory
+        if pin is None:
+            pin = trainer is not None and torch.device(trainer.strategy.root_device).type == "cuda"
+        dataset = WindowDataset(index, spec.window, spec.frame_size, self.strict)
+        loader = WindowLoader(dataset, plan, self.num_workers, pin)
+        self._loaders.append(loader)
+        return loader
+
+
+def _as_space(space: ActionSpace | str | dict[str, Any] | None) -> ActionSpace | None:
+    if isinstance(space, str):
+        return ActionSpace.from_name(space)
+    return ActionSpace.from_dict(space) if isinstance(space, dict) else space

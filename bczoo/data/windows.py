@@ -1,0 +1,185 @@
+"""Which windows there are, who gets them, and in which order.
+
+Place in the pipeline: from the index's frame counts to batches of ``(recording, start)`` pairs that
+`dataset.py` turns into tensors. Everything is a function of (names, seed, epoch), so every process computes
+the same plan.
+
+A recording of n frames is cut, from its first window's start on, into windows of T steps while ``start + T +
+1 <= n`` (step i needs annotation i + 1); what is left, if it has a step at all, is one shorter window.
+
+      frames   0 1 2 3 4 5 6 7 8 9          n = 10, T = 4
+      windows  [0 1 2 3][4 5 6 7][8 .]      the last has 1 valid step (frame 8), then shows frame 9
+
+Shape legend: R recordings, W windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from bczoo.data.index import Index
+
+FILL = -1  # recording number of a window that only fills up a batch
+Key = tuple[int, int]  # (recording, start)
+
+_SPLIT, _ORDER, _OFFSET = 1, 2, 3  # independent draws from one name
+
+
+def mix(hashes: np.ndarray, *salt: int) -> np.ndarray:
+    """Well-mixed uint64 numbers from hashes and integers (SplitMix64), the same on every machine."""
+    with np.errstate(over="ignore"):
+        x = np.asarray(hashes, np.uint64)
+        for value in salt:
+            x = x + np.uint64((0x9E3779B97F4A7C15 * (2 * value + 1)) & (2**64 - 1))
+            x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            x = x ^ (x >> np.uint64(31))
+    return x
+
+
+def split(index: Index, val_fraction: float) -> tuple[np.ndarray, np.ndarray]:
+    """Training and validation recordings, drawn by name, so that adding recordings moves none.
+
+    With two or more recordings and a fraction above 0 both sides get at least one.
+    """
+    usable = index.usable
+    draw = mix(index.hashes[usable], _SPLIT)
+    validation = draw < np.uint64(min(int(val_fraction * 2.0**64), 2**64 - 1))
+    if len(usable) > 1 and val_fraction > 0:
+        if not validation.any():
+            validation[draw.argmin()] = True
+        elif validation.all():
+            validation[draw.argmax()] = False
+    return usable[~validation], usable[validation]
+
+
+def subset(index: Index, recordings: np.ndarray, fraction: float) -> np.ndarray:
+    """The first recordings, in an order drawn by name, that hold ``fraction`` of the frames.
+
+    Subsets are nested: a smaller fraction's recordings are all among a larger one's.
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(
+            f"fraction is a share of the training recordings above 0 and up to 1, got {fraction}"
+        )
+    order = recordings[np.argsort(mix(index.hashes[recordings], _ORDER), kind="stable")]
+    frames = np.cumsum(index.n_frames[order])
+    enough = int(np.searchsorted(frames, fraction * frames[-1] * (1 - 1e-12))) + 1 if len(order) else 0
+    return np.sort(order[:enough])
+
+
+def cut(n_frames: np.ndarray, window: int, first: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """All windows of recordings.
+
+    Args:
+        n_frames: (R,) frames.
+        window: steps T.
+        first: (R,) start of each recording's first window; 0 if left out.
+
+    Returns:
+        (W,) positions in ``n_frames`` and (W,) first frames.
+    """
+    first = np.zeros(len(n_frames), np.int64) if first is None else first
+    steps = np.maximum(n_frames - 1 - first, 0)
+    count = -(-steps // window)
+    which = np.repeat(np.arange(len(n_frames)), count)
+    number = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+    return which, first[which] + number * window
+
+
+def first_starts(n_frames: np.ndarray, window: int, hashes: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """A random start of the first window in 0 .. T-1, as far as one full window still fits; (R,)."""
+    most = np.minimum(np.maximum(n_frames - (window + 1), 0), window - 1)
+    return (mix(hashes, _OFFSET, seed, epoch) % (most + 1).astype(np.uint64)).astype(np.int64)
+
+
+def list_windows(
+    index: Index,
+    recordings: np.ndarray,
+    window: int,
+    first: np.ndarray | None = None,
+    drop_system: bool = True,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(W,) recordings and (W,) first frames of all windows, in order.
+
+    Args:
+        index: of the recordings.
+        recordings: (R,) numbers.
+        window: steps T.
+        first: (R,) start of each recording's first window.
+        drop_system: leave out full windows of nothing but the policy's own actions.
+    """
+    which, start = cut(index.n_frames[recordings], window, first)
+    recording = recordings[which]
+    if drop_system:
+        # A window shorter than T ends in padding, which is no system action; the index's runs end with it.
+        full = start + window + 1 <= index.n_frames[recording]
+        keep = ~(full & index.system_only(recording, start + 1, window))
+        recording, start = recording[keep], start[keep]
+    return recording, start
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The batches of every epoch, for one of several processes.
+
+    Args:
+        index: of the recordings.
+        recordings: (R,) numbers.
+        window: steps T.
+        batch_size: windows per batch and process.
+        shuffle: training: random first windows and order, and the incomplete last batch is dropped. Otherwise
+            all windows come in order, and the last batch is filled up.
+        seed: of the shuffle.
+        rank: number of this process.
+        world_size: number of processes.
+    """
+
+    index: Index
+    recordings: np.ndarray
+    window: int
+    batch_size: int
+    shuffle: bool
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+
+    def n_windows(self) -> int:
+        """Windows of an epoch before any are dropped or filled in (of epoch 0 where shuffled)."""
+        return len(self._windows(0)[0])
+
+    def __len__(self) -> int:
+        """Batches per epoch and process; the same for every process and epoch."""
+        together = self.batch_size * self.world_size
+        return self.n_windows() // together if self.shuffle else -(-self.n_windows() // together)
+
+    def batches(self, epoch: int, first_batch: int = 0) -> Iterator[list[Key]]:
+        """The batches of an epoch from ``first_batch`` on."""
+        recording, start = self.epoch(epoch)
+        for r, s in zip(recording[first_batch:], start[first_batch:], strict=True):
+            yield list(zip(r.tolist(), s.tolist(), strict=True))
+
+    def epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Recordings and first frames of an epoch, each (batches, batch_size)."""
+        recording, start = self._windows(epoch)
+        shape = (len(self), self.world_size, self.batch_size)
+        wanted = shape[0] * shape[1] * shape[2]
+        if self.shuffle:
+            # Random first windows make epochs differ by a few windows. All get as many as epoch 0, because
+            # trainers fix the length of an epoch at the start; where windows are missing, some come twice.
+            order = np.random.default_rng((self.seed, epoch)).permutation(len(start))
+            pick = np.resize(order, wanted)
+            recording, start = recording[pick], start[pick]
+        else:
+            fill = wanted - len(start)
+            recording = np.concatenate([recording, np.full(fill, FILL)])
+            start = np.concatenate([start, np.zeros(fill, np.int64)])
+        return recording.reshape(shape)[:, self.rank], start.reshape(shape)[:, self.rank]
+
+    def _windows(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        n_frames, hashes = self.index.n_frames[self.recordings], self.index.hashes[self.recordings]
+        first = first_starts(n_frames, self.window, hashes, self.seed, epoch) if self.shuffle else None
+        return list_windows(self.index, self.recordings, self.window, first)
