@@ -14,7 +14,6 @@ import os
 import pickle
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any, TypeVar
@@ -79,7 +78,7 @@ def in_processes(
         closing_on_sigterm(),
         ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool,
     ):
-        futures = {pool.submit(function, *task): number for number, task in enumerate(todo)}
+        futures = {pool.submit(_run, function, task): number for number, task in enumerate(todo)}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
@@ -91,6 +90,13 @@ def in_processes(
             raise
 
 
+def _run(function: Callable[..., Result], task: tuple[Any, ...]) -> Result:
+    try:
+        return function(*task)
+    except SystemExit as end:  # the pool would take it for the failure of a task, and go on with the next
+        os._exit(end.code if isinstance(end.code, int) else 1)
+
+
 def _end_with_parent() -> None:
     signal.signal(signal.SIGTERM, _exit)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which then ends its workers
@@ -99,9 +105,7 @@ def _end_with_parent() -> None:
     def wait() -> None:
         if parent is not None:
             parent.join()
-        while True:  # the pool takes the first for the failure of a task, and waits for the next
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=wait, daemon=True).start()
 

@@ -1,0 +1,137 @@
+"""The closed loop: every player goes through it, and what it reports is right."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tiny_game
+
+from bczoo.actions import Decision
+from bczoo.games import ExpertPlayer, Game, PlayResult, RandomPlayer, record_play, score_table
+from bczoo.games.play import play, play_in_processes
+
+
+class Copycat:
+    """A player that answers many games at once with what the expert would do, and keeps account."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[int]] = []
+        self.resets: list[int] = []
+
+    def start(self, games: int, seed: int) -> None:
+        self.games = games
+
+    def reset(self, row: int) -> None:
+        self.resets.append(row)
+
+    def act(self, rows, frames, infos):
+        self.calls.append(rows)
+        return [
+            Decision(tiny_game.CatchExpert().act(f, i)) for _, f, i in zip(rows, frames, infos, strict=True)
+        ]
+
+
+def result(returns: list[float]) -> PlayResult:
+    return PlayResult("g", returns, [10] * len(returns), list(range(len(returns))), 2.0)
+
+
+def test_the_tiny_game_is_played_well_by_its_expert_and_badly_at_random():
+    game = tiny_game.catch()
+    expert = play(game, ExpertPlayer(game), 20, progress=False)
+    random = play(game, RandomPlayer(game), 20, progress=False)
+    assert expert.mean > 4.5
+    assert random.mean < 2.5
+    assert expert.seeds == list(range(20)) and len(set(random.returns)) > 1
+
+
+def test_running_games_are_asked_together_and_results_do_not_depend_on_how_many_there_are():
+    game = tiny_game.catch()
+    player = Copycat()
+    many = play(game, player, 7, seed=3, parallel=4, progress=False)
+    assert player.games == 4 and player.calls[0] == [0, 1, 2, 3]
+    assert len(player.calls) < 0.5 * sum(many.lengths), "one call for several games"
+    assert len(player.resets) == 7
+    one = play(game, Copycat(), 7, seed=3, parallel=1, progress=False)
+    spread = play_in_processes(game, "expert", 7, seed=3, workers=2, progress=False)
+    assert (many.returns, many.lengths, many.seeds) == (one.returns, one.lengths, one.seeds)
+    assert (many.returns, many.lengths, many.seeds) == (spread.returns, spread.lengths, spread.seeds)
+
+
+def test_on_step_sees_the_frame_that_was_answered():
+    game, seen = tiny_game.catch(), []
+    played = play(
+        game, ExpertPlayer(game), 2, progress=False, on_step=lambda *step: seen.append(step), parallel=2
+    )
+    assert len(seen) == sum(played.lengths)
+    assert {episode for episode, *_ in seen} == {0, 1}
+    assert sum(reward for *_, reward in seen) == sum(played.returns)
+    for _, frame, decision, _ in seen:
+        assert decision.values == tiny_game.CatchExpert().act(frame, {})
+
+
+def test_games_are_closed_when_the_player_fails():
+    closed = []
+
+    class Closing(tiny_game.Catch):
+        def close(self):
+            closed.append(self)
+
+    class Failing(Copycat):
+        def act(self, rows, frames, infos):
+            raise RuntimeError("out of memory")
+
+    game = Game("g", Closing, tiny_game.catch().bindings)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        play(game, Failing(), 5, parallel=3, progress=False)
+    assert len(closed) == 3
+
+
+def test_a_game_that_cannot_be_sent_to_other_processes_says_why():
+    game = Game("g", lambda: tiny_game.Catch(), tiny_game.catch().bindings, tiny_game.CatchExpert)
+    with pytest.raises(TypeError, match=r"lambda.*workers=1"):
+        play_in_processes(game, "expert", 4, workers=2, progress=False)
+    assert play_in_processes(game, "expert", 4, workers=1, progress=False).mean > 4
+
+
+def test_a_failure_in_another_process_is_raised_here():
+    game = tiny_game.catch("vector")  # shows no frame
+    with pytest.raises(TypeError, match="shows no frame"):
+        play_in_processes(game, "random", 4, workers=2, progress=False)
+
+
+def test_intervals_hold_the_true_mean_as_often_as_they_say():
+    rng = np.random.default_rng(1)
+    held = 0
+    for _ in range(100):
+        low, high = result(rng.normal(5.0, 2.0, 30).tolist()).interval
+        held += low <= 5.0 <= high
+    assert 86 <= held <= 99
+    assert result([3.0, 3.0]).interval == (3.0, 3.0)
+    assert result([1.0, 2.0]).steps_per_second == 10.0
+
+
+def test_score_table_places_policies_between_random_and_expert():
+    results = {"policy": result([6.0, 8.0]), "expert": result([12.0, 12.0]), "random": result([2.0, 2.0])}
+    table = score_table(results)
+    assert "| policy | 7.0 | 6.0 to 8.0 | 2 |" in table
+    assert "policy closes 50 % of the gap" in table
+    assert "closes" not in score_table({"policy": results["policy"]})
+
+
+def test_record_play_writes_a_video(tmp_path):
+    from bczoo.data.video import probe
+
+    game = tiny_game.catch()
+    total = record_play(game, ExpertPlayer(game), tmp_path / "play.mp4", seed=2, max_seconds=1.0, size=120)
+    info = probe(tmp_path / "play.mp4")
+    assert info.n_frames == 20 and info.fps == 20
+    assert info.width > info.height > 120
+    assert total >= 1
+
+
+def test_videos_of_experts_see_what_the_expert_needs(tmp_path):
+    pytest.importorskip("vizdoom")
+    from bczoo.games import make_game
+
+    game = make_game("doom/basic")
+    assert record_play(game, ExpertPlayer(game), tmp_path / "play.mp4", seed=2, size=120) > 80

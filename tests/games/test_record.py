@@ -1,0 +1,164 @@
+"""Recordings of played episodes: whole, reused, resumed, and disturbed where asked."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_game
+
+from bczoo.data.recording import action_values, read_annotation
+from bczoo.data.video import probe, read_frames
+from bczoo.games import Game, PlayedRecordings
+from bczoo.games.bindings import VectorBindings
+from bczoo.games.record import Bursts, episode_name, record
+
+CATCH = "tiny_game:catch"
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def steps(folder: str) -> list[dict]:
+    """Values of all steps that were recorded; annotation 0 is not one of them."""
+    message = read_annotation(folder)
+    assert not message.frame_annotations[0].user_action.is_known
+    return [
+        action_values(f.user_action, ("keys", "mouse_buttons", "mouse_dx"))
+        for f in message.frame_annotations[1:]
+        if f.user_action.is_known
+    ]
+
+
+def test_frames_are_paired_with_the_action_that_answers_them():
+    (folder,) = record(CATCH, "out", episodes=1, size=48, workers=1)
+    taken = steps(folder)
+    info = probe(Path(folder) / "48x48.mp4")
+    assert len(taken) == 55 and info.n_frames >= 55 and info.fps == 20
+    frames = read_frames(Path(folder) / "48x48.mp4", 0, 55, 48)
+    expert = tiny_game.CatchExpert()
+    agree = 0
+    for frame, values in zip(frames, taken, strict=True):
+        small = frame.reshape(12, 4, 12, 4, 3).mean(axis=(1, 3)).astype(np.uint8)
+        small[-1, :, 0] = 0  # the dot is above the paddle
+        agree += expert.act(small, {})["keys"] == values["keys"]
+    assert agree >= 52, "as seen through the video, the expert would do the same"
+    message = read_annotation(folder)
+    assert (message.metadata.env.env, message.metadata.user) == ("catch", "expert")
+
+
+def test_what_is_there_is_kept_and_the_rest_is_added(capsys):
+    first = record(CATCH, "out", episodes=2, size=32, workers=1)
+    before = {f: os.stat(f).st_mtime_ns for f in first}
+    more = record(CATCH, "out", episodes=4, size=32, workers=2)
+    assert more[:2] == first and len(set(more)) == 4
+    assert {f: os.stat(f).st_mtime_ns for f in first} == before
+    assert "2 of them were already there" in capsys.readouterr().out
+    other = record(CATCH, "out", agent="random", episodes=2, size=32, workers=1)
+    assert not set(other) & set(more)
+    assert len(list(Path("out").iterdir())) == 6
+
+
+def test_an_interrupted_recording_leaves_nothing_half_done_and_goes_on(monkeypatch):
+    played = []
+
+    def act(self, frame, info, ask=tiny_game.CatchExpert.act):
+        played.append(1)
+        if len(played) == 80:
+            raise KeyboardInterrupt
+        return ask(self, frame, info)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tiny_game.CatchExpert, "act", act)
+        with pytest.raises(KeyboardInterrupt):
+            record(CATCH, "out", episodes=3, size=32, workers=1)
+    assert len(list(Path("out").iterdir())) == 1
+    assert len(record(CATCH, "out", episodes=3, size=32, workers=1)) == 3
+    assert len(list(Path("out").iterdir())) == 3
+
+
+def test_a_seed_gives_the_same_recording_again():
+    (first,) = record(CATCH, "one", episodes=1, seed=5, size=32, noise=0.1, workers=1)
+    (second,) = record(CATCH, "two", episodes=1, seed=5, size=32, noise=0.1, workers=1)
+    (third,) = record(CATCH, "two", episodes=1, seed=6, size=32, noise=0.1, workers=1)
+    assert steps(first) == steps(second) != steps(third)
+    one, two, other = (
+        read_frames(Path(f) / "32x32.mp4", 0, 55, 32).astype(int) for f in (first, second, third)
+    )
+    assert np.abs(one - two).mean() < 1 < np.abs(one - other).mean(), "up to the rounding of the encoder"
+
+
+def test_names_tell_everything_that_changes_an_episode():
+    calls = [("doom/basic", "expert", 3, 192, 0.0)]
+    calls += [("doom/take", *calls[0][1:]), ("doom/basic", "random", 3, 192, 0.0)]
+    calls += [("doom/basic", "expert", 4, 192, 0.0), ("doom/basic", "expert", 3, 96, 0.0)]
+    calls += [("doom/basic", "expert", 3, 192, 0.05)]
+    names = {episode_name(*c) for c in calls}
+    assert len(names) == 6 and "doom-basic_expert_192px_000003" in names
+    assert all(set(n) <= set("abcdefghijklmnopqrstuvwxyz0123456789._-") for n in names)
+
+
+def test_noise_turns_in_bursts_and_leaves_the_held_keys():
+    game = Game("g", tiny_game.Catch, VectorBindings({"w": 0, "mouse_dx": 1}, 2))
+    bursts = Bursts(game, 0.05, seed=0)
+    clean = {"keys": ["w"], "mouse_buttons": [], "mouse_dx": 7.5}
+    executed = [bursts(clean) for _ in range(4000)]
+    disturbed = np.array([v != clean for v in executed])
+    assert all(v["keys"] == ["w"] for v in executed)
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], disturbed, [0]])))
+    lengths = edges[1::2] - edges[::2]
+    assert lengths.min() >= 2
+    assert 3 < lengths.mean() < 9
+    assert 0.15 < disturbed.mean() < 0.35
+    assert [Bursts(game, 0.0, seed=0)(clean) for _ in range(100)] == [clean] * 100
+
+
+def test_the_label_under_noise_is_the_clean_action():
+    executed = []
+
+    class Watched(tiny_game.Catch):
+        def step(self, action):
+            executed.append(action)
+            return super().step(action)
+
+    from bczoo.games.record import record_episode
+
+    game = Game("catch", Watched, tiny_game.catch().bindings, tiny_game.CatchExpert)
+    record_episode(game, "expert", 0, "noisy", 32, 0.2)
+    labels = [game.bindings(v) for v in steps("noisy")]
+    assert len(labels) == len(executed)
+    assert 0.1 < np.mean([a != b for a, b in zip(labels, executed, strict=True)]) < 0.7
+    frames = read_frames("noisy/32x32.mp4", 0, len(labels), 32)
+    assert len(np.unique(frames.reshape(len(frames), -1), axis=0)) > 20
+
+
+def test_source_for_training_plays_once(capsys):
+    source = PlayedRecordings(CATCH, episodes=2, size=32, workers=1)
+    source.prepare(Path("data"))
+    names = sorted(p.name for p in Path("data").iterdir())
+    assert len(names) == 2
+    source.prepare(Path("data"))
+    assert sorted(p.name for p in Path("data").iterdir()) == names
+    assert "2 of them were already there" in capsys.readouterr().out
+
+
+def test_wrong_arguments_are_named():
+    with pytest.raises(ValueError, match="episodes must be at least 1, got 0"):
+        record(CATCH, "out", episodes=0)
+    with pytest.raises(ValueError, match="noise is a share"):
+        record(CATCH, "out", noise=1.5)
+    with pytest.raises(ValueError, match=r"no player 'exprt'.*expert or random"):
+        record(CATCH, "out", agent="exprt")
+    assert not Path("out").exists()
+
+
+def test_doom_is_recorded_without_litter():
+    pytest.importorskip("vizdoom")
+    folders = record("doom/basic", "out", episodes=2, noise=0.05, workers=2, size=96)
+    assert [p.name for p in Path.cwd().iterdir()] == ["out"]
+    assert all("0" in {b for s in steps(f) for b in s["mouse_buttons"]} for f in folders)
+    assert read_annotation(folders[0]).metadata.env.env_subtype == "basic"
