@@ -140,6 +140,10 @@ class Index:
         name = choose_video(str(self._videos[recording]).split("/"), size)
         return self.folder(recording) / (name or "")
 
+    def videos(self, recording: int) -> list[Path]:
+        """All videos of a recording."""
+        return [self.folder(recording) / name for name in str(self._videos[recording]).split("/")]
+
     def steps(self, recording: int) -> tuple[np.ndarray, np.ndarray]:
         """Action ids (n, A) and kinds (n,) by annotation."""
         arrays, start = self._arrays[self._part[recording]], self._step_start[recording]

@@ -1,0 +1,202 @@
+"""What is in a folder of recordings, and what is broken: the function behind ``bczoo data check``.
+
+Place in the pipeline: run once after recording or downloading. It uses the same index as training, so what is
+reported broken here is what training skips; with ``decode`` it also decodes every frame, which training only
+does when it comes to it.
+
+Shape legend: n steps of a recording, A action tokens per step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json as json_module
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from bczoo.actions import ActionSpace, BinnedGroup, HeldGroup
+from bczoo.data.errors import RecordingError
+from bczoo.data.index import Index, open_index
+from bczoo.data.index_build import start_method
+from bczoo.data.recording import SYSTEM, UNKNOWN, USER
+from bczoo.data.video import iterate_frames
+
+
+@dataclass
+class Report:
+    """What ``check`` found.
+
+    Args:
+        root: the folder.
+        recordings: all recordings, broken ones too.
+        frames: frames of the recordings that are not broken.
+        hours: the same in hours.
+        user_steps: steps with a person's action.
+        system_steps: steps with the policy's own action.
+        unknown_steps: steps without a known action.
+        text_steps: steps with an instruction that has an embedding.
+        texts_without_embedding: instructions that no policy can see, because they have no embedding.
+        actions: per group how many of the user's steps hold each name, or have their number in each bin.
+        unknown_names: names that the action space lacks, and how many steps hold them.
+        broken: reason by recording.
+        decoded: whether every frame was decoded.
+    """
+
+    root: str
+    recordings: int = 0
+    frames: int = 0
+    hours: float = 0.0
+    user_steps: int = 0
+    system_steps: int = 0
+    unknown_steps: int = 0
+    text_steps: int = 0
+    texts_without_embedding: int = 0
+    actions: dict[str, dict[str, int]] = field(default_factory=dict)
+    unknown_names: dict[str, int] = field(default_factory=dict)
+    broken: dict[str, str] = field(default_factory=dict)
+    decoded: bool = False
+
+    @property
+    def status(self) -> int:
+        """Exit status: 1 if a recording is broken."""
+        return int(bool(self.broken))
+
+    def __str__(self) -> str:
+        def share(steps: int) -> str:
+            return f"{steps:,} ({steps / max(self.frames, 1):.1%})"
+
+        lines = [
+            f"{self.root}: {self.recordings:,} recordings, {self.hours:.2f} h, {self.frames:,} frames",
+            f"  steps   user {share(self.user_steps)}, system {share(self.system_steps)}, "
+            f"unknown {share(self.unknown_steps)}",
+            f"  text    {share(self.text_steps)} of the steps"
+            + (f", {self.texts_without_embedding} without embedding" if self.texts_without_embedding else ""),
+        ]
+        for group, counts in self.actions.items():
+            most = sorted(counts.items(), key=lambda item: -item[1])[:12]
+            shares = ", ".join(
+                f"{name} {steps / max(self.user_steps, 1):.1%}" for name, steps in most if steps
+            )
+            lines.append(f"  {group:<7} {shares or 'never used'}{', ...' if len(counts) > 12 else ''}")
+        if self.unknown_names:
+            names = ", ".join(f"{name} {steps:,}" for name, steps in self.unknown_names.items())
+            lines.append(f"  not in the action space, so left out (steps): {names}")
+        if self.broken:
+            lines.append(f"{len(self.broken)} broken:")
+            lines += [f"  {name}: {reason}" for name, reason in self.broken.items()]
+        else:
+            lines.append("nothing is broken" + ("" if self.decoded else " as far as headers tell"))
+        return "\n".join(lines)
+
+
+def check(
+    root: str,
+    decode: bool = True,
+    json: str | None = None,
+    action_space: str = "keyboard_mouse",
+    fps: float = 20.0,
+    processes: int | None = None,
+) -> Report:
+    """Count what a folder of recordings holds and list what is broken.
+
+    Prints a report; the exit status is 1 if a recording is broken.
+
+    Args:
+        root: folder of recordings, or one recording.
+        decode: decode every frame; without it only headers are read.
+        json: file to write the report to as JSON.
+        action_space: name of the action space to map actions to.
+        fps: steps per second that recordings must have.
+        processes: processes that decode; as many as there are processor cores if left out.
+    """
+    processes = os.cpu_count() or 1 if processes is None else processes
+    index = open_index(root, ActionSpace.from_name(action_space), fps, processes=processes)
+    report = Report(root, recordings=len(index), decoded=decode)
+    report.broken = {
+        str(index.names[i]): str(index.problems[i]) for i in np.flatnonzero(index.problems != "")
+    }
+    report.unknown_names = dict(index.unknown.most_common())
+    report.texts_without_embedding = index.without_embedding
+    for recording in index.usable:
+        _count(index, int(recording), report)
+    report.hours = report.frames / fps / 3600
+    if decode:
+        for recording, reason in _decode_all(index, processes):
+            if reason:
+                report.broken[str(index.names[recording])] = reason
+    print(report)
+    if json is not None:
+        Path(json).write_text(json_module.dumps(dataclasses.asdict(report), indent=1) + "\n")
+    return report
+
+
+def _count(index: Index, recording: int, report: Report) -> None:
+    """Add one recording's numbers to the report."""
+    ids, kind = index.steps(recording)  # (n, A), (n,)
+    report.frames += len(kind)
+    report.user_steps += int((kind == USER).sum())
+    report.system_steps += int((kind == SYSTEM).sum())
+    report.unknown_steps += int((kind == UNKNOWN).sum())
+    begins, steps, _ = index.texts(recording)
+    has_text = np.zeros(len(kind), bool)
+    for begin, length in zip(begins, steps, strict=True):
+        has_text[begin : begin + length] = True
+    report.text_steps += int(has_text.sum())
+    space = index.target.space
+    for group in space.groups:
+        tokens = ids[kind == USER][:, space.slices[group.name]]
+        counts = report.actions.setdefault(group.name, {})
+        if isinstance(group, BinnedGroup):
+            names = [_bin_name(group, i) for i in range(group.choices)]
+            per_name = np.bincount(tokens[:, 0], minlength=group.choices)
+        elif isinstance(group, HeldGroup):
+            names = list(group.names[1:])
+            per_name = np.bincount(tokens.reshape(-1), minlength=group.choices)[1:]
+        else:
+            names, per_name = list(group.names), tokens.sum(0, dtype=np.int64)
+        for name, steps_held in zip(names, per_name.tolist(), strict=True):
+            counts[name] = counts.get(name, 0) + steps_held
+
+
+def _bin_name(group: BinnedGroup, i: int) -> str:
+    low, high = group.support(i)
+    return f"{low:g}" if low == high else f"{low:g}..{high:g}"
+
+
+def _decode_all(index: Index, processes: int) -> Iterator[tuple[int, str]]:
+    """Decode all videos; yields every recording's number and what is wrong, or ""."""
+    recordings = index.usable.tolist()
+    videos = [[str(path) for path in index.videos(r)] for r in recordings]
+    frames = index.n_frames[recordings].tolist()
+    bar = tqdm(total=sum(frames), desc="Decoding", unit="frame", disable=None)
+    with bar:
+        if processes < 2 or len(recordings) < 2:
+            for recording, paths, n in zip(recordings, videos, frames, strict=True):
+                yield recording, _decode(paths, n)
+                bar.update(n)
+            return
+        context = multiprocessing.get_context(start_method())
+        with ProcessPoolExecutor(min(processes, len(recordings)), mp_context=context) as pool:
+            results = pool.map(_decode, videos, frames)
+            for recording, n, reason in zip(recordings, frames, results, strict=True):
+                yield recording, reason
+                bar.update(n)
+
+
+def _decode(videos: list[str], n_frames: int) -> str:
+    """Decode all frames of a recording's videos; what is wrong with them, or ""."""
+    for video in videos:
+        try:
+            decoded = sum(1 for _ in iterate_frames(video))
+        except RecordingError as error:
+            return f"{Path(video).name}: {error.reason}"
+        if decoded != n_frames:
+            return f"{Path(video).name}: {decoded} of {n_frames} frames can be decoded"
+    return ""
