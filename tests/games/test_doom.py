@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -157,7 +158,6 @@ from bczoo.games import make_game, ExpertPlayer
 from bczoo.games.play import play, play_in_processes
 if __name__ == "__main__":
     game = make_game("doom/health_gathering")
-    print("playing", flush=True)
     {call}
 """
 IN_ONE = "play(game, ExpertPlayer(game), 50, parallel=2, progress=False)"
@@ -184,7 +184,7 @@ def test_nothing_is_left_behind(tmp_path, call, end):
         [sys.executable, str(script)],
         cwd=here,
         env={**os.environ, "TMPDIR": str(temporary)},
-        stdout=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
@@ -196,8 +196,9 @@ def test_nothing_is_left_behind(tmp_path, call, end):
         wait_for(lambda: not engines(temporary), 20, "all engines have ended")
         wait_for(lambda: not list(temporary.glob("bczoo_doom_*")), 20, "their folders are gone")
     finally:
-        process.kill()
-        process.communicate()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # with the engines, should they still run
+        process.wait()
     assert list(here.iterdir()) == []
 
 
