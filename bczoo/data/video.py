@@ -64,6 +64,8 @@ def probe(path: str | Path) -> VideoInfo:
     with _opened(path) as (container, stream):
         if stream.frames:  # frames that an edit list hides are in the file but never shown
             n_frames = sum(not entry.is_discard for entry in stream.index_entries)
+            if max(entry.pos + entry.size for entry in stream.index_entries) > path.stat().st_size:
+                raise RecordingError(path, "the video is cut off")
         else:  # fragmented files do not say
             n_frames = len(_measured_times(container, stream))
         info = VideoInfo(n_frames, stream.width, stream.height, float(stream.average_rate or 0))
@@ -116,17 +118,16 @@ def iterate_frames(path: str | Path, start: int = 0, threads: int = 1) -> Iterat
         RecordingError: a frame is missing or broken; the reason names it.
     """
     number = start
-    for measured in (False, True):
-        with _opened(path, threads) as (container, stream):
-            times = _measured_times(container, stream) if measured else _even_times(stream)
+    measured, strict = False, True
+    while True:
+        with _opened(path, threads, strict) as (container, stream):
+            times = None if measured else _even_times(stream)
             if times is None:
-                continue
+                times, measured = _measured_times(container, stream), True
             if number >= len(times):
                 return
             try:
-                for frame, pts in _decoded_from(container, stream, times[number], from_start=number == 0):
-                    if pts < times[number]:
-                        continue
+                for frame, pts in _decoded_from(container, stream, times[number], number == 0):
                     if pts != times[number]:
                         break  # not where an even file shows it, or missing
                     yield frame
@@ -134,9 +135,15 @@ def iterate_frames(path: str | Path, start: int = 0, threads: int = 1) -> Iterat
                     if number == len(times):
                         return
             except av.error.FFmpegError as error:
-                raise RecordingError(path, f"frame {number} cannot be decoded ({error.strerror})") from error
+                if not (strict and number == start > 0):
+                    reason = f"frame {number} cannot be decoded ({error.strerror})"
+                    raise RecordingError(path, reason) from error
+                # A keyframe of an open group speaks of frames before the seek, which is no damage.
+                strict = False
+                continue
         if measured:
             raise RecordingError(path, f"frame {number} cannot be decoded")
+        measured = True
 
 
 class VideoWriter:
@@ -208,8 +215,8 @@ class VideoWriter:
 
 
 @contextmanager
-def _opened(path: str | Path, threads: int = 1) -> Iterator[tuple[Any, Any]]:
-    """The container and video stream of a file, with a decoder that reports damage instead of hiding it."""
+def _opened(path: str | Path, threads: int = 1, strict: bool = True) -> Iterator[tuple[Any, Any]]:
+    """The container and video stream of a file; a strict decoder reports all that it could conceal."""
     try:
         container = av.open(str(path))
     except (av.error.FFmpegError, OSError) as error:
@@ -219,11 +226,11 @@ def _opened(path: str | Path, threads: int = 1) -> Iterator[tuple[Any, Any]]:
             raise RecordingError(path, "the file has no video stream")
         stream = container.streams.video[0]
         stream.codec_context.thread_count = threads
-        stream.codec_context.options = {"err_detect": "explode"}
+        stream.codec_context.options = {"err_detect": "explode"} if strict else {}
         yield container, stream
 
 
-def _even_times(stream: Any) -> range | None:
+def _even_times(stream: Any) -> Sequence[int] | None:
     """Times of all frames in the stream's time base, if the header describes even spacing, else None."""
     if not stream.frames or not stream.duration or not stream.base_rate:
         return None
@@ -236,7 +243,7 @@ def _even_times(stream: Any) -> range | None:
     return range(first, first + n * int(step), int(step))
 
 
-def _measured_times(container: Any, stream: Any) -> list[int]:
+def _measured_times(container: Any, stream: Any) -> Sequence[int]:
     """Times of all frames that are shown, in order, by reading the whole file without decoding it."""
     try:
         return sorted(p.pts for p in container.demux(stream) if p.pts is not None and not p.is_discard)
@@ -265,14 +272,14 @@ def _decoded_from(
             break
         back = max(reach, back * 8)
     to_rgb = VideoReformatter()
-    shown_from = packet.pts if packet.pts is not None else begin
-    while True:
-        for frame in packet.decode():
-            # Frames shown before the keyframe refer to frames before the seek, which were not decoded.
-            if frame.pts is None or frame.pts < shown_from or frame.pts < time:
-                continue
-            if frame.is_corrupt:
-                raise av.error.InvalidDataError(0, "Corrupted frame", str(container.name))
-            yield to_rgb.reformat(frame, format="rgb24").to_ndarray(), frame.pts
-        if (packet := next(packets, None)) is None:
-            return
+    keyframe_time = packet.pts if packet.pts is not None else begin
+    while packet is not None:
+        # Frames after a keyframe that are shown before it may refer to frames before the seek, never decoded.
+        if packet.pts is None or packet.pts >= keyframe_time:
+            for frame in packet.decode():
+                if frame.pts is None or frame.pts < time:
+                    continue
+                if frame.is_corrupt:
+                    raise av.error.InvalidDataError(0, "Corrupted frame", str(container.name))
+                yield to_rgb.reformat(frame, format="rgb24").to_ndarray(), frame.pts
+        packet = next(packets, None)
