@@ -50,6 +50,19 @@ def published_augmentations(
     return transforms
 
 
+class PublishedAugmentations(v2.Compose):
+    """:func:`published_augmentations` as one transform, for YAML.
+
+    Args:
+        size: height and width of the frames in pixels, for the resized crops.
+        erasing: also erase a random rectangle.
+        resized_crop: also crop up to a tenth away and resize back.
+    """
+
+    def __init__(self, size: int = 192, erasing: bool = False, resized_crop: bool = False) -> None:
+        super().__init__(published_augmentations(size, erasing, resized_crop))
+
+
 class ClipAugment(nn.Module):
     """Applies transforms to every clip of a batch, with draws that depend on the clip's key alone.
 

@@ -12,8 +12,9 @@ from bczoo.errors import UserError
 class RecordingError(UserError):
     """A recording that cannot be used. ``reason`` is the short text that reports and warnings list."""
 
-    def __init__(self, where: str | Path, reason: str) -> None:
-        super().__init__(f"{where}: {reason}")
+    def __init__(self, where: str | Path, reason: str = "") -> None:
+        # Data loaders rebuild an error of a worker process from its text alone.
+        super().__init__(f"{where}: {reason}" if reason else str(where))
         self.where = str(where)
         self.reason = reason
 
@@ -34,9 +35,9 @@ class FrameReadError(RecordingError):
         frames: (n, size, size, 3) uint8, the wanted frames that came before it.
     """
 
-    def __init__(self, where: str | Path, reason: str, frames: np.ndarray) -> None:
+    def __init__(self, where: str | Path, reason: str = "", frames: np.ndarray | None = None) -> None:
         super().__init__(where, reason)
-        self.frames = frames
+        self.frames = np.zeros((0, 0, 0, 3), np.uint8) if frames is None else frames
 
     def __reduce__(self) -> tuple:
         return type(self), (self.where, self.reason, self.frames)

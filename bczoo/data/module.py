@@ -188,6 +188,10 @@ class RecordingDataModule(L.LightningDataModule):
             batch["frames"] = self.augment(batch["frames"], [(*key, *clip) for clip in self._clips])
         return batch
 
+    def on_exception(self, exception: BaseException) -> None:
+        """Stop worker processes; Lightning does not call ``teardown`` then."""
+        self.teardown()
+
     def teardown(self, stage: str | None = None) -> None:
         """Stop worker processes and tell of frames that could not be read."""
         unreadable = sum(loader.windows.unreadable_steps for loader in self._loaders)

@@ -1,0 +1,90 @@
+"""Augmentations: constant over a clip, a function of the clip's key, and really doing something."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torchvision.transforms import v2
+
+from bczoo.data.augment import (
+    ClipAugment,
+    ColorTemperature,
+    HorizontalShift,
+    IsoNoise,
+    MotionBlur,
+    published_augmentations,
+)
+
+SIZE = 32
+OWN = [HorizontalShift(0.1), ColorTemperature(0.3), IsoNoise(), MotionBlur()]
+
+
+@pytest.fixture
+def clips():
+    """(2, 6, 3, SIZE, SIZE), where frame 4 repeats frame 1."""
+    torch.manual_seed(0)
+    frames = torch.randint(0, 256, (2, 6, 3, SIZE, SIZE), dtype=torch.uint8)
+    frames[:, 4] = frames[:, 1]
+    return frames
+
+
+def test_published_set_is_constant_over_a_clip_and_repeatable(clips):
+    augment = ClipAugment(published_augmentations(SIZE, erasing=True, resized_crop=True))
+    changed = 0
+    for key in range(25):
+        out = augment(clips, [(key, 0), (key, 1)])
+        assert out.shape == clips.shape
+        assert out.dtype == torch.uint8
+        assert torch.equal(out[:, 4], out[:, 1])
+        assert torch.equal(out, augment(clips, [(key, 0), (key, 1)]))
+        assert torch.equal(out[1:], augment(clips[1:], [(key, 1)]))  # other clips of the batch do not matter
+        changed += not torch.equal(out, clips)
+    assert changed > 20
+
+
+@pytest.mark.parametrize("transform", OWN, ids=lambda t: type(t).__name__)
+def test_own_transforms(clips, transform):
+    augment = ClipAugment([transform])
+    results = [augment(clips, [(k, 0), (k, 1)]) for k in range(8)]
+    for out in results:
+        assert torch.equal(out[:, 4], out[:, 1])
+    assert sum(not torch.equal(out, clips) for out in results) >= 6
+    assert not all(torch.equal(a, b) for a, b in itertools.pairwise(results))
+
+
+def test_shift_moves_all_frames_alike(clips):
+    out = ClipAugment([HorizontalShift(0.2)])(clips, [3, 4])
+    for clip, shifted in zip(clips, out, strict=True):
+        fits = [d for d in range(-6, 7) if torch.equal(shifted[..., 8:-8], clip.roll(d, -1)[..., 8:-8])]
+        assert len(fits) == 1
+
+
+def test_temperature_moves_red_against_blue():
+    grey = torch.full((1, 2, 3, SIZE, SIZE), 100, dtype=torch.uint8)
+    means = [ClipAugment([ColorTemperature(0.2)])(grey, [k]).float().mean((0, 1, 3, 4)) for k in range(10)]
+    for red, green, blue in means:
+        assert green == 100
+        assert (red - 100) * (blue - 100) <= 0
+    assert min(m[0] for m in means) < 95
+    assert max(m[0] for m in means) > 105
+
+
+def test_motion_blur_keeps_brightness_and_removes_detail(clips):
+    out = ClipAugment([MotionBlur(7)])(clips, [1, 2])
+    assert abs(out.float().mean() - clips.float().mean()) < 1
+    assert out.float().std() < 0.8 * clips.float().std()
+
+
+def test_training_random_numbers_are_left_alone(clips):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    ClipAugment([v2.ColorJitter(0.5)])(clips, [1, 2])
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_wrong_input_is_named(clips):
+    with pytest.raises(ValueError, match=r"uint8 clips \(B, T, 3, H, W\)"):
+        ClipAugment(OWN)(clips.float(), [1, 2])

@@ -1,0 +1,312 @@
+"""The index: what it holds, what it calls broken, and when it looks again."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import time
+import warnings
+
+import numpy as np
+import pytest
+from synthetic import SIZE, damage, write_recording, write_recordings, write_video
+
+from bczoo.actions import ActionSpace
+from bczoo.data import index_build
+from bczoo.data.check import check
+from bczoo.data.errors import NoRecordingsError, RecordingError
+from bczoo.data.index import open_index, require_recordings
+from bczoo.data.recording import parse_steps, read_annotation
+
+KEYBOARD = ActionSpace.keyboard_mouse()
+VIDEO = f"{SIZE}x{SIZE}.mp4"
+
+
+@pytest.fixture
+def parsed(monkeypatch):
+    """Names of the recordings that are parsed."""
+    names: list[str] = []
+    original = index_build.index_recording
+
+    def spy(root, row, target):
+        names.append(row.name)
+        return original(root, row, target)
+
+    monkeypatch.setattr(index_build, "index_recording", spy)
+    return names
+
+
+def assert_same(index, root):
+    for i in index.usable:
+        steps = parse_steps(read_annotation(root / index.names[i]), KEYBOARD, 20.0, 4, "")
+        ids, kind = index.steps(i)
+        assert np.array_equal(ids, steps.ids)
+        assert np.array_equal(kind, steps.kind)
+        start, length, text = index.texts(i)
+        assert np.array_equal(start, steps.text_start)
+        assert np.array_equal(length, steps.text_steps)
+        assert np.array_equal(text, steps.text)
+
+
+def make(root, name, n=12, text=None):
+    from bczoo.data.recording import RecordingWriter
+
+    with RecordingWriter(root / name, size=SIZE) as writer:
+        for i in range(n):
+            embedding = np.full(4, len(name) + i // 4, np.float32) if text else None
+            said = f"{text} {i // 4}" if text else None
+            values = {"keys": [str(i % 4 + 1)]}
+            kind = {"system": values} if i % 5 > 2 else {"user": values}
+            writer.add(np.zeros((SIZE, SIZE, 3), np.uint8), text=said, text_embedding=embedding, **kind)
+
+
+def test_index_holds_what_parsing_gives_and_parses_only_what_is_new(tmp_path, parsed):
+    for name, text in (("b", "go"), ("d", None), ("f", "stop")):
+        make(tmp_path, name, text=text)
+    index = open_index(tmp_path, KEYBOARD, text_dim=4)
+    assert parsed == ["b", "d", "f"]
+    assert_same(index, tmp_path)
+    parsed.clear()
+    assert_same(open_index(tmp_path, KEYBOARD, text_dim=4), tmp_path)
+    assert parsed == []
+
+    make(tmp_path, "a", 20, text="left")
+    make(tmp_path, "e", 7)
+    shutil.rmtree(tmp_path / "b")
+    annotation = tmp_path / "d" / "annotation.proto"
+    message = read_annotation(tmp_path / "d")
+    message.frame_annotations[3].user_action.keyboard.keys[:] = ["w"]
+    annotation.write_bytes(message.SerializeToString())
+    index = open_index(tmp_path, KEYBOARD, text_dim=4)
+    assert sorted(parsed) == ["a", "d", "e"]
+    assert index.names.tolist() == ["a", "d", "e", "f"]
+    assert_same(index, tmp_path)
+    assert index.steps(1)[0][3, 0] == 11  # w
+
+    for system in range(len(index)):
+        kind = index.steps(system)[1]
+        for first in range(len(kind) - 1):
+            expected = bool((kind[first : first + 2] == 2).all()) and first + 2 <= len(kind)
+            assert index.system_only(np.array([system]), np.array([first]), 2)[0] == expected
+
+
+def test_another_action_space_rate_or_text_width_has_an_index_of_its_own(root, parsed):
+    open_index(root, KEYBOARD)
+    assert len(parsed) == 8
+    for arguments in ({"space": ActionSpace.keyboard_mouse(extra_keys=["r"])}, {"text_dim": None}):
+        parsed.clear()
+        open_index(root, **{"space": KEYBOARD} | arguments)
+        assert len(parsed) == 8
+    parsed.clear()
+    open_index(root, KEYBOARD)
+    assert parsed == []
+    assert all("recorded at 20" in p for p in open_index(root, KEYBOARD, fps=35.0).problems)
+
+
+def test_interrupted_build_leaves_the_last_index(root, monkeypatch):
+    before = open_index(root, KEYBOARD)
+    write_recording(root / "rec-9", 12)
+
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(index_build, "index_recording", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            open_index(root, KEYBOARD)
+    assert open_index(root, KEYBOARD, scan=False).names.tolist() == before.names.tolist()
+    folder = next((root / ".bczoo" / "index").iterdir())
+    assert len(list(folder.iterdir())) == 2  # the build and the file that points to it
+    assert len(open_index(root, KEYBOARD)) == 9
+    assert len(list(folder.iterdir())) == 2
+
+
+def test_damaged_cache_is_built_anew(root):
+    open_index(root, KEYBOARD)
+    table = next((root / ".bczoo").rglob("table.json"))
+    table.write_text("{")
+    assert len(open_index(root, KEYBOARD)) == 8
+
+
+def test_read_only_root_uses_the_users_cache(root, tmp_path, monkeypatch, parsed):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (root / ".bczoo").write_text("in the way")  # as good as no permission, also for the superuser
+    assert len(open_index(root, KEYBOARD)) == 8
+    assert len(open_index(root, KEYBOARD)) == 8
+    assert len(parsed) == 8
+    assert list((tmp_path / "cache" / "bczoo").rglob("ids.npy"))
+
+
+def test_several_roots_are_one_index(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    write_recordings(one, 2, 10)
+    write_recordings(two, 3, 20)
+    index = open_index([one, two], KEYBOARD)
+    assert index.n_frames.tolist() == [10, 11, 20, 21, 22]
+    assert index.video(3, SIZE) == two / "rec-1" / VIDEO
+    assert len(index.steps(3)[0]) == 21
+    copy = pickle.loads(pickle.dumps(index))
+    assert len(pickle.dumps(index)) < 20_000  # arrays stay on disk
+    assert np.array_equal(copy.steps(3)[0], index.steps(3)[0])
+
+
+def test_recordings_in_batch_folders_and_a_single_recording(tmp_path):
+    write_recordings(tmp_path / "batch-1", 2, 10)
+    write_recordings(tmp_path / "batch-2", 1, 10)
+    assert open_index(tmp_path, KEYBOARD).names.tolist() == [
+        "batch-1/rec-0",
+        "batch-1/rec-1",
+        "batch-2/rec-0",
+    ]
+    single = open_index(tmp_path / "batch-1" / "rec-1", KEYBOARD)
+    assert single.names.tolist() == ["rec-1"]
+    assert single.video(0, SIZE).exists()
+
+
+def test_parallel_parsing_gives_the_same(tmp_path):
+    write_recording(tmp_path / "rec-00", 12)
+    for r in range(1, 70):
+        shutil.copytree(tmp_path / "rec-00", tmp_path / f"rec-{r:02}")
+    (tmp_path / "rec-33" / "annotation.proto").write_bytes(b"\xff")
+    index = open_index(tmp_path, KEYBOARD, processes=2)
+    assert len(index.usable) == 69
+    assert "cut off" in index.problems[33]
+    assert np.array_equal(index.steps(69)[0], index.steps(0)[0])
+
+
+def break_recordings(root):
+    """Every kind of broken recording; returns the reason by name."""
+    write_recordings(root, 10, 70)
+    folders = {r: root / f"rec-{r}" for r in range(10)}
+    (folders[1] / VIDEO).write_bytes(b"")
+    (folders[2] / "annotation.proto").write_bytes((folders[2] / "annotation.proto").read_bytes()[:-2])
+    (folders[3] / VIDEO).unlink()
+    write_video(folders[3] / VIDEO, 60)
+    (folders[4] / VIDEO).rename(folders[4] / "64x64.mp4")
+    (folders[5] / VIDEO).unlink()
+    (folders[6] / "annotation.proto").unlink()
+    (folders[7] / VIDEO).write_bytes((folders[7] / VIDEO).read_bytes()[:-500])
+    shutil.rmtree(folders[8])
+    write_recording(folders[8], 10, fps=10.0)
+    (root / "nothing here").mkdir()
+    return {
+        "rec-1": "cannot be opened",
+        "rec-2": "annotation.proto is damaged or cut off",
+        "rec-3": "has 60 frames, annotation.proto has 73",
+        "rec-4": "64x64.mp4: wrong frame size: the video is 48x48",
+        "rec-5": "no video",
+        "rec-6": "annotation.proto cannot be read",
+        "rec-7": "cannot be opened",
+        "rec-8": "recorded at 10 frames per second, wanted are 20",
+    }
+
+
+def test_broken_recordings_are_skipped_with_one_warning_and_all_listed_by_check(tmp_path, capsys):
+    reasons = break_recordings(tmp_path)
+    index = open_index(tmp_path, KEYBOARD)
+    assert index.names[index.usable].tolist() == ["rec-0", "rec-9"]
+    found = {str(n): str(p) for n, p in zip(index.names, index.problems, strict=True) if p}
+    assert found.keys() == reasons.keys()
+    for name, reason in reasons.items():
+        assert reason in found[name], name
+
+    with pytest.warns(UserWarning) as caught:
+        index.report()
+    (warning,) = [str(w.message) for w in caught]
+    assert "8 of 10 recordings are broken" in warning
+    assert f"bczoo data check {tmp_path}" in warning
+    assert all(name in warning for name in ("rec-1", "rec-2", "rec-3"))
+    with pytest.raises(RecordingError, match="8 of 10"):
+        index.report(strict=True)
+
+    damage(tmp_path / "rec-9" / VIDEO)  # only decoding finds this
+    report = check(str(tmp_path), decode=False, processes=1)
+    assert report.status == 1
+    assert report.broken.keys() == reasons.keys()
+    report = check(str(tmp_path), processes=2, json=str(tmp_path / "report.json"))
+    assert report.broken.keys() == reasons.keys() | {"rec-9"}
+    assert "cannot be decoded" in report.broken["rec-9"]
+    printed = capsys.readouterr().out
+    for name, reason in report.broken.items():
+        assert f"{name}: {reason}" in printed
+    assert '"rec-9"' in (tmp_path / "report.json").read_text()
+
+
+def test_unknown_keys_are_reported(tmp_path):
+    from bczoo.data.recording import RecordingWriter
+
+    with RecordingWriter(tmp_path / "rec", size=SIZE) as writer:
+        for _ in range(6):
+            writer.add(np.zeros((SIZE, SIZE, 3), np.uint8), user={"keys": ["F12"]})
+    index = open_index(tmp_path, KEYBOARD)
+    with pytest.warns(UserWarning, match=r"keys:F12 \(6 steps\)"):
+        index.report()
+    with pytest.raises(RecordingError, match="F12"):
+        index.report(strict=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        open_index(tmp_path, ActionSpace.keyboard_mouse(extra_keys=["F12"])).report(strict=True)
+
+
+def test_no_recordings_says_how_to_get_some(tmp_path):
+    for root in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(NoRecordingsError, match="bczoo record --env doom/defend_the_center") as caught:
+            open_index(root, KEYBOARD)
+        assert "Pixels2Play" in str(caught.value)
+        assert f"--out {root}" in str(caught.value)
+    (tmp_path / "batch_0.tar.gz").touch()
+    with pytest.raises(NoRecordingsError, match=r"1 packed batches \(batch_0.tar.gz"):
+        require_recordings(str(tmp_path))
+
+
+def test_check_counts(root, capsys):
+    report = check(str(root), decode=True, processes=1)
+    assert report.status == 0
+    assert report.frames == sum(range(30, 38))
+    assert (report.user_steps, report.unknown_steps) == (report.frames - 8, 8)
+    keys = [(i % 4) for r in range(8) for i in range(29 + r)]
+    assert report.actions["keys"]["1"] == keys.count(0)
+    assert report.actions["keys"]["w"] == 0
+    assert sum(report.actions["mouse_dx"].values()) == report.user_steps
+    assert report.actions["mouse_dx"]["-1"] == sum(i % 7 - 3 == -1 for r in range(8) for i in range(29 + r))
+    assert "8 recordings" in capsys.readouterr().out
+
+
+def many(root, count):
+    """Recordings that share two files (hard links), so that a large number is quick to make."""
+    write_recording(root / "rec-00000", 40)
+    for r in range(1, count):
+        folder = root / f"rec-{r:05}"
+        folder.mkdir()
+        for name in (VIDEO, "annotation.proto"):
+            os.link(root / "rec-00000" / name, folder / name)
+
+
+@pytest.mark.parametrize(
+    "count",
+    [
+        500,
+        pytest.param(
+            10_000,
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.skipif(os.environ.get("BCZOO_SLOW") != "1", reason="long; set BCZOO_SLOW=1"),
+            ],
+        ),
+    ],
+)
+def test_large_folders_are_indexed_without_touching_frames(tmp_path, count, monkeypatch):
+    from bczoo.data import video
+
+    many(tmp_path, count)
+    monkeypatch.setattr(video, "_decoded_from", lambda *a: pytest.fail("a frame was decoded"))
+    begin = time.process_time()
+    open_index(tmp_path, KEYBOARD)
+    first = time.process_time() - begin
+    index = open_index(tmp_path, KEYBOARD)
+    again = time.process_time() - begin - first
+    print(f"{count} recordings: {first:.2f} s of computing, again {again:.2f} s")
+    assert len(index.usable) == count
+    assert first / count < 0.02
+    assert again < 0.3 * first
