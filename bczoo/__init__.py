@@ -49,6 +49,11 @@ _EXPORTS = {
     "Agent": "bczoo.agent",
     "PolicyPlayer": "bczoo.agent",
     "RecordingDataModule": "bczoo.data.module",
+    "PublishedAugmentations": "bczoo.data.augment",
+    "PlayedRecordings": "bczoo.games.record",
+    "ResumableCheckpoint": "bczoo.callbacks.checkpoint",
+    "PlayGame": "bczoo.callbacks.play",
+    "WritePredictions": "bczoo.callbacks.predictions",
     "bc_loss": "bczoo.loss",
 }
 
@@ -59,7 +64,12 @@ if TYPE_CHECKING:
     from bczoo.actions import Decision as Decision
     from bczoo.agent import Agent as Agent
     from bczoo.agent import PolicyPlayer as PolicyPlayer
+    from bczoo.callbacks.checkpoint import ResumableCheckpoint as ResumableCheckpoint
+    from bczoo.callbacks.play import PlayGame as PlayGame
+    from bczoo.callbacks.predictions import WritePredictions as WritePredictions
+    from bczoo.data.augment import PublishedAugmentations as PublishedAugmentations
     from bczoo.data.module import RecordingDataModule as RecordingDataModule
+    from bczoo.games.record import PlayedRecordings as PlayedRecordings
     from bczoo.loss import bc_loss as bc_loss
     from bczoo.model.decoder import ActionDecoder as ActionDecoder
     from bczoo.model.decoder import BackboneHeads as BackboneHeads

@@ -51,7 +51,7 @@ class PlayGame(L.Callback):
         game = make_game(self.env)
         self.results = {"policy": play(game, player, self.episodes, self.seed, parallel=self.parallel)}
         for name in ("expert", "random"):
-            self.results[name] = play_in_processes(self.env, name, self.episodes, self.seed)
+            self.results[name] = play_in_processes(game, name, self.episodes, self.seed)
         print(f"\n{self.env}, {self.episodes} unseen games each\n{score_table(self.results)}")
         self._log(trainer)
         if self.video:

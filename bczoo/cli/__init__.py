@@ -10,11 +10,11 @@ import os
 import sys
 from importlib import import_module
 
-# command -> (what it does, "module:function" of a function whose arguments are the options)
+# command -> (what it does, "module:function" of a function whose arguments are the options, those without a name)
 FUNCTIONS = {
-    ("record",): ("play a game and write the episodes as recordings", "bczoo.games.record:record"),
-    ("data", "check"): ("check recordings: counts, hours, actions, what is broken", "bczoo.data.check:check"),
-    ("data", "view"): ("draw the actions of a recording into its video", "bczoo.data.view:view"),
+    ("record",): ("play a game and write the episodes as recordings", "bczoo.games.record:record", ()),
+    ("data", "check"): ("check recordings: counts, hours, actions, what is broken", "bczoo.data.check:check", ("root",)),
+    ("data", "view"): ("draw the actions of a recording into its video", "bczoo.data.view:view", ("recording",)),
 }
 TRAINER = {
     "fit": "train a policy",
@@ -45,7 +45,8 @@ def main(argv: list[str] | None = None) -> int:
         if command is not None:
             from bczoo.cli.function import run_function
 
-            return run_function(command, FUNCTIONS[command][1], argv[len(command) :])
+            _, target, positional = FUNCTIONS[command]
+            return run_function(command, target, argv[len(command) :], positional)
         from bczoo.cli.trainer import run_trainer
 
         return run_trainer(argv)
@@ -63,7 +64,7 @@ def usage() -> str:
     """The help text."""
     from bczoo.configs import names
 
-    rows = [(c, TRAINER[c]) for c in TRAINER] + [(" ".join(c), text) for c, (text, _) in FUNCTIONS.items()]
+    rows = [(c, TRAINER[c]) for c in TRAINER] + [(" ".join(c), text) for c, (text, *_) in FUNCTIONS.items()]
     width = max(len(c) for c, _ in rows) + 2
     commands = "\n".join(f"  {c:<{width}}{text}" for c, text in rows)
     return (

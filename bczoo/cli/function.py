@@ -10,7 +10,8 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from jsonargparse import ArgumentParser, set_parsing_settings
+import docstring_parser
+from jsonargparse import ArgumentParser
 
 from bczoo.cli.parser import SuggestingParser
 
@@ -19,19 +20,23 @@ class FunctionParser(SuggestingParser, ArgumentParser):
     """Parser of one function's options."""
 
 
-def run_function(command: tuple[str, ...], target: str, argv: list[str]) -> int:
-    """Run ``target`` ("module:function") with options from ``argv``; its result, if a number, is the exit status."""
+def run_function(command: tuple[str, ...], target: str, argv: list[str], positional: tuple[str, ...]) -> int:
+    """Run ``target`` ("module:function") with options from ``argv``; its status is the exit status.
+
+    Args:
+        command: words of the command, for the help.
+        target: where the function is.
+        argv: what follows the command.
+        positional: arguments that are given without a name.
+    """
     module, _, name = target.partition(":")
     function: Callable[..., Any] = getattr(import_module(module), name)
-    set_parsing_settings(docstring_parse_attribute_docstrings=False)
-    parser = FunctionParser(prog=" ".join(("bczoo", *command)), description=summary(function))
-    required = parser.add_function_arguments(function, as_positional=True)
-    arguments = parser.instantiate_classes(parser.parse_args(argv)).as_dict()
-    result = function(**{k: arguments[k] for k in (required or arguments) if k in arguments})
-    status = getattr(result, "status", result)
+    described = docstring_parser.parse(inspect.getdoc(function) or "")
+    parser = FunctionParser(prog=" ".join(("bczoo", *command)), description=described.short_description)
+    for parameter in described.params:
+        if parameter.arg_name in positional:
+            parser.add_argument(parameter.arg_name, type=str, help=parameter.description)
+    parser.add_function_arguments(function, skip=set(positional), as_positional=False)
+    result = function(**parser.instantiate_classes(parser.parse_args(argv)).as_dict())
+    status = getattr(result, "status", 0)
     return status if isinstance(status, int) else 0
-
-
-def summary(function: Callable[..., Any]) -> str:
-    """First paragraph of a docstring."""
-    return (inspect.getdoc(function) or "").split("\n\n")[0].replace("\n", " ")

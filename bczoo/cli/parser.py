@@ -10,7 +10,9 @@ import difflib
 import re
 from typing import Any, NoReturn
 
-_UNKNOWN = re.compile(r"does not accept option '(?P<a>[\w.]+)'|[Uu]nrecognized arguments: --(?P<b>[\w.]+)")
+_UNKNOWN = re.compile(
+    r"does not accept option '([\w.]+)'|Option '([\w.]+)' is not accepted|[Uu]nrecognized arguments: --([\w.]+)"
+)
 
 
 def suggestion(message: str, options: list[str]) -> str:
@@ -18,11 +20,10 @@ def suggestion(message: str, options: list[str]) -> str:
     match = _UNKNOWN.search(message)
     if match is None:
         return ""
-    given = match["a"] or match["b"]
-    last = given.split(".")[-1]
+    last = match[match.lastindex or 0].split(".")[-1]
     by_last = {option.split(".")[-1]: option for option in options}
     close = difflib.get_close_matches(last, by_last, n=1, cutoff=0.7)
-    return f" Did you mean {by_last[close[0]]!r}?" if close else ""
+    return f"\nDid you mean {by_last[close[0]]!r}?" if close else ""
 
 
 class SuggestingParser:
@@ -50,5 +51,6 @@ def _part_options() -> list[str]:
 
     import bczoo
 
-    classes = (getattr(bczoo, n) for n in bczoo.__all__ if not n.startswith("_"))
-    return sorted({p for c in classes if inspect.isclass(c) for p in inspect.signature(c).parameters})
+    exported = (getattr(bczoo, n) for n in bczoo.__all__ if not n.startswith("_"))
+    classes = [c for c in exported if inspect.isclass(c) and c.__init__ is not dict.__init__]
+    return sorted({p for c in classes for p in inspect.signature(c.__init__).parameters})

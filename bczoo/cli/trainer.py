@@ -7,10 +7,12 @@ hyperparameters in a checkpoint never override the command line, missing data is
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import bczoo
@@ -44,6 +46,15 @@ class TrainerCLI(LightningCLI):
                 require_recordings(arguments["root"])
         if self.subcommand != "fit":
             self._skip_pretrained(config)
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Lightning's trainer, with the plain progress bar that every other long stage shows too."""
+        trainer = super().instantiate_trainer(**kwargs)
+        trainer.callbacks[:] = [  # type: ignore[attr-defined]
+            TQDMProgressBar() if type(c) is RichProgressBar else c
+            for c in trainer.callbacks  # type: ignore[attr-defined]
+        ]
+        return trainer
 
     def _skip_pretrained(self, config: Any) -> None:
         """ImageNet weights would be overwritten by the checkpoint; do not download them."""
@@ -80,6 +91,7 @@ class TrainerCLI(LightningCLI):
 
 def run_trainer(argv: list[str]) -> int:
     """Run one of the trainer commands."""
+    sys.argv[1:] = with_config_paths(argv)  # LightningCLI warns about arguments that it is given in another way
     TrainerCLI(
         model_class=L.LightningModule,
         datamodule_class=L.LightningDataModule,
@@ -88,7 +100,6 @@ def run_trainer(argv: list[str]) -> int:
         save_config_kwargs={"overwrite": True},
         parser_class=TrainerParser,
         parser_kwargs={"prog": "bczoo", "version": bczoo.__version__},
-        args=[*with_config_paths(argv)],
     )
     return 0
 

@@ -1,0 +1,224 @@
+"""The command line, as a user types it."""
+
+import json
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import crash
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from bczoo import BCPolicy, configs
+from bczoo.cli import main
+from bczoo.data.recording import RecordingWriter
+
+REPOSITORY = Path(__file__).parent.parent
+QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false", "--trainer.accelerator", "cpu"]
+NO_LUCK = ["--model.encoder.init_args.drop_path", "0", "--trainer.num_sanity_val_steps", "0"]
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory):
+    root = tmp_path_factory.mktemp("recordings")
+    rng = np.random.default_rng(0)
+    for i in range(6):
+        with RecordingWriter(root / f"rec_{i}", size=96) as writer:
+            for t in range(60):
+                frame = np.full((96, 96, 3), (t * 4) % 256, np.uint8)
+                frame[:, :48] = rng.integers(0, 256)
+                values = {"keys": ["w"] if t % 3 else [], "mouse_buttons": [], "mouse_dx": int(t % 7) - 3, "mouse_dy": 0}
+                writer.add(frame, user=values)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def own_arguments(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["bczoo"])
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def bczoo(*arguments):
+    return main([str(a) for a in arguments])
+
+
+def run_python(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+def test_help_needs_nothing_heavy():
+    code = "import sys; from bczoo.cli import main; main(['--help']); print({'torch', 'lightning'} & set(sys.modules))"
+    out = run_python(code)
+    assert "usage: bczoo" in out and "600m" in out and out.strip().endswith("set()")
+
+
+def test_importing_bczoo_is_light():
+    assert run_python("import sys, bczoo; print('torch' in sys.modules)").strip() == "False"
+
+
+@pytest.mark.parametrize("argv", [["fitt"], ["data"], ["dta", "check"]])
+def test_unknown_commands_get_a_suggestion(argv, capsys):
+    assert main(argv) == 2
+    assert {"fitt": "'fit'", "data": "data check, data view", "dta": "'data check'"}[argv[0]] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", configs.names())
+def test_every_shipped_config_parses_and_names_itself(name, capsys):
+    with pytest.raises(SystemExit) as exit:
+        bczoo("fit", "--config", name, "--print_config")
+    assert exit.value.code == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["model"]["class_path"] == "bczoo.BCPolicy"
+
+
+def test_sizes_differ_only_in_numbers():
+    def shape(value):
+        if isinstance(value, dict):
+            return {k: shape(v) for k, v in value.items()}
+        if isinstance(value, list):
+            return [shape(v) for v in value]
+        return "number" if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+    loaded = {n: (configs.FOLDER / f"{n}.yaml").read_text().replace(n, "SIZE") for n in ("150m", "300m", "600m", "1.2b")}
+    shapes = [shape(yaml.safe_load(text)) for text in loaded.values()]
+    assert all(s == shapes[0] for s in shapes)
+
+
+def test_without_data_the_error_says_how_to_get_some(here, capsys):
+    assert bczoo("fit", "--config", "600m", *QUIET) == 1
+    assert "bczoo record --env" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "meant"),
+    [("--data.batchsize", "batch_size"), ("--model.encoder.init_args.frosen", "frozen"), ("--trainer.max_stpes", "max_steps")],
+)
+def test_unknown_options_get_a_suggestion(option, meant, capsys):
+    with pytest.raises(SystemExit) as exit:
+        bczoo("fit", "--config", "tiny", option, "1")
+    assert exit.value.code == 2 and re.search(f"Did you mean '.*{meant}'", capsys.readouterr().err)
+
+
+def test_unknown_config_gets_a_suggestion(capsys):
+    assert bczoo("fit", "--config", "60m") == 1
+    assert "did you mean '600m'" in capsys.readouterr().err
+
+
+def fit(root, *more):
+    return bczoo(
+        "fit", "--config", "tiny", "--data.root", root, "--data.batch_size", 4, "--trainer.max_steps", 6,
+        "--trainer.val_check_interval", 3, *QUIET, *NO_LUCK, *more,
+    )  # fmt: skip
+
+
+def weights(path="runs/tiny/checkpoints/last.ckpt"):
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def test_fit_validate_test_predict(recordings, here, capsys):
+    assert fit(recordings) == 0
+    common = ["--config", "tiny", "--data.root", recordings, *QUIET]
+    assert bczoo("validate", *common) == 0
+    assert "val/perplexity/keys" in capsys.readouterr().out
+    assert bczoo("test", *common) == 0
+    assert "test/accuracy/mouse_dx" in capsys.readouterr().out
+    assert bczoo("predict", *common, "--trainer.callbacks+=bczoo.WritePredictions") == 0
+    rows = load_file("predictions.safetensors")
+    assert rows["ids.keys"].shape[1:] == (8, 4) and len(rows["recording"]) == len(rows["ids.keys"])
+    assert ((rows["probability.keys"] > 0) & (rows["probability.keys"] <= 1)).all()
+    policy = BCPolicy.load_from_checkpoint("runs/tiny/checkpoints/last.ckpt", weights_only=True)
+    assert policy.config["window"] == 8
+    policy.agent().step(np.zeros((96, 96, 3), np.uint8))
+
+
+def test_a_second_run_starts_anew_and_keeps_the_first(recordings, here):
+    fit(recordings)
+    first = weights()
+    assert fit(recordings, "--seed_everything", 1) == 0
+    second = weights()
+    assert any(not torch.equal(first[k], second[k]) for k in first)
+    kept = weights("runs/tiny/checkpoints/previous.ckpt")
+    assert all(torch.equal(kept[k], first[k]) for k in first)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_interrupted_run_ends_as_if_it_had_not_been(recordings, here, capsys, workers):
+    """Crash before step 5, in the middle of an epoch; the last checkpoint is of step 4. Dropout is on."""
+    options = ["--data.num_workers", workers, "--trainer.callbacks.every_n_train_steps", 2]
+    fit(recordings, *options)
+    expected = weights()
+    Path("runs/tiny/checkpoints/last.ckpt").unlink()
+    with pytest.raises(crash.PowerCut):
+        fit(recordings, *options, "--trainer.callbacks+=crash.CrashAt", "--trainer.callbacks.step=5")
+    assert torch.load("runs/tiny/checkpoints/last.ckpt", weights_only=True)["global_step"] == 4
+    capsys.readouterr()
+    fit(recordings, *options)
+    assert "resuming the interrupted run" in capsys.readouterr().out
+    resumed = weights()
+    assert all(torch.equal(resumed[k], expected[k]) for k in expected)
+
+
+def test_the_command_line_overrides_what_a_checkpoint_says(recordings, here):
+    fit(recordings)
+    path = "runs/tiny/checkpoints/last.ckpt"
+    assert bczoo("validate", "--config", "tiny", "--data.root", recordings, "--ckpt_path", path, "--model.window", 4, *QUIET) == 0
+    saved = yaml.safe_load(Path("runs/tiny/logs/version_0/config.yaml").read_text())
+    assert saved["model"]["init_args"]["window"] == 8
+    hparams = torch.load(path, weights_only=True)["hyper_parameters"]
+    assert json.loads(json.dumps(hparams)) == hparams
+
+
+def test_a_missing_checkpoint_is_told(recordings, here, capsys):
+    common = ["--config", "tiny", "--data.root", recordings, *QUIET]
+    assert bczoo("validate", *common) == 1
+    assert "train first" in capsys.readouterr().err
+    assert bczoo("validate", *common, "--ckpt_path", "nowhere.ckpt") == 1
+    assert "nowhere.ckpt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("decoder", "more"),
+    [("bczoo.BackboneHeads", []), ("bczoo.IndependentHeads", []), ("bczoo.ActionDecoder", ["--model.encoder.frozen", "true"])],
+)
+def test_ablations_train_by_yaml(recordings, here, decoder, more):
+    assert fit(recordings, "--model.decoder", decoder, *more, "--trainer.max_steps", 1) == 0
+
+
+def test_data_check_and_view(recordings, here, capsys):
+    assert bczoo("data", "check", recordings) == 0
+    assert "6" in capsys.readouterr().out
+    assert bczoo("data", "view", recordings / "rec_0", "--out", "clip.mp4") == 0
+    assert Path("clip.mp4").stat().st_size > 0
+
+
+def test_record_and_its_errors(here, capsys):
+    options = ["--env", "doom/basic", "--agent", "expert", "--episodes", 1, "--out", "my_game", "--size", 96]
+    assert bczoo("record", *options) == 0
+    assert len(list(Path("my_game").glob("*/annotation.proto"))) == 1
+    assert bczoo("record", "--env", "doom/basik", "--out", "x") == 1
+    assert "doom/basic" in capsys.readouterr().err
+
+
+def test_the_wheel_carries_the_configs(tmp_path):
+    pytest.importorskip("hatchling", reason="building a wheel here needs hatchling")
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
+        cwd=REPOSITORY, check=True, capture_output=True,
+    )  # fmt: skip
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {f"bczoo/configs/{n}.yaml" for n in configs.names()} <= names
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); from bczoo import configs; print(configs.find('600m'))"
+    assert Path(run_python(code).strip()) == tmp_path / "site" / "bczoo" / "configs" / "600m.yaml"
