@@ -148,17 +148,13 @@ def play_in_processes(
         1, min(10, episodes // 4)
     )  # episodes per task: few enough to keep every process busy to the end
     tasks = [(game, player, min(share, episodes - i), seed + i) for i in range(0, episodes, share)]
-    parts: list[PlayResult | None] = [None] * len(tasks)
     with tqdm(total=episodes, desc=f"{game.name} {player}", disable=not progress, unit="ep") as bar:
-        for number, part in in_processes(_play_some, tasks, workers):
-            parts[number] = part
-            bar.update(len(part.returns))
-    done = [part for part in parts if part is not None]
+        parts = in_processes(_play_some, tasks, workers, lambda part: bar.update(len(part.returns)))
     return PlayResult(
         game.name,
-        returns=[r for part in done for r in part.returns],
-        lengths=[n for part in done for n in part.lengths],
-        seeds=[s for part in done for s in part.seeds],
+        returns=[r for part in parts for r in part.returns],
+        lengths=[n for part in parts for n in part.lengths],
+        seeds=[s for part in parts for s in part.seeds],
         seconds=time.perf_counter() - started,
     )
 

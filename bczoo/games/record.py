@@ -62,11 +62,8 @@ def record(
     folders = [Path(out) / episode_name(env, agent, seed + i, size, noise) for i in range(episodes)]
     todo = [(i, folder) for i, folder in enumerate(folders) if not folder.exists()]
     tasks = [(game, agent, seed + i, str(folder), size, noise) for i, folder in todo]
-    returns = []
     with tqdm(total=episodes, initial=episodes - len(todo), desc=f"recording {env}", unit="ep") as bar:
-        for _, episode_return in in_processes(record_episode, tasks, workers):
-            returns.append(episode_return)
-            bar.update()
+        returns = in_processes(record_episode, tasks, workers, lambda _: bar.update())
     kept = episodes - len(todo)
     print(
         f"{episodes} episodes of {env} in {out}"

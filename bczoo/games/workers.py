@@ -14,7 +14,7 @@ import os
 import pickle
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any, TypeVar
 
@@ -46,42 +46,55 @@ def closing_on_sigterm() -> Iterator[None]:
 
 
 def in_processes(
-    function: Callable[..., Result], tasks: Iterable[tuple[Any, ...]], workers: int | None = None
-) -> Iterator[tuple[int, Result]]:
+    function: Callable[..., Result],
+    tasks: Sequence[tuple[Any, ...]],
+    workers: int | None = None,
+    on_result: Callable[[Result], object] | None = None,
+) -> list[Result]:
     """Call ``function(*task)`` for every task in spawned processes.
 
     Args:
         function: a picklable function.
         tasks: its arguments, picklable.
         workers: processes; None takes one per core. With 1 everything runs in this process.
+        on_result: called here with every result as soon as it is there.
 
-    Yields:
-        Number of the task and its result, in the order in which they are ready.
+    Returns:
+        The results, in the order of the tasks.
     """
-    todo = list(tasks)
-    workers = min(default_workers() if workers is None else workers, len(todo))
-    if workers <= 1:
-        with closing_on_sigterm():
-            for number, task in enumerate(todo):
-                yield number, function(*task)
-        return
+    tell = on_result or (lambda result: None)
+    workers = min(default_workers() if workers is None else workers, len(tasks))
+    with closing_on_sigterm():
+        if workers > 1:
+            return _spread(function, tasks, workers, tell)
+        results = []
+        for task in tasks:
+            results.append(function(*task))
+            tell(results[-1])
+        return results
+
+
+def _spread(
+    function: Callable[..., Result],
+    tasks: Sequence[tuple[Any, ...]],
+    workers: int,
+    tell: Callable[[Result], object],
+) -> list[Result]:
     try:
-        pickle.dumps((function, todo))
+        pickle.dumps((function, tasks))
     except Exception as error:
         raise TypeError(
             f"cannot send the game to other processes ({error}); make its Game out of functions and classes "
             "with a name instead of lambdas, or use workers=1"
         ) from error
-    context = multiprocessing.get_context("spawn")
     others = {process.pid for process in multiprocessing.active_children()}
-    with (
-        closing_on_sigterm(),
-        ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool,
-    ):
-        futures = {pool.submit(_run, function, task): number for number, task in enumerate(todo)}
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
         try:
+            futures = [pool.submit(_run, function, task) for task in tasks]
             for future in as_completed(futures):
-                yield futures[future], future.result()
+                tell(future.result())
+            return [future.result() for future in futures]
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():
@@ -111,4 +124,5 @@ def _end_with_parent() -> None:
 
 
 def _exit(signum: int, frame: object) -> None:
+    signal.signal(signum, signal.SIG_IGN)  # a second one must not cut the cleaning up short
     raise SystemExit(128 + signum)
