@@ -158,7 +158,10 @@ class BinnedGroup:
 ActionGroup = HeldGroup | SwitchGroup | BinnedGroup
 _KINDS: dict[str, type] = {cls.kind: cls for cls in (HeldGroup, SwitchGroup, BinnedGroup)}
 
-KEYS = ["_no_key", "Space", "1", "2", "3", "4", "a", "d", "e", "f", "q", "w", "s", "z", "DownArrow", "UpArrow", "LeftArrow", "RightArrow", "LeftShift", "RightShift"]  # fmt: skip
+KEYS = (
+    "_no_key", "Space", "1", "2", "3", "4", "a", "d", "e", "f", "q", "w", "s", "z",
+    "DownArrow", "UpArrow", "LeftArrow", "RightArrow", "LeftShift", "RightShift",
+)  # fmt: skip
 MOUSE_BUTTONS = ("_no_button", "0", "1", "2")  # left, right, middle
 MOUSE_DX_EDGES = (
     -500.1, -144.1, -76.1, -46.1, -29.1, -18.1, -11.1, -6.1, -3.1, -1.1, -0.1,
@@ -226,9 +229,7 @@ class ActionSpace:
             kind = group.pop("kind", None)
             if kind not in _KINDS:
                 raise ValueError(f"action group kind {kind!r} is not one of {sorted(_KINDS)}")
-            groups.append(
-                _KINDS[kind](**{k: tuple(v) if isinstance(v, list) else v for k, v in group.items()})
-            )
+            groups.append(_KINDS[kind](**{k: tuple(v) if isinstance(v, list) else v for k, v in group.items()}))
         return cls(spec["name"], tuple(groups))
 
     @classmethod
@@ -284,12 +285,9 @@ class ActionSpace:
         """
         known = {g.name for g in self.groups}
         if extra := set(values) - known:
-            raise UnknownActionError(
-                f"action space {self.name!r} has no group {sorted(extra)}; it has {sorted(known)}"
-            )
+            raise UnknownActionError(f"action space {self.name!r} has no group {sorted(extra)}; it has {sorted(known)}")
         return {
-            g.name: g.encode(values[g.name], ignore_unknown) if g.name in values else g.neutral
-            for g in self.groups
+            g.name: g.encode(values[g.name], ignore_unknown) if g.name in values else g.neutral for g in self.groups
         }
 
     def decode(
@@ -311,8 +309,7 @@ class ActionSpace:
             group_ids = [int(i) for i in ids[g.name]]
             if len(group_ids) != g.tokens or not all(0 <= i < g.choices for i in group_ids):
                 raise ValueError(
-                    f"{g.name} needs {g.tokens} ids in 0..{g.choices - 1}, got {group_ids} "
-                    f"(action space {self.name!r})"
+                    f"{g.name} needs {g.tokens} ids in 0..{g.choices - 1}, got {group_ids} (action space {self.name!r})"
                 )
             out[g.name] = g.decode(group_ids, mouse, rng)
         return out

@@ -88,9 +88,7 @@ class Agent:
             texts: one instruction (or its embedding) per game that steps; None for none.
         """
         if list(rows) != sorted(set(rows)) or not rows or not 0 <= rows[0] <= rows[-1] < self.games:
-            raise ValueError(
-                f"rows must be ascending numbers of games in 0..{self.games - 1}, got {list(rows)}"
-            )
+            raise ValueError(f"rows must be ascending numbers of games in 0..{self.games - 1}, got {list(rows)}")
         index = torch.tensor(rows, device=self.device)
         latent = self._observe(index, self.pixels(frames), self._embed(texts or [None] * len(rows)))
         chosen = _Choice(self, rows)
@@ -128,9 +126,7 @@ class Agent:
             return text.float().cpu()
         if text not in self._texts:
             if self.policy.text_encoder is None:
-                raise ValueError(
-                    "this policy has no text_encoder; set one in its config (bczoo.GemmaTextEncoder)"
-                )
+                raise ValueError("this policy has no text_encoder; set one in its config (bczoo.GemmaTextEncoder)")
             self._texts = {text: self.policy.text_encoder([text])[0]}  # instructions change seldom
         return self._texts[text]
 

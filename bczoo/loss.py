@@ -47,10 +47,7 @@ def bc_loss(
         group = group.float()
         targets = labels(actions[name], counted)
         tokens = (targets != IGNORED).sum().clamp(min=1)
-        ce = (
-            F.cross_entropy(group.flatten(0, -2), targets.flatten(), ignore_index=IGNORED, reduction="sum")
-            / tokens
-        )
+        ce = F.cross_entropy(group.flatten(0, -2), targets.flatten(), ignore_index=IGNORED, reduction="sum") / tokens
         normaliser = group.logsumexp(dim=-1).square() * counted[..., None]
         cross_entropy[name], z[name] = ce, normaliser.mean()
         total = total + ce / math.log(group.shape[-1]) + z_weight * z[name]

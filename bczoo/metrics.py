@@ -28,10 +28,7 @@ class GroupMetrics(nn.Module):
         self.loss = MeanMetric()
         self.perplexity = GroupModules({g.name: Perplexity(ignore_index=IGNORED) for g in space.groups})
         self.accuracy = GroupModules(
-            {
-                g.name: MulticlassAccuracy(g.choices, average="micro", ignore_index=IGNORED)
-                for g in space.groups
-            }
+            {g.name: MulticlassAccuracy(g.choices, average="micro", ignore_index=IGNORED) for g in space.groups}
         )
 
     def update(

@@ -24,9 +24,7 @@ def probabilities(logits: Tensor, temperature: float = 1.0, top_p: float | None 
         top_p: keep the most likely choices that together reach this mass; only values inside (0, 1) count.
     """
     if temperature <= 0:
-        raise ValueError(
-            f"temperature must be above 0, got {temperature}; use greedy=True for the most likely id"
-        )
+        raise ValueError(f"temperature must be above 0, got {temperature}; use greedy=True for the most likely id")
     p = torch.softmax(logits.float() / temperature, dim=-1)
     if top_p is None or not 0 < top_p < 1:
         return p

@@ -49,7 +49,7 @@ def golden_tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
         return np.zeros(shape, dtype=np.int64)
     r = np.random.RandomState(zlib.crc32(name.encode()) & 0xFFFFFFFF).standard_normal(shape)
     learned = ("_embedding.weight", "_tokens", "_token", "text_embedding_for_no_text_input")
-    if name.endswith("running_mean") or name.endswith(".bias"):
+    if name.endswith(("running_mean", ".bias")):
         value = 0.02 * r
     elif name.endswith("running_var"):
         value = 1.0 + 0.1 * np.abs(r)
@@ -153,8 +153,7 @@ def published_names(policy: BCPolicy) -> dict[str, tuple[str, tuple[int, ...]]]:
         "decoder.positions": "bc_transformer.action_decoder.pos_tokens",
     }
     shapes = {
-        e["name"]: tuple(e["shape"])
-        for e in json.loads((FOLDER / "golden_public.json").read_text())["state_dict"]
+        e["name"]: tuple(e["shape"]) for e in json.loads((FOLDER / "golden_public.json").read_text())["state_dict"]
     }
     return {ours: (names[ours], shapes[names[ours]]) for ours in policy.state_dict()}
 

@@ -33,9 +33,7 @@ def test_streaming_equals_one_long_window(variant):
     texts = batch["text"][0] if "text" in batch else [None] * 12
     decisions = [agent.step(f.numpy(), text=t) for f, t in zip(batch["frames"][0], texts, strict=True)]
     actions = {g.name: torch.tensor([[d.ids[g.name] for d in decisions]]) for g in policy.action_space.groups}
-    policy.transformer.histories = [
-        min(h, policy.input_spec.window - 1) for h in policy.transformer.histories
-    ]
+    policy.transformer.histories = [min(h, policy.input_spec.window - 1) for h in policy.transformer.histories]
     with torch.no_grad():
         logits = policy(batch["frames"], actions, batch.get("text"))
     for name, expected in logits.items():

@@ -19,7 +19,14 @@ from bczoo.cli import main
 from bczoo.data.recording import RecordingWriter
 
 REPOSITORY = Path(__file__).parent.parent
-QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false", "--trainer.accelerator", "cpu"]
+QUIET = [
+    "--trainer.enable_progress_bar",
+    "false",
+    "--trainer.enable_model_summary",
+    "false",
+    "--trainer.accelerator",
+    "cpu",
+]
 NO_LUCK = ["--model.encoder.init_args.drop_path", "0", "--trainer.num_sanity_val_steps", "0"]
 
 
@@ -32,7 +39,12 @@ def recordings(tmp_path_factory):
             for t in range(60):
                 frame = np.full((96, 96, 3), (t * 4) % 256, np.uint8)
                 frame[:, :48] = rng.integers(0, 256)
-                values = {"keys": ["w"] if t % 3 else [], "mouse_buttons": [], "mouse_dx": int(t % 7) - 3, "mouse_dy": 0}
+                values = {
+                    "keys": ["w"] if t % 3 else [],
+                    "mouse_buttons": [],
+                    "mouse_dx": int(t % 7) - 3,
+                    "mouse_dy": 0,
+                }
                 writer.add(frame, user=values)
     return root
 
@@ -89,7 +101,9 @@ def test_sizes_differ_only_in_numbers():
             return [shape(v) for v in value]
         return "number" if isinstance(value, int | float) and not isinstance(value, bool) else value
 
-    loaded = {n: (configs.FOLDER / f"{n}.yaml").read_text().replace(n, "SIZE") for n in ("150m", "300m", "600m", "1.2b")}
+    loaded = {
+        n: (configs.FOLDER / f"{n}.yaml").read_text().replace(n, "SIZE") for n in ("150m", "300m", "600m", "1.2b")
+    }
     shapes = [shape(yaml.safe_load(text)) for text in loaded.values()]
     assert all(s == shapes[0] for s in shapes)
 
@@ -101,7 +115,11 @@ def test_without_data_the_error_says_how_to_get_some(here, capsys):
 
 @pytest.mark.parametrize(
     ("option", "meant"),
-    [("--data.batchsize", "batch_size"), ("--model.encoder.init_args.frosen", "frozen"), ("--trainer.max_stpes", "max_steps")],
+    [
+        ("--data.batchsize", "batch_size"),
+        ("--model.encoder.init_args.frosen", "frozen"),
+        ("--trainer.max_stpes", "max_steps"),
+    ],
 )
 def test_unknown_options_get_a_suggestion(option, meant, capsys):
     with pytest.raises(SystemExit) as exit:
@@ -171,7 +189,12 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(recordings, here, capsys,
 def test_the_command_line_overrides_what_a_checkpoint_says(recordings, here):
     fit(recordings)
     path = "runs/tiny/checkpoints/last.ckpt"
-    assert bczoo("validate", "--config", "tiny", "--data.root", recordings, "--ckpt_path", path, "--model.window", 4, *QUIET) == 0
+    assert (
+        bczoo(
+            "validate", "--config", "tiny", "--data.root", recordings, "--ckpt_path", path, "--model.window", 4, *QUIET
+        )
+        == 0
+    )
     saved = yaml.safe_load(Path("runs/tiny/logs/version_0/config.yaml").read_text())
     assert saved["model"]["init_args"]["window"] == 8
     hparams = torch.load(path, weights_only=True)["hyper_parameters"]
@@ -188,7 +211,11 @@ def test_a_missing_checkpoint_is_told(recordings, here, capsys):
 
 @pytest.mark.parametrize(
     ("decoder", "more"),
-    [("bczoo.BackboneHeads", []), ("bczoo.IndependentHeads", []), ("bczoo.ActionDecoder", ["--model.encoder.frozen", "true"])],
+    [
+        ("bczoo.BackboneHeads", []),
+        ("bczoo.IndependentHeads", []),
+        ("bczoo.ActionDecoder", ["--model.encoder.frozen", "true"]),
+    ],
 )
 def test_ablations_train_by_yaml(recordings, here, decoder, more):
     assert fit(recordings, "--model.decoder", decoder, *more, "--trainer.max_steps", 1) == 0
@@ -220,5 +247,6 @@ def test_the_wheel_carries_the_configs(tmp_path):
     assert {f"bczoo/configs/{n}.yaml" for n in configs.names()} <= names
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
-    code = f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); from bczoo import configs; print(configs.find('600m'))"
+    insert = f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r})"
+    code = f"{insert}; from bczoo import configs; print(configs.find('600m'))"
     assert Path(run_python(code).strip()) == tmp_path / "site" / "bczoo" / "configs" / "600m.yaml"

@@ -61,9 +61,7 @@ def test_logits(attention):
 def test_loss_and_its_parts(policy):
     case, scalars = golden.inputs(), golden.results()["scalars.f32"]
     with torch.no_grad():
-        loss = bc_loss(
-            policy(case["frames"], case["actions"], case["text"]), case["actions"], case["counted"]
-        )
+        loss = bc_loss(policy(case["frames"], case["actions"], case["text"]), case["actions"], case["counted"])
     assert loss.total.item() == pytest.approx(scalars["loss"], abs=2e-5)
     for ours, theirs in golden.GROUPS.items():
         assert loss.cross_entropy[ours].item() == pytest.approx(scalars[f"ce.{theirs}"], abs=2e-5)

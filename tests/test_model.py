@@ -155,9 +155,7 @@ def test_unfrozen_encoder_changes():
 
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_a_policy_is_rebuilt_from_plain_json(decoder):
-    policy = tiny.tiny_policy(
-        decoder=decoder, action_space=ActionSpace.keyboard_mouse(extra_keys=["r"]).to_dict()
-    )
+    policy = tiny.tiny_policy(decoder=decoder, action_space=ActionSpace.keyboard_mouse(extra_keys=["r"]).to_dict())
     config = json.loads(json.dumps(policy.config))
     for rebuilt in (BCPolicy(**config), BCPolicy.from_config(config)):
         assert rebuilt.config == policy.config
@@ -208,9 +206,7 @@ def test_gemma_text_encoder_is_the_masked_mean(tmp_path):
     words = {w: i for i, w in enumerate(["<pad>", "<unk>", "go", "to", "the", "red", "door"])}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>").save_pretrained(
-        tmp_path
-    )
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>").save_pretrained(tmp_path)
     config = Gemma3TextConfig(
         vocab_size=8, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=1, head_dim=8, use_bidirectional_attention=True,

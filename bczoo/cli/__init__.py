@@ -13,7 +13,11 @@ from importlib import import_module
 # command -> (what it does, "module:function" of a function whose arguments are the options, those without a name)
 FUNCTIONS = {
     ("record",): ("play a game and write the episodes as recordings", "bczoo.games.record:record", ()),
-    ("data", "check"): ("check recordings: counts, hours, actions, what is broken", "bczoo.data.check:check", ("root",)),
+    ("data", "check"): (
+        "check recordings: counts, hours, actions, what is broken",
+        "bczoo.data.check:check",
+        ("root",),
+    ),
     ("data", "view"): ("draw the actions of a recording into its video", "bczoo.data.view:view", ("recording",)),
 }
 TRAINER = {
@@ -82,9 +86,7 @@ def unknown(argv: list[str]) -> str:
     import difflib
 
     known = [*TRAINER, *(" ".join(c) for c in FUNCTIONS)]
-    close = difflib.get_close_matches(" ".join(argv[:2]), known, n=1) or difflib.get_close_matches(
-        argv[0], known, n=1
-    )
+    close = difflib.get_close_matches(" ".join(argv[:2]), known, n=1) or difflib.get_close_matches(argv[0], known, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     within = [k for k in known if k.startswith(f"{argv[0]} ")]
     if within:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
-from typing import Any, NoReturn
+from typing import Any
 
 _UNKNOWN = re.compile(
     r"does not accept option '([\w.]+)'|Option '([\w.]+)' is not accepted|[Uu]nrecognized arguments: --([\w.]+)"
@@ -29,7 +29,7 @@ def suggestion(message: str, options: list[str]) -> str:
 class SuggestingParser:
     """Mix-in for jsonargparse's ArgumentParser: adds a suggestion to errors about unknown options."""
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+    def error(self, message: str, ex: Exception | None = None) -> Any:
         super().error(message + suggestion(message, _options(self)), ex)  # type: ignore[misc]
 
 

@@ -50,10 +50,8 @@ class TrainerCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Lightning's trainer, with the plain progress bar that every other long stage shows too."""
         trainer = super().instantiate_trainer(**kwargs)
-        trainer.callbacks[:] = [  # type: ignore[attr-defined]
-            TQDMProgressBar() if type(c) is RichProgressBar else c
-            for c in trainer.callbacks  # type: ignore[attr-defined]
-        ]
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks[:] = [TQDMProgressBar() if type(c) is RichProgressBar else c for c in callbacks]
         return trainer
 
     def _skip_pretrained(self, config: Any) -> None:
@@ -81,11 +79,9 @@ class TrainerCLI(LightningCLI):
             path = keeper.to_resume()
             if path is not None:
                 print(f"resuming the interrupted run from {path} (--ckpt_path null starts anew)")
-            return path and str(path)
+            return str(path) if path else None
         if not keeper.path.is_file():
-            raise UserError(
-                f"there is no checkpoint in {keeper.dirpath}; train first, or give --ckpt_path FILE"
-            )
+            raise UserError(f"there is no checkpoint in {keeper.dirpath}; train first, or give --ckpt_path FILE")
         return str(keeper.path)
 
 

@@ -39,9 +39,9 @@ def _compiled_flex() -> Callable[..., Tensor]:
 
 def flex(q: Tensor, k: Tensor, v: Tensor, mask: Any) -> Tensor:
     """FlexAttention with a block mask: compiled on a GPU, eager (slow, for comparison) elsewhere."""
-    from torch.nn.attention.flex_attention import flex_attention
+    from torch.nn.attention import flex_attention
 
-    run = _compiled_flex() if q.is_cuda else flex_attention
+    run: Any = _compiled_flex() if q.is_cuda else flex_attention.flex_attention
     return run(q, k, v, block_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
 
 

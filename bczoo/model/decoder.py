@@ -37,9 +37,7 @@ class Chooser(Protocol):
 
 
 Embed = Callable[[int, Tensor], Tensor]  # (index, ids (R,)) -> (R, D), plain action embeddings
-Advance = Callable[
-    [int, Tensor], Tensor
-]  # (index, ids (R,)) -> (R, D), the backbone's output at that action token
+Advance = Callable[[int, Tensor], Tensor]  # (index, ids (R,)) -> (R, D), the backbone's output at that action token
 
 
 class Decoder(Part):
@@ -183,9 +181,7 @@ class IndependentHeads(Decoder):
 
     def decode(self, latent: Tensor, choose: Chooser, embed: Embed, advance: Advance) -> Tensor:
         outputs = self.outputs(latent[:, None])  # (R, A, D)
-        return torch.stack(
-            [choose(i, self.token_logits(i, outputs[:, i])) for i in range(self.space.tokens)], dim=-1
-        )
+        return torch.stack([choose(i, self.token_logits(i, outputs[:, i])) for i in range(self.space.tokens)], dim=-1)
 
 
 def _causal(q: Tensor, k: Tensor, v: Tensor, sinks: Sinks) -> Tensor:

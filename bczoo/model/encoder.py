@@ -84,9 +84,7 @@ class ImageEncoder(Encoder):
             raise ValueError(f"an encoder needs at least one image token, got tokens={tokens}")
         self.tokens, self.frame_size, self.frozen = tokens, frame_size, frozen
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.backbone = _create_backbone(backbone, stage, pretrained, drop_path).to(
-            memory_format=self.memory_format  # type: ignore[call-overload]
-        )
+        self.backbone = _create_backbone(backbone, stage, pretrained, drop_path).to(memory_format=self.memory_format)
         features = _feature_size(backbone, stage, frame_size)
         self.project = nn.Linear(features, tokens * width)
         self.norm = nn.LayerNorm(tokens * width)
@@ -123,10 +121,8 @@ class ImageEncoder(Encoder):
         renamed = {name: theirs.get(source) for name, source in torchvision_names(own).items()}
         missing = [n for n, v in renamed.items() if v is None or v.shape != own[n].shape]
         if missing:
-            raise ValueError(
-                f"torchvision weights do not fit the backbone; missing or misshaped: {missing[:5]}"
-            )
-        self.backbone.load_state_dict(renamed)  # type: ignore[arg-type]
+            raise ValueError(f"torchvision weights do not fit the backbone; missing or misshaped: {missing[:5]}")
+        self.backbone.load_state_dict(renamed)
 
 
 def _create_backbone(name: str, stage: int, pretrained: bool, drop_path: float) -> nn.Module:

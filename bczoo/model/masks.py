@@ -43,9 +43,7 @@ from bczoo.model.layout import StepLayout
 Index = Any  # an int or an integer tensor; the rules below are elementwise
 
 
-def may_attend(
-    layout: StepLayout, history: int, q_step: Index, q_slot: Index, kv_step: Index, kv_slot: Index
-) -> Any:
+def may_attend(layout: StepLayout, history: int, q_step: Index, q_slot: Index, kv_step: Index, kv_slot: Index) -> Any:
     """Whether the token at (q_step, q_slot) may look at the token at (kv_step, kv_slot). Elementwise.
 
     Args:

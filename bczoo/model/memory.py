@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from bczoo.model.attention import Sinks, sdpa
-from bczoo.model.blocks import Rotation
+from bczoo.model.blocks import Attention, Rotation
 from bczoo.model.layout import StepLayout
 from bczoo.model.masks import may_attend
 from bczoo.model.transformer import PolicyTransformer
@@ -47,8 +47,7 @@ class Memory:
         self.transformer, self.layout, self.window, self.rows = transformer, layout, window, rows
         self.steps = window + 1
         self.sinks = transformer.sinks
-        parameter = next(transformer.parameters())
-        self.device = parameter.device
+        self.device = next(transformer.parameters()).device
         kept = layout.length - 1  # all but action_out
         self.scratch = self.sinks + self.steps * kept
         # column -> ring place and slot, for the mask
@@ -57,17 +56,17 @@ class Memory:
             [*slots * self.steps, layout.action_out], device=self.device
         )  # (C - K,), ring and scratch
         self.column_ring = torch.arange(self.steps, device=self.device).repeat_interleave(kept)
-        self.layers = []
-        for block in transformer.blocks:
-            attention = block.attention
-            shape = (rows, attention.kv_heads, self.scratch + 1, attention.head_dim)  # type: ignore[union-attr]
-            memory = LayerMemory(parameter.new_zeros(shape), parameter.new_zeros(shape))
-            if (sinks := attention.sinks) is not None:  # type: ignore[union-attr]
-                memory.k[:, :, : self.sinks], memory.v[:, :, : self.sinks] = (
-                    sinks[0].detach(),
-                    sinks[1].detach(),
-                )
-            self.layers.append(memory)
+        self.layers = [self._layer(block.attention) for block in transformer.blocks]  # type: ignore[arg-type]
+
+    def _layer(self, attention: Attention) -> LayerMemory:
+        """An empty buffer for one layer, its sinks in place."""
+        shape = (self.rows, attention.kv_heads, self.scratch + 1, attention.head_dim)
+        weight = attention.out.weight
+        memory = LayerMemory(weight.new_zeros(shape), weight.new_zeros(shape))
+        if attention.sinks is not None:
+            k, v = attention.sinks
+            memory.k[:, :, : self.sinks], memory.v[:, :, : self.sinks] = k.detach(), v.detach()
+        return memory
 
     def column(self, step: Tensor, slot: Tensor) -> Tensor:
         """Column of the token at (step, slot)."""
@@ -96,17 +95,13 @@ class Memory:
         for history in set(self.transformer.histories):
             reach = min(history, self.window - 1)
             allowed = (
-                may_attend(
-                    self.layout, reach, step[..., None], slot[..., None], kv_step[:, None], self.column_slot
-                )
+                may_attend(self.layout, reach, step[..., None], slot[..., None], kv_step[:, None], self.column_slot)
                 & (kv_step >= 0)[:, None]
             )
             own = self.column(step, slot)[..., None] - self.sinks == torch.arange(
                 len(self.column_slot), device=self.device
             )
-            allowed |= (
-                own  # a token before the game's first step sees itself alone, so that its row stays finite
-            )
+            allowed |= own  # a token before the game's first step sees itself alone, so that its row stays finite
             sinks = allowed.new_ones(*allowed.shape[:2], self.sinks)
             masks[history] = torch.cat([sinks, allowed], dim=-1)[:, None]  # (r, 1, n, C)
         columns = self.column(step, slot)

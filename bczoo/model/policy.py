@@ -80,9 +80,7 @@ class BCPolicy(L.LightningModule):
     ) -> None:
         super().__init__()
         self.action_space = _as_action_space(action_space)
-        self.transformer = (
-            build(transformer, PolicyTransformer) if isinstance(transformer, Mapping) else transformer
-        )
+        self.transformer = build(transformer, PolicyTransformer) if isinstance(transformer, Mapping) else transformer
         width = self.transformer.width
         self.encoder = build(encoder, Encoder, width) if isinstance(encoder, Mapping) else encoder(width)
         self.decoder = (
@@ -90,9 +88,7 @@ class BCPolicy(L.LightningModule):
             if isinstance(decoder, Mapping)
             else decoder(width, self.action_space)
         )
-        self.text_encoder = (
-            build(text_encoder, TextEncoder) if isinstance(text_encoder, Mapping) else text_encoder
-        )
+        self.text_encoder = build(text_encoder, TextEncoder) if isinstance(text_encoder, Mapping) else text_encoder
         self.layout = StepLayout(
             text=int(bool(text_dim)),
             image=self.encoder.tokens,
@@ -109,9 +105,7 @@ class BCPolicy(L.LightningModule):
         self.hparams.update(self.config)
 
     @classmethod
-    def from_config(
-        cls, config: str | Mapping[str, Any], pretrained: bool = True, **overrides: Any
-    ) -> BCPolicy:
+    def from_config(cls, config: str | Mapping[str, Any], pretrained: bool = True, **overrides: Any) -> BCPolicy:
         """An untrained policy of a shipped size, a YAML file, or a :attr:`config`.
 
         Args:
@@ -171,9 +165,7 @@ class BCPolicy(L.LightningModule):
         """
         self._check(frames, actions, text)
         embedded = self.action_embedding(actions)  # (B, T, A, D)
-        x = torch.cat(
-            [self.tokens.observation(self.encode(frames), text), self.tokens.actions(embedded)], dim=2
-        )
+        x = torch.cat([self.tokens.observation(self.encode(frames), text), self.tokens.actions(embedded)], dim=2)
         y = self.transformer(x.flatten(1, 2), self.layout).unflatten(1, x.shape[1:3])  # (B, T, S, D)
         first = self.layout.action_out
         return self.decoder(y[:, :, first : first + self.decoder.latents], embedded)
@@ -223,7 +215,7 @@ class BCPolicy(L.LightningModule):
 
     def predict_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
         """Most likely ids (B, T, n) per group and the probability of the recorded ones, with where they belong."""
-        out = {k: batch[k] for k in ("recording", "start", "user", "valid")}  # type: ignore[literal-required]
+        out = {k: batch[k] for k in ("recording", "start", "user", "valid")}
         for name, logits in self._logits(batch).items():
             taken = batch["actions"][name][..., None]
             out[f"ids.{name}"] = logits.argmax(dim=-1)
@@ -240,9 +232,7 @@ class BCPolicy(L.LightningModule):
         }
 
     def _logits(self, batch: Batch) -> Logits:
-        return self(
-            batch["frames"], batch["actions"], batch.get("text") if self.input_spec.text_dim else None
-        )
+        return self(batch["frames"], batch["actions"], batch.get("text") if self.input_spec.text_dim else None)
 
     def _evaluate(self, batch: Batch, stage: str) -> None:
         counted = batch["user"] & batch["valid"]

@@ -33,9 +33,7 @@ class GemmaTextEncoder(TextEncoder):
         device: where it runs.
     """
 
-    def __init__(
-        self, model: str = "google/embeddinggemma-300m", max_tokens: int = 128, device: str = "cpu"
-    ) -> None:
+    def __init__(self, model: str = "google/embeddinggemma-300m", max_tokens: int = 128, device: str = "cpu") -> None:
         self.model_name, self.max_tokens, self.device = model, max_tokens, device
         self._loaded: tuple[Any, Any] | None = None
 
@@ -57,9 +55,9 @@ class GemmaTextEncoder(TextEncoder):
     @torch.no_grad()
     def __call__(self, texts: list[str]) -> Tensor:
         tokenizer, model = self._load()
-        tokens = tokenizer(
-            texts, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
-        ).to(self.device)
+        tokens = tokenizer(texts, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt").to(
+            self.device
+        )
         hidden = model(**tokens).last_hidden_state  # (N, L, E)
         mask = tokens["attention_mask"][..., None].to(hidden.dtype)
         return ((hidden * mask).sum(1) / mask.sum(1)).float().cpu()

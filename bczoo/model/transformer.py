@@ -59,9 +59,7 @@ class PolicyTransformer(Part):
             )
         self.width, self.sinks, self.backend, self.checkpointing = width, sinks, attention, checkpointing
         self.histories = [UNLIMITED if h is None else h for h in histories]
-        self.blocks = nn.ModuleList(
-            Block(width, heads, kv_heads, sinks, dropout, ffn_width) for _ in range(layers)
-        )
+        self.blocks = nn.ModuleList(Block(width, heads, kv_heads, sinks, dropout, ffn_width) for _ in range(layers))
 
     @property
     def head_dim(self) -> int:
@@ -75,8 +73,7 @@ class PolicyTransformer(Part):
         backend = resolve_backend(self.backend, x.device)
         steps = length // layout.length
         attends = [
-            window_attention(layout, steps, min(h, steps), self.sinks, x.device, backend)
-            for h in self.histories
+            window_attention(layout, steps, min(h, steps), self.sinks, x.device, backend) for h in self.histories
         ]
         positions = torch.arange(length, device=x.device)
         return self.run(x, Rotation.at(positions, self.head_dim), attends)
