@@ -20,9 +20,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 
-def published_augmentations(
-    size: int = 192, erasing: bool = False, resized_crop: bool = False
-) -> list[v2.Transform]:
+def published_augmentations(size: int = 192, erasing: bool = False, resized_crop: bool = False) -> list[v2.Transform]:
     """The set that the published policies were trained with.
 
     Args:
@@ -43,9 +41,7 @@ def published_augmentations(
         transforms.append(v2.RandomErasing(p=0.1, scale=(0.01, 0.05)))
     if resized_crop:
         transforms.append(
-            v2.RandomApply(
-                [v2.RandomResizedCrop(size, scale=(0.9, 1.0), ratio=(1.0, 1.0), antialias=True)], p=0.25
-            )
+            v2.RandomApply([v2.RandomResizedCrop(size, scale=(0.9, 1.0), ratio=(1.0, 1.0), antialias=True)], p=0.25)
         )
     return transforms
 

@@ -81,9 +81,7 @@ class Report:
         ]
         for group, counts in self.actions.items():
             most = sorted(counts.items(), key=lambda item: -item[1])[:12]
-            shares = ", ".join(
-                f"{name} {steps / max(self.user_steps, 1):.1%}" for name, steps in most if steps
-            )
+            shares = ", ".join(f"{name} {steps / max(self.user_steps, 1):.1%}" for name, steps in most if steps)
             lines.append(f"  {group:<7} {shares or 'never used'}{', ...' if len(counts) > 12 else ''}")
         if self.unknown_names:
             names = ", ".join(f"{name} {steps:,}" for name, steps in self.unknown_names.items())
@@ -119,9 +117,7 @@ def check(
     processes = os.cpu_count() or 1 if processes is None else processes
     index = open_index(root, ActionSpace.from_name(action_space), fps, processes=processes)
     report = Report(root, recordings=len(index), decoded=decode)
-    report.broken = {
-        str(index.names[i]): str(index.problems[i]) for i in np.flatnonzero(index.problems != "")
-    }
+    report.broken = {str(index.names[i]): str(index.problems[i]) for i in np.flatnonzero(index.problems != "")}
     report.unknown_names = dict(index.unknown.most_common())
     report.texts_without_embedding = index.without_embedding
     for recording in index.usable:

@@ -77,9 +77,7 @@ class WindowDataset(Dataset[Batch]):
                 self._paint_text(text[b], recording, start)
         batch = Batch(
             frames=torch.from_numpy(frames).permute(0, 1, 4, 2, 3).contiguous(),  # (B, T, 3, H, W)
-            actions={
-                name: torch.from_numpy(ids[..., s]).contiguous() for name, s in target.space.slices.items()
-            },
+            actions={name: torch.from_numpy(ids[..., s]).contiguous() for name, s in target.space.slices.items()},
             user=torch.from_numpy(kind == USER),
             system=torch.from_numpy(kind == SYSTEM),
             valid=torch.from_numpy(valid),
@@ -92,9 +90,7 @@ class WindowDataset(Dataset[Batch]):
 
     def _read_frames(self, out: np.ndarray, recording: int, start: int, steps: int) -> int:
         """Fill ``out`` (T, H, W, 3), padding with the last frame; returns how many steps are valid."""
-        count = min(
-            steps + 1, len(out)
-        )  # a padded window shows the recording's last frame, which has no action
+        count = min(steps + 1, len(out))  # a padded window shows the recording's last frame, which has no action
         try:
             read = read_frames(self.index.video(recording, self.frame_size), start, count, self.frame_size)
         except FrameReadError as error:
@@ -113,8 +109,7 @@ class WindowDataset(Dataset[Batch]):
         if not self._warned[recording]:
             self._warned[recording] = 1
             warnings.warn(
-                f"recording {self.index.names[recording]}: {reason}; "
-                "steps without a frame are not learned from",
+                f"recording {self.index.names[recording]}: {reason}; steps without a frame are not learned from",
                 stacklevel=2,
             )
 

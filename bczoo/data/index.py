@@ -188,9 +188,7 @@ class Index:
             text = f"the action space {space!r} lacks names that the recordings hold: {most}"
             if strict:
                 raise RecordingError(self._roots[0], f"{text}. Add them to the action space")
-            warnings.warn(
-                f"{text}. They are left out; add them to the action space to learn them.", stacklevel=2
-            )
+            warnings.warn(f"{text}. They are left out; add them to the action space to learn them.", stacklevel=2)
         if not len(self.usable):
             raise RecordingError(self._roots[0], "no recording is usable; see the warning above")
 

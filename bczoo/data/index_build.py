@@ -84,11 +84,7 @@ def find_recordings(root: Path) -> list[Row]:
         stamp, videos, below = [], [], []
         with os.scandir(folder) as entries:
             for entry in entries:
-                if (
-                    entry.name == ANNOTATION_FILE
-                    or SIZED_NAME.fullmatch(entry.name)
-                    or entry.name == ANY_SIZE_NAME
-                ):
+                if entry.name == ANNOTATION_FILE or SIZED_NAME.fullmatch(entry.name) or entry.name == ANY_SIZE_NAME:
                     stat = entry.stat()
                     stamp.append([entry.name, stat.st_size, stat.st_mtime_ns])
                     if entry.name != ANNOTATION_FILE:
@@ -107,9 +103,7 @@ def index_recording(root: Path, row: Row, target: Target) -> tuple[Row, Steps | 
     """Parse one recording; what is wrong with it goes into ``problem``."""
     folder = root / row.path
     try:
-        steps = parse_steps(
-            message := read_annotation(folder), target.space, target.fps, target.text_dim, where=folder
-        )
+        steps = parse_steps(message := read_annotation(folder), target.space, target.fps, target.text_dim, where=folder)
         if not row.videos:
             raise RecordingError(folder, f"no video (<width>x<height>.mp4 or {ANY_SIZE_NAME})")
         for video in row.videos:
@@ -120,9 +114,7 @@ def index_recording(root: Path, row: Row, target: Target) -> tuple[Row, Steps | 
                 )
             stated = message.metadata.frames_per_second
             if not stated and info.fps and abs(info.fps / target.fps - 1) > 0.05:
-                raise RecordingError(
-                    folder, f"{video} has {info.fps:g} frames per second, wanted are {target.fps:g}"
-                )
+                raise RecordingError(folder, f"{video} has {info.fps:g} frames per second, wanted are {target.fps:g}")
     except RecordingError as error:
         where = Path(error.where).name
         row.problem = f"{where}: {error.reason}" if where in row.videos else error.reason

@@ -50,9 +50,7 @@ class WindowLoader:
 
     batch_sampler = None  # Lightning asks for it where there is a sampler
 
-    def __init__(
-        self, dataset: WindowDataset, plan: Plan, num_workers: int = 0, pin_memory: bool = False
-    ) -> None:
+    def __init__(self, dataset: WindowDataset, plan: Plan, num_workers: int = 0, pin_memory: bool = False) -> None:
         self.windows = dataset
         self.plan = plan
         self._n_batches = len(plan)

@@ -72,9 +72,7 @@ class RecordingDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         if not 0 <= val_fraction < 1:
-            raise UserError(
-                f"val_fraction is a share of the recordings from 0 to below 1, got {val_fraction}"
-            )
+            raise UserError(f"val_fraction is a share of the recordings from 0 to below 1, got {val_fraction}")
         if not 0 < fraction <= 1:
             raise UserError(f"fraction is a share of the training frames above 0 and up to 1, got {fraction}")
         self.root = root
@@ -110,9 +108,7 @@ class RecordingDataModule(L.LightningDataModule):
                 ("frame_size", self.frame_size, wish.frame_size),
             ):
                 if own is not None and own != asked:
-                    raise UserError(
-                        f"data.{name} is {own}, but the policy takes {asked}; leave data.{name} out"
-                    )
+                    raise UserError(f"data.{name} is {own}, but the policy takes {asked}; leave data.{name} out")
             spec = wish
         return dataclasses.replace(
             spec, frame_size=self.frame_size or spec.frame_size, window=self.window or spec.window
@@ -149,9 +145,7 @@ class RecordingDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> WindowLoader:
         """Shuffled windows of the training recordings; a resumed run goes on within the epoch."""
-        overfit = bool(
-            getattr(self.trainer, "overfit_batches", 0)
-        )  # trains on the same batches again and again
+        overfit = bool(getattr(self.trainer, "overfit_batches", 0))  # trains on the same batches again and again
         loader = self._loader("train", shuffle=not overfit)
         if not len(loader):
             plan = loader.plan

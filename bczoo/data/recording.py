@@ -103,9 +103,7 @@ def read_annotation(folder: str | Path) -> Any:
     try:
         message = pb.VideoAnnotation.FromString(data)
     except DecodeError as error:
-        raise RecordingError(
-            folder, f"{ANNOTATION_FILE} is damaged or cut off ({len(data)} bytes)"
-        ) from error
+        raise RecordingError(folder, f"{ANNOTATION_FILE} is damaged or cut off ({len(data)} bytes)") from error
     if not message.frame_annotations:
         raise RecordingError(folder, f"{ANNOTATION_FILE} holds no frame annotations ({len(data)} bytes)")
     return message
@@ -134,9 +132,7 @@ def check_groups(space: ActionSpace) -> None:
         )
 
 
-def parse_steps(
-    message: Any, space: ActionSpace, fps: float, text_dim: int | None, where: str | Path
-) -> Steps:
+def parse_steps(message: Any, space: ActionSpace, fps: float, text_dim: int | None, where: str | Path) -> Steps:
     """Bring a VideoAnnotation to an action space.
 
     Args:
@@ -265,9 +261,7 @@ class RecordingWriter:
     ) -> None:
         self.folder = Path(folder)
         if self.folder.exists():
-            raise FileExistsError(
-                f"{folder} exists already; recordings are never overwritten, choose another name"
-            )
+            raise FileExistsError(f"{folder} exists already; recordings are never overwritten, choose another name")
         self.size = size
         self.fps = fps
         self._temporary = self.folder.parent / f".{self.folder.name}.writing-{os.getpid()}"
@@ -401,6 +395,4 @@ def _write_action(values: Mapping[str, Any], action: Any) -> None:
         elif group in ("left_trigger", "right_trigger"):
             setattr(action.game_pad, group, value)
         else:
-            raise ValueError(
-                f"recordings cannot hold the action group {group!r}; they hold {sorted(_READERS)}"
-            )
+            raise ValueError(f"recordings cannot hold the action group {group!r}; they hold {sorted(_READERS)}")

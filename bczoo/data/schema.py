@@ -99,9 +99,7 @@ Action: keys=1:string* id=2:int32 mouse_action=3:MouseAction
 """
 
 _Field = descriptor_pb2.FieldDescriptorProto
-_POOL = (
-    descriptor_pool.DescriptorPool()
-)  # not the process-wide pool, where other packages may own the same names
+_POOL = descriptor_pool.DescriptorPool()  # not the process-wide pool, where other packages may own the same names
 
 
 def _add_field(message: descriptor_pb2.DescriptorProto, text: str, package: str) -> None:

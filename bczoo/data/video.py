@@ -180,9 +180,7 @@ class VideoWriter:
         height, width = frame.shape[:2]
         if self.n_frames == 0:
             if self._stream.pix_fmt == "yuv420p" and (height % 2 or width % 2):
-                raise ValueError(
-                    f"yuv420p needs even sizes, got {width}x{height}; choose yuv444p or another size"
-                )
+                raise ValueError(f"yuv420p needs even sizes, got {width}x{height}; choose yuv444p or another size")
             self._stream.width, self._stream.height = width, height
         elif (width, height) != (self._stream.width, self._stream.height):
             raise ValueError(
@@ -251,9 +249,7 @@ def _measured_times(container: Any, stream: Any) -> Sequence[int]:
         raise RecordingError(container.name, f"the video cannot be read ({error.strerror})") from error
 
 
-def _decoded_from(
-    container: Any, stream: Any, time: int, from_start: bool
-) -> Iterator[tuple[np.ndarray, int]]:
+def _decoded_from(container: Any, stream: Any, time: int, from_start: bool) -> Iterator[tuple[np.ndarray, int]]:
     """Decode from the nearest keyframe shown at or before ``time``; yields (H, W, 3) uint8 frames and their
     times.
 
@@ -272,14 +268,11 @@ def _decoded_from(
             break
         back = max(reach, back * 8)
     to_rgb = VideoReformatter()
-    keyframe_time = packet.pts if packet.pts is not None else begin
     while packet is not None:
-        # Frames after a keyframe that are shown before it may refer to frames before the seek, never decoded.
-        if packet.pts is None or packet.pts >= keyframe_time:
-            for frame in packet.decode():
-                if frame.pts is None or frame.pts < time:
-                    continue
-                if frame.is_corrupt:
-                    raise av.error.InvalidDataError(0, "Corrupted frame", str(container.name))
-                yield to_rgb.reformat(frame, format="rgb24").to_ndarray(), frame.pts
+        for frame in packet.decode():
+            if frame.pts is None or frame.pts < time:
+                continue
+            if frame.is_corrupt:
+                raise av.error.InvalidDataError(0, "Corrupted frame", str(container.name))
+            yield to_rgb.reformat(frame, format="rgb24").to_ndarray(), frame.pts
         packet = next(packets, None)

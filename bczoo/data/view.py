@@ -52,9 +52,7 @@ def view(recording: str, out: str, start: int = 0, frames: int | None = None) ->
     captions = _captions(steps, fps)
     with VideoWriter(out, fps) as writer:
         images = iterate_frames(folder / video, start)
-        for i, image in tqdm(
-            zip(range(start, stop), images, strict=False), "Drawing", stop - start, disable=None
-        ):
+        for i, image in tqdm(zip(range(start, stop), images, strict=False), "Drawing", stop - start, disable=None):
             # The last frame has no annotation after it, so no action is known there.
             kind, action = known_action(steps[i + 1]) if i + 1 < len(steps) else (UNKNOWN, None)
             values = action_values(action, groups) if action is not None else _nothing(groups)

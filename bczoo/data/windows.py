@@ -62,9 +62,7 @@ def subset(index: Index, recordings: np.ndarray, fraction: float) -> np.ndarray:
     Subsets are nested: a smaller fraction's recordings are all among a larger one's.
     """
     if not 0 < fraction <= 1:
-        raise ValueError(
-            f"fraction is a share of the training recordings above 0 and up to 1, got {fraction}"
-        )
+        raise ValueError(f"fraction is a share of the training recordings above 0 and up to 1, got {fraction}")
     order = recordings[np.argsort(mix(index.hashes[recordings], _ORDER), kind="stable")]
     frames = np.cumsum(index.n_frames[order])
     enough = int(np.searchsorted(frames, fraction * frames[-1] * (1 - 1e-12))) + 1 if len(order) else 0
@@ -115,9 +113,8 @@ def list_windows(
     which, start = cut(index.n_frames[recordings], window, first)
     recording = recordings[which]
     if drop_system:
-        # A window shorter than T ends in padding, which is no system action; the index's runs end with it.
-        full = start + window + 1 <= index.n_frames[recording]
-        keep = ~(full & index.system_only(recording, start + 1, window))
+        # Runs end with their recording, so a window that is padded never lies within one.
+        keep = ~index.system_only(recording, start + 1, window)
         recording, start = recording[keep], start[keep]
     return recording, start
 

@@ -47,19 +47,19 @@ def write_recordings(root: Path, count: int = 8, n: int = 30, **arguments) -> Pa
 
 
 def write_video(
-    path: Path, count: int, size: int = SIZE, pts=lambda i: i, mux: dict | None = None, **options
+    path: Path, count: int, pts=lambda i: i, ticks: int = 20, size: int = SIZE, mux: dict | None = None, **options
 ) -> Path:
-    """Numbered frames, encoded with any x264 options; frame i is shown at tick ``pts(i)`` of 1/20 s."""
+    """Numbered frames, encoded with any x264 options; frame i is shown ``pts(i)`` ticks after the start."""
     with av.open(str(path), "w", options=mux or {}) as container:
         stream = container.add_stream("libx264", rate=20)
         stream.width = stream.height = size
         stream.pix_fmt = "yuv420p"
         stream.codec_context.thread_count = 1
-        stream.codec_context.time_base = Fraction(1, 20)
+        stream.codec_context.time_base = Fraction(1, ticks)
         stream.options = {k.replace("_", "-"): str(v) for k, v in options.items()}
         for i in range(count):
             frame = av.VideoFrame.from_ndarray(numbered(i, size), format="rgb24")
-            frame.pts, frame.time_base = pts(i), Fraction(1, 20)
+            frame.pts, frame.time_base = pts(i), Fraction(1, ticks)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path

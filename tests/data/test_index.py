@@ -56,7 +56,7 @@ def make(root, name, n=12, text=None):
         for i in range(n):
             embedding = np.full(4, len(name) + i // 4, np.float32) if text else None
             said = f"{text} {i // 4}" if text else None
-            values = {"keys": [str(i % 4 + 1)]}
+            values = {"keys": [str((i + ord(name)) % 3 + 1)]}
             kind = {"system": values} if i % 5 > 2 else {"user": values}
             writer.add(np.zeros((SIZE, SIZE, 3), np.uint8), text=said, text_embedding=embedding, **kind)
 

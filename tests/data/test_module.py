@@ -21,9 +21,7 @@ from bczoo.data.source import RecordingSource
 from bczoo.errors import UserError
 from bczoo.spec import InputSpec
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*(does not have many workers|num_workers|litlogger|logger|TPU)"
-)
+pytestmark = pytest.mark.filterwarnings("ignore:.*(does not have many workers|num_workers|litlogger|logger|TPU)")
 SPEC = InputSpec(ActionSpace.keyboard_mouse(), frame_size=SIZE, window=6, text_dim=4)
 
 
@@ -131,9 +129,7 @@ def test_roots_of_their_own(shared_root, tmp_path):
     write_recordings(tmp_path / "val", 1, 13)
     write_recordings(tmp_path / "test", 1, 20)
     model = Watcher()
-    module = data(
-        shared_root, val_root=str(tmp_path / "val"), test_root=[str(tmp_path / "test")], batch_size=4
-    )
+    module = data(shared_root, val_root=str(tmp_path / "val"), test_root=[str(tmp_path / "test")], batch_size=4)
     run = trainer(tmp_path, max_epochs=1)
     run.fit(model, module)
     run.test(model, module)
@@ -165,9 +161,7 @@ def test_resumed_run_sees_exactly_what_was_left(shared_root, tmp_path, num_worke
     assert cut.seen["train"] == whole.seen["train"][:stop]
     last = stop // 4 * 4
     checkpoint = tmp_path / "cut" / "checkpoints" / f"step={last}.ckpt"
-    rest = fit(
-        shared_root, tmp_path / "rest", checkpoint=str(checkpoint), num_workers=num_workers, **arguments
-    )
+    rest = fit(shared_root, tmp_path / "rest", checkpoint=str(checkpoint), num_workers=num_workers, **arguments)
     assert rest.seen["train"] == whole.seen["train"][last:]
     assert rest.sums[-1] == whole.sums[-1]
 
@@ -180,9 +174,7 @@ def test_resume_at_and_after_the_end_of_an_epoch_and_across_validation(shared_ro
     per_epoch = total // 2
     for step in (4, per_epoch - 1, per_epoch, per_epoch + 1, total - 1):
         checkpoint = str(tmp_path / "whole" / "checkpoints" / f"step={step}.ckpt")
-        rest = fit(
-            shared_root, tmp_path / f"{step}", every=100, checkpoint=checkpoint, trainer_arguments=arguments
-        )
+        rest = fit(shared_root, tmp_path / f"{step}", every=100, checkpoint=checkpoint, trainer_arguments=arguments)
         assert rest.seen["train"] == whole.seen["train"][step:], step
 
 
@@ -227,9 +219,7 @@ def test_without_a_trainer(shared_root):
     assert batch["actions"]["keys"].dtype == torch.int64
     assert batch["text"].shape == (3, 5, 768)
     numbers = [[number_of(f) for f in clip.permute(0, 2, 3, 1).numpy()] for clip in batch["frames"]]
-    for recording, start, valid, shown in zip(
-        batch["recording"], batch["start"], batch["valid"], numbers, strict=True
-    ):
+    for recording, start, valid, shown in zip(batch["recording"], batch["start"], batch["valid"], numbers, strict=True):
         wanted = [1000 * int(recording) + int(start) + t for t in range(int(valid.sum()))]
         assert shown[: len(wanted)] == wanted
     assert sum(1 for _ in loader) == len(loader)
@@ -282,9 +272,7 @@ def test_source_produces_recordings_before_the_first_run(tmp_path):
 
 def test_too_few_windows_for_a_batch(tmp_path):
     write_recording(tmp_path / "recordings" / "rec", 10)
-    with pytest.raises(
-        UserError, match=r"1 training recordings give 2 windows .* too few for one batch of 8"
-    ):
+    with pytest.raises(UserError, match=r"1 training recordings give 2 windows .* too few for one batch of 8"):
         trainer(tmp_path).fit(Watcher(), data(tmp_path / "recordings", batch_size=8))
 
 

@@ -47,6 +47,16 @@ def test_variable_rate(tmp_path):
         assert numbers(path, start, 3) == [start, start + 1, start + 2]
 
 
+@pytest.mark.parametrize("shift", [-1, 1])
+def test_uneven_by_a_hair(tmp_path, shift):
+    """The header looks even, but frames are not where it says."""
+    path = write_video(tmp_path / "video.mp4", 60, lambda i: 512 * i + shift * (i % 3 == 1), 10240, g=10, bf=2)
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].base_rate == 20
+    for start in range(57):
+        assert numbers(path, start, 3) == [start, start + 1, start + 2]
+
+
 def test_first_frame_later_than_zero(tmp_path):
     path = write_video(tmp_path / "video.mp4", 40, pts=lambda i: i + 30, g=10, bf=2)
     for start in (0, 1, 15, 37):

@@ -188,6 +188,14 @@ def test_order_depends_on_seed_and_epoch_alone(index):
     assert pairs(plan(index), 2, first=3) == pairs(plan(index), 2)[9:]
 
 
+def test_order_changes_where_first_windows_cannot():
+    short = Names([f"r{i}" for i in range(50)], np.full(50, 6))
+    orders = [Plan(short, short.usable, 5, 5, True).epoch(epoch)[0] for epoch in range(3)]
+    assert sorted(orders[0].reshape(-1)) == sorted(orders[1].reshape(-1)) == list(range(50))
+    assert not (orders[0] == orders[1]).all()
+    assert not (orders[1] == orders[2]).all()
+
+
 def test_empty_window(index):
     batch = WindowDataset(index, 5, SIZE)[(FILL, 0)]
     assert not batch["valid"].any()
@@ -217,6 +225,9 @@ class Names:
         self.hashes = np.array([name_hash(n) for n in names], np.uint64)
         self.n_frames = np.full(len(names), 100) if n_frames is None else n_frames
         self.usable = np.arange(len(names))
+
+    def system_only(self, recording, first, steps):
+        return np.zeros(len(recording), bool)
 
 
 def test_split_moves_no_recording_when_more_are_added():
