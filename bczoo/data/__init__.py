@@ -14,6 +14,7 @@ _EXPORTS = {
     "open_index": "index",
     "WindowDataset": "dataset",
     "ClipAugment": "augment",
+    "PublishedAugmentations": "augment",
     "published_augmentations": "augment",
     "Report": "check",
 }

@@ -2,8 +2,8 @@
 
 Place in the pipeline: the data module applies them to training batches on the batch's device. A transform is
 drawn once for all frames of a clip: two identical frames stay identical, so motion stays what the actions say
-it is. The published set is :func:`published_augmentations`; in YAML every transform is usable by its
-``class_path``.
+it is. In YAML every transform is usable by its ``class_path``, and the published set as
+``bczoo.PublishedAugmentations``.
 
 Shape legend: B clips, T frames of a clip, H = W frame size in pixels.
 """
@@ -57,6 +57,27 @@ class PublishedAugmentations(v2.Compose):
 
     def __init__(self, size: int = 192, erasing: bool = False, resized_crop: bool = False) -> None:
         super().__init__(published_augmentations(size, erasing, resized_crop))
+
+
+class PublishedAugmentations(v2.Transform):
+    """The published set as one transform, for configurations.
+
+    Args:
+        size: height and width of the frames in pixels, for the resized crops.
+        erasing: also erase a random rectangle.
+        resized_crop: also crop up to a tenth away and resize back.
+    """
+
+    def __init__(self, size: int = 192, erasing: bool = False, resized_crop: bool = False) -> None:
+        super().__init__()
+        self.transforms = nn.ModuleList(published_augmentations(size, erasing, resized_crop))
+
+    def forward(self, *inputs: Any) -> Any:
+        """Apply one after the other."""
+        (clip,) = inputs
+        for transform in self.transforms:
+            clip = transform(clip)
+        return clip
 
 
 class ClipAugment(nn.Module):

@@ -46,7 +46,7 @@ class RecordingDataModule(L.LightningDataModule):
         num_workers: processes that read windows; also used to index new recordings.
         strict: raise an error at broken recordings and unknown keys, which are otherwise skipped with a
             warning.
-        augment: transforms of training clips, such as bczoo.data.augment.published_augmentations(); none if
+        augment: transforms of training clips, such as bczoo.PublishedAugmentations; none if
             left out.
         source: produces recordings in root before training, if they are not there yet.
         pin_memory: page-locked batches; if left out, where the trainer uses a GPU.

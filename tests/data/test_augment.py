@@ -14,6 +14,7 @@ from bczoo.data.augment import (
     HorizontalShift,
     IsoNoise,
     MotionBlur,
+    PublishedAugmentations,
     published_augmentations,
 )
 
@@ -88,3 +89,32 @@ def test_training_random_numbers_are_left_alone(clips):
 def test_wrong_input_is_named(clips):
     with pytest.raises(ValueError, match=r"uint8 clips \(B, T, 3, H, W\)"):
         ClipAugment(OWN)(clips.float(), [1, 2])
+
+
+def test_configurations_can_name_them(clips, tmp_path):
+    from jsonargparse import ArgumentParser
+
+    from bczoo.data.module import RecordingDataModule
+
+    parser = ArgumentParser()
+    parser.add_class_arguments(RecordingDataModule, "data")
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        f"""
+data:
+  root: recordings
+  augment:
+  - class_path: bczoo.data.augment.PublishedAugmentations
+    init_args: {{size: {SIZE}, erasing: true}}
+  - class_path: torchvision.transforms.v2.ColorJitter
+    init_args: {{brightness: 0.2}}
+  - bczoo.data.augment.MotionBlur
+"""
+    )
+    module = parser.instantiate_classes(parser.parse_path(str(config))).data
+    transforms = [PublishedAugmentations(SIZE, erasing=True), v2.ColorJitter(0.2), MotionBlur()]
+    for key in range(5):
+        augmented = module.augment(clips, [key, -key])
+        assert torch.equal(ClipAugment(transforms)(clips, [key, -key]), augmented)
+    one, many = ClipAugment([PublishedAugmentations(SIZE)]), ClipAugment(published_augmentations(SIZE))
+    assert torch.equal(one(clips, [0, 1]), many(clips, [0, 1]))
