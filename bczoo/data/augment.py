@@ -59,27 +59,6 @@ class PublishedAugmentations(v2.Compose):
         super().__init__(published_augmentations(size, erasing, resized_crop))
 
 
-class PublishedAugmentations(v2.Transform):
-    """The published set as one transform, for configurations.
-
-    Args:
-        size: height and width of the frames in pixels, for the resized crops.
-        erasing: also erase a random rectangle.
-        resized_crop: also crop up to a tenth away and resize back.
-    """
-
-    def __init__(self, size: int = 192, erasing: bool = False, resized_crop: bool = False) -> None:
-        super().__init__()
-        self.transforms = nn.ModuleList(published_augmentations(size, erasing, resized_crop))
-
-    def forward(self, *inputs: Any) -> Any:
-        """Apply one after the other."""
-        (clip,) = inputs
-        for transform in self.transforms:
-            clip = transform(clip)
-        return clip
-
-
 class ClipAugment(nn.Module):
     """Applies transforms to every clip of a batch, with draws that depend on the clip's key alone.
 
