@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 
 from bczoo.agent import PolicyPlayer
-from bczoo.games.game import make_game
+from bczoo.games.game import Game, make_game
 from bczoo.games.play import PlayResult, play, play_in_processes, record_play, score_table
 
 
@@ -27,6 +28,7 @@ class PlayGame(L.Callback):
         temperature: of the policy's sampling.
         video: where to write an mp4 of one game of the policy; null for none.
         video_seconds: longest length of the video.
+        threads: processor threads of the policy in play; a small policy is faster with one. null for torch's choice.
     """
 
     def __init__(
@@ -38,17 +40,27 @@ class PlayGame(L.Callback):
         temperature: float = 1.0,
         video: str | None = None,
         video_seconds: float = 60.0,
+        threads: int | None = None,
     ) -> None:
         self.env, self.episodes, self.seed, self.parallel = env, episodes, seed, parallel
         self.temperature, self.video, self.video_seconds = temperature, video, video_seconds
+        self.threads = threads
         self.results: dict[str, PlayResult] = {}
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.is_global_zero or trainer.interrupted:
             return
-        training = pl_module.training
-        player = PolicyPlayer(pl_module, temperature=self.temperature)  # type: ignore[arg-type]
         game = make_game(self.env)
+        player = PolicyPlayer(pl_module, temperature=self.temperature)  # type: ignore[arg-type]
+        training, threads = pl_module.training, torch.get_num_threads()
+        torch.set_num_threads(self.threads or threads)
+        try:
+            self._play(trainer, game, player)
+        finally:
+            torch.set_num_threads(threads)
+            pl_module.train(training)
+
+    def _play(self, trainer: L.Trainer, game: Game, player: PolicyPlayer) -> None:
         self.results = {"policy": play(game, player, self.episodes, self.seed, parallel=self.parallel)}
         for name in ("expert", "random"):
             self.results[name] = play_in_processes(game, name, self.episodes, self.seed)
@@ -58,7 +70,6 @@ class PlayGame(L.Callback):
             Path(self.video).parent.mkdir(parents=True, exist_ok=True)
             record_play(game, player, self.video, self.seed, max_seconds=self.video_seconds)
             print(f"a game of the policy: {self.video}")
-        pl_module.train(training)
 
     def _log(self, trainer: L.Trainer) -> None:
         scores: dict[str, Any] = {f"play/{name}": result.mean for name, result in self.results.items()}

@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 class WritePredictions(BasePredictionWriter):
     """Writes ``predictions.safetensors``, one row per window (with several devices, one file per rank).
 
-    Tensors: ``recording`` and ``start`` (N,), ``user`` and ``valid`` (N, T), and per group ``ids.<group>`` (most likely)
-    and ``probability.<group>`` (of what the recording did), each (N, T, tokens).
+    Tensors: ``recording`` and ``start`` (N,), ``user`` and ``valid`` (N, T), and per group ``ids.<group>`` (most
+    likely) and ``probability.<group>`` (of what the recording did), each (N, T, tokens).
 
     Args:
         path: where to write.

@@ -70,7 +70,7 @@ class TrainerCLI(LightningCLI):
 
     def _last(self, resume: bool) -> str | None:
         """Where ``ckpt_path: last`` leads; None to start anew."""
-        keeper = next((c for c in self.trainer.callbacks if isinstance(c, ResumableCheckpoint)), None)
+        keeper = next((c for c in self.trainer.checkpoint_callbacks if isinstance(c, ResumableCheckpoint)), None)
         if keeper is None:
             raise UserError(
                 "ckpt_path: last needs a bczoo.ResumableCheckpoint among trainer.callbacks; give a path instead"

@@ -177,9 +177,7 @@ class DoomEnv(gymnasium.Env):
 def doom_game(scenario: str) -> Game:
     """The game ``doom/<scenario>``, without starting it."""
     if importlib.util.find_spec("vizdoom") is None:
-        raise ModuleNotFoundError(
-            f"game 'doom/{scenario}' needs ViZDoom: pip install 'bczoo[doom]'", name="vizdoom"
-        )
+        raise ModuleNotFoundError(f"game 'doom/{scenario}' needs ViZDoom: pip install 'bczoo[doom]'", name="vizdoom")
     return Game(
         name=f"doom/{scenario}",
         env=functools.partial(DoomEnv, scenario),

@@ -98,9 +98,7 @@ class StrafingShooter(Shooter):
         reach: map units to each side of the start, after which it turns around.
     """
 
-    def __init__(
-        self, targets: Collection[str], aim: float = 1.0, cooldown: int = 6, reach: float = 100.0
-    ) -> None:
+    def __init__(self, targets: Collection[str], aim: float = 1.0, cooldown: int = 6, reach: float = 100.0) -> None:
         super().__init__(targets, aim, cooldown)
         self.reach = reach
         self._start: tuple[float, float, float] | None = None

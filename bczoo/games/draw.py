@@ -77,9 +77,7 @@ class _Pen:
         place = (self.left + x * self.scale, self.top + y * self.scale)
         self.draw.text(place, text, colour, _font(max(6, round(size * self.scale))), anchor)
 
-    def box(
-        self, x: float, y: float, w: float, h: float, fill: Any, edge: Any = None, radius: float = 5
-    ) -> None:
+    def box(self, x: float, y: float, w: float, h: float, fill: Any, edge: Any = None, radius: float = 5) -> None:
         self.draw.rounded_rectangle(self.at(x, y, x + w, y + h), radius * self.scale, fill, edge)
 
     def circle(self, x: float, y: float, r: float, fill: Any, edge: Any = None) -> None:

@@ -222,23 +222,18 @@ def _import_game(name: str) -> Game:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise
         raise UnknownGameError(
-            f"game {name!r}: Python finds no module {error.name!r}; install it, or put its "
-            "folder on PYTHONPATH"
+            f"game {name!r}: Python finds no module {error.name!r}; install it, or put its folder on PYTHONPATH"
         ) from error
     except AttributeError as error:
         raise UnknownGameError(f"game {name!r}: module {module_name!r} has no {function!r}") from error
     game = factory()
     if not isinstance(game, Game):
-        raise TypeError(
-            f"game {name!r}: {function}() has to return a bczoo.games.Game, got {type(game).__name__}"
-        )
+        raise TypeError(f"game {name!r}: {function}() has to return a bczoo.games.Game, got {type(game).__name__}")
     return game
 
 
 def _is_frame(value: Any) -> bool:
-    return (
-        isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim == 3 and value.shape[2] == 3
-    )
+    return isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim == 3 and value.shape[2] == 3
 
 
 def _describe(value: Any) -> str:

@@ -107,9 +107,7 @@ def play(
                 begin(row)
             while current:
                 active = sorted(current)
-                decisions = player.act(
-                    active, [current[r][1] for r in active], [current[r][2] for r in active]
-                )
+                decisions = player.act(active, [current[r][1] for r in active], [current[r][2] for r in active])
                 for row, decision in zip(active, decisions, strict=True):
                     episode, frame, _ = current.pop(row)
                     next_frame, reward, done, info = running[row].step(decision.values)
@@ -144,9 +142,7 @@ def play_in_processes(
     """
     make_player(player, game)
     started = time.perf_counter()
-    share = max(
-        1, min(10, episodes // 4)
-    )  # episodes per task: few enough to keep every process busy to the end
+    share = max(1, min(10, episodes // 4))  # episodes per task: few enough to keep every process busy to the end
     tasks = [(game, player, min(share, episodes - i), seed + i) for i in range(0, episodes, share)]
     with tqdm(total=episodes, desc=f"{game.name} {player}", disable=not progress, unit="ep") as bar:
         parts = in_processes(_play_some, tasks, workers, lambda part: bar.update(len(part.returns)))

@@ -50,8 +50,7 @@ class ExpertPlayer:
 
     def act(self, rows: list[int], frames: list[np.ndarray], infos: list[dict[str, Any]]) -> list[Decision]:
         return [
-            Decision(self._experts[row].act(frame, info))
-            for row, frame, info in zip(rows, frames, infos, strict=True)
+            Decision(self._experts[row].act(frame, info)) for row, frame, info in zip(rows, frames, infos, strict=True)
         ]
 
 

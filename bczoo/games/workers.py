@@ -32,10 +32,7 @@ def closing_on_sigterm() -> Iterator[None]:
 
     Only the main thread can do this, and a handler that somebody else has set stays.
     """
-    if (
-        threading.current_thread() is not threading.main_thread()
-        or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
-    ):
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
         yield
         return
     signal.signal(signal.SIGTERM, _exit)

@@ -64,9 +64,7 @@ def test_probabilities_are_drawn_and_the_choice_is_marked():
     ids = space.encode(**values)
     flat = {g.name: np.full((g.tokens, g.choices), 1 / g.choices) for g in space.groups}
     sure = {g.name: np.eye(g.choices)[ids[g.name]] for g in space.groups}
-    pictures = [
-        draw_decision(FRAME, Decision(values, ids, p)).astype(int)[130:, 512:] for p in (None, flat, sure)
-    ]
+    pictures = [draw_decision(FRAME, Decision(values, ids, p)).astype(int)[130:, 512:] for p in (None, flat, sure)]
     assert (pictures[0] != pictures[1]).any() and (pictures[1] != pictures[2]).any()
     assert (lit(values, ids=ids, probabilities=sure)[130:].sum()) > 500
 

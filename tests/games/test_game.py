@@ -34,9 +34,7 @@ def test_discrete_bindings_take_the_largest_combination_that_is_held():
 
 
 def test_vector_bindings_add_up_and_stay_in_bounds():
-    bindings = VectorBindings(
-        {"w": 0, "s": (0, -1.0), "mouse_dx": (1, 0.25), "mouse_right": 2}, 3, low=-5, high=5
-    )
+    bindings = VectorBindings({"w": 0, "s": (0, -1.0), "mouse_dx": (1, 0.25), "mouse_right": 2}, 3, low=-5, high=5)
     np.testing.assert_array_equal(bindings(values("w", dx=-8)), np.float32([1, -2, 0]))
     np.testing.assert_array_equal(bindings(values("w", "s", buttons=("1",), dx=400)), np.float32([0, 5, 1]))
     with pytest.raises(ValueError, match=r"'d': 3.*size 3"):
@@ -89,9 +87,7 @@ def test_games_are_found_by_name_and_by_module():
     assert make_game("tiny_game:catch").name == "catch"
     register_game("my/catch", tiny_game.catch)
     assert make_game("my/catch").name == "catch"
-    with pytest.raises(
-        UnknownGameError, match=r"did you mean doom/basic.*Known games: .*doom/deadly_corridor"
-    ):
+    with pytest.raises(UnknownGameError, match=r"did you mean doom/basic.*Known games: .*doom/deadly_corridor"):
         make_game("doom/bassic")
     with pytest.raises(UnknownGameError, match="no module 'no_such_module'"):
         make_game("no_such_module:game")

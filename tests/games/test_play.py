@@ -26,9 +26,7 @@ class Copycat:
 
     def act(self, rows, frames, infos):
         self.calls.append(rows)
-        return [
-            Decision(tiny_game.CatchExpert().act(f, i)) for _, f, i in zip(rows, frames, infos, strict=True)
-        ]
+        return [Decision(tiny_game.CatchExpert().act(f, i)) for _, f, i in zip(rows, frames, infos, strict=True)]
 
 
 def result(returns: list[float]) -> PlayResult:
@@ -59,9 +57,7 @@ def test_running_games_are_asked_together_and_results_do_not_depend_on_how_many_
 
 def test_on_step_sees_the_frame_that_was_answered():
     game, seen = tiny_game.catch(), []
-    played = play(
-        game, ExpertPlayer(game), 2, progress=False, on_step=lambda *step: seen.append(step), parallel=2
-    )
+    played = play(game, ExpertPlayer(game), 2, progress=False, on_step=lambda *step: seen.append(step), parallel=2)
     assert len(seen) == sum(played.lengths)
     assert {episode for episode, *_ in seen} == {0, 1}
     assert sum(reward for *_, reward in seen) == sum(played.returns)

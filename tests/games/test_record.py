@@ -86,9 +86,7 @@ def test_a_seed_gives_the_same_recording_again():
     (second,) = record(CATCH, "two", episodes=1, seed=5, size=32, noise=0.1, workers=1)
     (third,) = record(CATCH, "two", episodes=1, seed=6, size=32, noise=0.1, workers=1)
     assert steps(first) == steps(second) != steps(third)
-    one, two, other = (
-        read_frames(Path(f) / "32x32.mp4", 0, 55, 32).astype(int) for f in (first, second, third)
-    )
+    one, two, other = (read_frames(Path(f) / "32x32.mp4", 0, 55, 32).astype(int) for f in (first, second, third))
     assert np.abs(one - two).mean() < 1 < np.abs(one - other).mean(), "up to the rounding of the encoder"
 
 

@@ -75,6 +75,4 @@ class CatchIn:
 
 
 def catch(shown_as: str = "array") -> Game:
-    return Game(
-        "catch", CatchIn(shown_as), DiscreteBindings({"a": 0, "d": 1}, none=2), CatchExpert, time_limit_s=10.0
-    )
+    return Game("catch", CatchIn(shown_as), DiscreteBindings({"a": 0, "d": 1}, none=2), CatchExpert, time_limit_s=10.0)
