@@ -23,12 +23,14 @@ from typing import Any, Literal
 
 import numpy as np
 
+from bczoo.errors import UserError
+
 Values = dict[str, Any]  # group name -> list of names (held, switch) or a number (binned)
 Ids = dict[str, list[int]]  # group name -> one id per token
 MouseDecoding = Literal["mean", "conservative", "truncated_normal"]
 
 
-class UnknownActionError(ValueError):
+class UnknownActionError(UserError):
     """A key, button or group that the action space does not have."""
 
 
@@ -228,7 +230,7 @@ class ActionSpace:
             group = dict(group)
             kind = group.pop("kind", None)
             if kind not in _KINDS:
-                raise ValueError(f"action group kind {kind!r} is not one of {sorted(_KINDS)}")
+                raise UserError(f"action group kind {kind!r} is not one of {sorted(_KINDS)}")
             groups.append(_KINDS[kind](**{k: tuple(v) if isinstance(v, list) else v for k, v in group.items()}))
         return cls(spec["name"], tuple(groups))
 
@@ -236,7 +238,7 @@ class ActionSpace:
     def from_name(cls, name: str, **arguments: Any) -> ActionSpace:
         factories = {"keyboard_mouse": cls.keyboard_mouse, "gamepad": cls.gamepad}
         if name not in factories:
-            raise ValueError(f"action space {name!r} is not known by name; choose one of {sorted(factories)}")
+            raise UserError(f"action space {name!r} is not known by name; choose one of {sorted(factories)}")
         return factories[name](**arguments)
 
     def to_dict(self) -> dict[str, Any]:

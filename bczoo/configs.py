@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bczoo.errors import UserError
+
 if TYPE_CHECKING:
     from bczoo.model.policy import BCPolicy
 
@@ -40,7 +42,7 @@ def find(name: str) -> Path:
         return FOLDER / Path(*path.parts[1:])
     close = difflib.get_close_matches(path.stem, names(), n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise ValueError(f"no configuration file {name!r}{hint} Shipped by name: {', '.join(names())}")
+    raise UserError(f"no configuration file {name!r}{hint} Shipped by name: {', '.join(names())}")
 
 
 def load_policy(
@@ -64,7 +66,7 @@ def load_policy(
     try:
         return parser.instantiate_classes(parser.parse_object({"policy": init_args})).policy
     except ArgumentError as error:
-        raise ValueError(f"{where} does not describe a policy: {error}") from error
+        raise UserError(f"{where} does not describe a policy: {error}") from error
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import tiny
 import torch
 
 from bczoo import ActionDecoder, ActionSpace, BackboneHeads, BCPolicy, GemmaTextEncoder, IndependentHeads
+from bczoo.errors import UserError
 from bczoo.loss import bc_loss
 
 DECODERS = [ActionDecoder, BackboneHeads, IndependentHeads]
@@ -226,7 +227,7 @@ def test_gemma_text_encoder_is_the_masked_mean(tmp_path):
 
 
 def test_missing_text_encoder_says_what_it_needs(tmp_path):
-    with pytest.raises(RuntimeError, match="could not be loaded"):
+    with pytest.raises(UserError, match="could not be loaded"):
         GemmaTextEncoder(str(tmp_path / "nothing"))(["go"])
     with pytest.raises(ValueError, match="no text_encoder"):
         tiny.tiny_policy().agent().step(torch.zeros(64, 64, 3, dtype=torch.uint8).numpy(), text="go")

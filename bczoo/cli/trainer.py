@@ -108,14 +108,7 @@ def with_config_paths(argv: list[str]) -> list[str]:
         if option not in ("--config", "-c"):
             continue
         if equals:
-            out[i] = f"{option}={_path(value)}"
+            out[i] = f"{option}={find(value)}"
         elif i + 1 < len(out):
-            out[i + 1] = _path(out[i + 1])
+            out[i + 1] = str(find(out[i + 1]))
     return out
-
-
-def _path(config: str) -> str:
-    try:
-        return str(find(config))
-    except ValueError as error:
-        raise UserError(str(error)) from error

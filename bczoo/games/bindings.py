@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from bczoo.actions import ActionSpace, BinnedGroup, Values
+from bczoo.errors import UserError
 
 MOUSE_BUTTON_NAMES = {"0": "mouse_left", "1": "mouse_right", "2": "mouse_middle"}
 
@@ -75,7 +76,7 @@ class DiscreteBindings(Bindings):
 
     def __init__(self, combinations: Mapping[str, Any], none: Any) -> None:
         if not combinations:
-            raise ValueError('DiscreteBindings needs at least one combination, such as {"a": 0}')
+            raise UserError('DiscreteBindings needs at least one combination, such as {"a": 0}')
         self._combinations = [(frozenset(c.split("+")), action) for c, action in combinations.items()]
         self._combinations.sort(key=lambda item: -len(item[0]))
         self.none = none
@@ -110,7 +111,7 @@ class VectorBindings(Bindings):
     ) -> None:
         self._elements = {n: (e, 1.0) if isinstance(e, int) else e for n, e in elements.items()}
         if wrong := {n: i for n, (i, _) in self._elements.items() if not 0 <= i < size}:
-            raise ValueError(f"elements {wrong} lie outside of a vector of size {size}")
+            raise UserError(f"elements {wrong} lie outside of a vector of size {size}")
         self.size, self.low, self.high, self.dtype = size, low, high, dtype
         self.inputs = frozenset(self._elements)
 

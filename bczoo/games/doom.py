@@ -29,6 +29,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from bczoo.errors import UserError
 from bczoo.games.bindings import VectorBindings
 from bczoo.games.doom_experts import EXPERTS, PX_PER_DEGREE, SeenObject
 from bczoo.games.game import Game, register_game
@@ -177,7 +178,7 @@ class DoomEnv(gymnasium.Env):
 def doom_game(scenario: str) -> Game:
     """The game ``doom/<scenario>``, without starting it."""
     if importlib.util.find_spec("vizdoom") is None:
-        raise ModuleNotFoundError(f"game 'doom/{scenario}' needs ViZDoom: pip install 'bczoo[doom]'", name="vizdoom")
+        raise UserError(f"game 'doom/{scenario}' needs ViZDoom: pip install 'bczoo[doom]'")
     return Game(
         name=f"doom/{scenario}",
         env=functools.partial(DoomEnv, scenario),

@@ -24,6 +24,7 @@ import gymnasium
 import numpy as np
 
 from bczoo.actions import ActionSpace, BinnedGroup, HeldGroup, Values
+from bczoo.errors import UserError
 from bczoo.games.bindings import Bindings, input_name, inputs_in
 
 FRAME_KEYS = ("frame", "rgb", "image", "screen")
@@ -31,7 +32,7 @@ RANDOM_RANGES = {"mouse_dx": (-60.0, 60.0)}  # px; other numbers use their whole
 _BUILT_IN = {"doom": "bczoo.games.doom"}  # first part of the name -> module
 
 
-class UnknownGameError(ValueError):
+class UnknownGameError(UserError):
     """A name under which no game is known."""
 
 
@@ -82,7 +83,7 @@ class Game:
         known = inputs_in(self.action_space)
         for name in sorted(self.inputs - known):
             close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-            raise ValueError(
+            raise UserError(
                 f"game {self.name!r} binds {name!r}, which action space {self.action_space.name!r} lacks; "
                 + (f"did you mean {' or '.join(close)}? " if close else "")
                 + f"It has {sorted(known)}; add keys with ActionSpace.keyboard_mouse(extra_keys=...)"
@@ -100,7 +101,7 @@ class Game:
 
     def make_expert(self) -> Expert:
         if self.expert is None:
-            raise ValueError(f"game {self.name!r} has no expert; give its Game expert=...")
+            raise UserError(f"game {self.name!r} has no expert; give its Game expert=...")
         return self.expert()
 
     def random_values(self, rng: np.random.Generator) -> Values:
@@ -108,7 +109,7 @@ class Game:
         if self.random is not None:
             return self.random(rng)
         if not self.inputs:
-            raise ValueError(
+            raise UserError(
                 f"game {self.name!r} has bindings that do not tell their inputs, so the random player "
                 "cannot know what to press; give its Game random=..., or use bczoo.games.bindings"
             )

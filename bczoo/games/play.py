@@ -18,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from bczoo.actions import Decision
+from bczoo.errors import UserError
 from bczoo.games.draw import draw_decision
 from bczoo.games.game import Game, RunningGame
 from bczoo.games.players import Player, make_player
@@ -85,7 +86,7 @@ def play(
             one that the decision answers.
     """
     if episodes < 1 or parallel < 1:
-        raise ValueError(f"episodes and parallel must be at least 1, got {episodes} and {parallel}")
+        raise UserError(f"episodes and parallel must be at least 1, got {episodes} and {parallel}")
     started = time.perf_counter()
     returns, lengths = [0.0] * episodes, [0] * episodes
     rows = min(parallel, episodes)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from bczoo.actions import Decision
+from bczoo.errors import UserError
 from bczoo.games.game import Expert, Game
 
 
@@ -81,4 +82,4 @@ def make_player(name: str, game: Game) -> Player:
         return ExpertPlayer(game)
     if name == "random":
         return RandomPlayer(game)
-    raise ValueError(f"there is no player {name!r} for game {game.name!r}; choose expert or random")
+    raise UserError(f"there is no player {name!r} for game {game.name!r}; choose expert or random")

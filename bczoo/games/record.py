@@ -16,6 +16,7 @@ from tqdm import tqdm
 from bczoo.actions import BinnedGroup, Values
 from bczoo.data.recording import RecordingWriter
 from bczoo.data.source import RecordingSource
+from bczoo.errors import UserError
 from bczoo.games.game import Game, make_game
 from bczoo.games.players import make_player
 from bczoo.games.workers import in_processes
@@ -54,9 +55,9 @@ def record(
         The folders of the episodes.
     """
     if episodes < 1:
-        raise ValueError(f"episodes must be at least 1, got {episodes}")
+        raise UserError(f"episodes must be at least 1, got {episodes}")
     if not 0 <= noise < 1:
-        raise ValueError(f"noise is a share of steps from 0 up to (not including) 1, got {noise}")
+        raise UserError(f"noise is a share of steps from 0 up to (not including) 1, got {noise}")
     game = make_game(env)
     make_player(agent, game)
     folders = [Path(out) / episode_name(env, agent, seed + i, size, noise) for i in range(episodes)]

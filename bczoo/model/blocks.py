@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bczoo.errors import UserError
 from bczoo.model.attention import Attend, Sinks
 
 NORM_EPS = 1e-5
@@ -72,7 +73,7 @@ class Attention(nn.Module):
         super().__init__()
         kv_heads = kv_heads or heads
         if width % heads or heads % kv_heads or (width // heads) % 2:
-            raise ValueError(
+            raise UserError(
                 f"width {width}, heads {heads} and kv_heads {kv_heads} do not fit: heads must divide the width "
                 "into even head sizes, and kv_heads must divide heads"
             )

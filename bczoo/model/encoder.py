@@ -16,6 +16,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from bczoo.errors import UserError
 from bczoo.model.part import Part
 
 MIN_FRAME, MAX_FRAME = 32, 512  # pixels
@@ -41,7 +42,7 @@ class Encoder(Part):
         """Raise if the frames are not what this encoder takes."""
         size = self.frame_size
         if frames.dtype != torch.uint8 or frames.shape[-3:] != (3, size, size):
-            raise ValueError(
+            raise UserError(
                 f"frames must be uint8 (..., 3, {size}, {size}), got {frames.dtype} {tuple(frames.shape)}; resize them "
                 "with bczoo.frames.resize, or set the encoder's frame_size"
             )
@@ -79,9 +80,9 @@ class ImageEncoder(Encoder):
     ) -> None:
         super().__init__()
         if not MIN_FRAME <= frame_size <= MAX_FRAME:
-            raise ValueError(f"frame_size must be {MIN_FRAME} to {MAX_FRAME} pixels, got {frame_size}")
+            raise UserError(f"frame_size must be {MIN_FRAME} to {MAX_FRAME} pixels, got {frame_size}")
         if tokens < 1:
-            raise ValueError(f"an encoder needs at least one image token, got tokens={tokens}")
+            raise UserError(f"an encoder needs at least one image token, got tokens={tokens}")
         self.tokens, self.frame_size, self.frozen = tokens, frame_size, frozen
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.backbone = _create_backbone(backbone, stage, pretrained, drop_path).to(memory_format=self.memory_format)
@@ -121,7 +122,7 @@ class ImageEncoder(Encoder):
         renamed = {name: theirs.get(source) for name, source in torchvision_names(own).items()}
         missing = [n for n, v in renamed.items() if v is None or v.shape != own[n].shape]
         if missing:
-            raise ValueError(f"torchvision weights do not fit the backbone; missing or misshaped: {missing[:5]}")
+            raise UserError(f"torchvision weights do not fit the backbone; missing or misshaped: {missing[:5]}")
         self.backbone.load_state_dict(renamed)
 
 
@@ -142,11 +143,11 @@ def _create_backbone(name: str, stage: int, pretrained: bool, drop_path: float) 
         if "Unknown model" not in str(error):
             raise
         close = difflib.get_close_matches(name, timm.list_models(), n=5)
-        raise ValueError(f"timm has no model {name!r}; similar: {close}") from error
+        raise UserError(f"timm has no model {name!r}; similar: {close}") from error
     except (OSError, ValueError) as error:
         if not pretrained:
             raise
-        raise RuntimeError(
+        raise UserError(
             f"the ImageNet weights of {name} could not be loaded ({error}); go online once so that they are cached, "
             "or train from scratch with pretrained: false"
         ) from error

@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 import lightning as L
 
+from bczoo.errors import UserError
+
 
 class Configured:
     """Keeps the arguments of its construction in :attr:`init_args`.
@@ -61,7 +63,7 @@ def build(spec: Mapping[str, Any], base: type[T], *given: Any) -> T:
     known = {class_path(cls): cls for cls in _subclasses(base)}
     path = spec.get("class_path")
     if path not in known:
-        raise ValueError(
+        raise UserError(
             f"{path!r} is not a known {base.__name__}; known are {sorted(known)}. "
             "A part of your own must be imported before the policy is built."
         )

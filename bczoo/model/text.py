@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bczoo.errors import UserError
 from bczoo.model.part import Configured
 
 
@@ -45,7 +46,7 @@ class GemmaTextEncoder(TextEncoder):
                 tokenizer = AutoTokenizer.from_pretrained(self.model_name)
                 model = AutoModel.from_pretrained(self.model_name, dtype=torch.float32)
             except OSError as error:
-                raise RuntimeError(
+                raise UserError(
                     f"the text encoder {self.model_name!r} could not be loaded ({error}); it needs one download, and "
                     "a Hugging Face account that has accepted Gemma's licence (`hf auth login`)"
                 ) from error

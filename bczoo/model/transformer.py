@@ -14,6 +14,7 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
+from bczoo.errors import UserError
 from bczoo.model.attention import Attend, Backend, resolve_backend, window_attention
 from bczoo.model.blocks import Block, Rotation
 from bczoo.model.layout import StepLayout
@@ -54,7 +55,7 @@ class PolicyTransformer(Part):
         super().__init__()
         histories = history if isinstance(history, list) else [history] * layers
         if len(histories) != layers:
-            raise ValueError(
+            raise UserError(
                 f"history has {len(histories)} entries for {layers} layers; give one number or one per layer"
             )
         self.width, self.sinks, self.backend, self.checkpointing = width, sinks, attention, checkpointing
@@ -69,7 +70,7 @@ class PolicyTransformer(Part):
         """Outputs of all tokens of windows: x (B, T * S, D) to (B, T * S, D)."""
         length = x.shape[1]
         if length % layout.length:
-            raise ValueError(f"{length} tokens are not a whole number of steps of {layout.length} tokens")
+            raise UserError(f"{length} tokens are not a whole number of steps of {layout.length} tokens")
         backend = resolve_backend(self.backend, x.device)
         steps = length // layout.length
         attends = [

@@ -8,6 +8,7 @@ import pytest
 import tiny_game
 
 from bczoo.actions import ActionSpace
+from bczoo.errors import UserError
 from bczoo.games import (
     DictBindings,
     DiscreteBindings,
@@ -99,7 +100,7 @@ def test_games_are_found_by_name_and_by_module():
 
 def test_without_vizdoom_the_error_names_the_extra(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'bczoo\[doom\]'"):
+    with pytest.raises(UserError, match=r"pip install 'bczoo\[doom\]'"):
         make_game("doom/basic")
 
 

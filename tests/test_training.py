@@ -1,0 +1,101 @@
+"""Training from Python: a plain Trainer, the data module, two processes."""
+
+import lightning as L
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from bczoo import BCPolicy, RecordingDataModule
+from bczoo.data.recording import RecordingWriter
+
+QUIET = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "enable_checkpointing": False,
+}
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory):
+    """Games in which the picture tells the action: bright frames walk, dark frames turn."""
+    root = tmp_path_factory.mktemp("recordings")
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        with RecordingWriter(root / f"rec_{i}", size=tiny.SIZE) as writer:
+            for _ in range(80):
+                bright = rng.random() < 0.5
+                frame = np.full((tiny.SIZE, tiny.SIZE, 3), 220 if bright else 30, np.uint8)
+                writer.add(frame, user={"keys": ["w"] if bright else [], "mouse_dx": 0 if bright else 20})
+    return root
+
+
+def test_a_plain_trainer_learns_what_the_picture_tells(recordings):
+    policy = tiny.tiny_policy(text_dim=None, optimizer=lambda p: torch.optim.AdamW(p, lr=3e-3))
+    data = RecordingDataModule(root=str(recordings), batch_size=4, val_fraction=0.25)
+    trainer = L.Trainer(max_epochs=6, **QUIET)
+    trainer.fit(policy, data)
+    assert trainer.callback_metrics["val/accuracy/mouse_dx"] > 0.9
+    assert trainer.callback_metrics["val/perplexity/keys"] < 2
+    agent = policy.agent(seed=0)
+    decisions = [agent.step(np.full((64, 64, 3), level, np.uint8)) for level in (220, 30) * 10]
+    walked = [d.keys == ["w"] for d in decisions]
+    assert sum(w == (i % 2 == 0) for i, w in enumerate(walked)) >= 17
+
+
+def test_two_processes_train_one_policy(recordings):
+    policy = tiny.tiny_policy(text_dim=None)
+    data = RecordingDataModule(root=str(recordings), batch_size=2, val_fraction=0.25)
+    trainer = L.Trainer(max_steps=3, devices=2, strategy="ddp_fork", val_check_interval=2, **QUIET)
+    before = {k: v.clone() for k, v in policy.state_dict().items()}
+    trainer.fit(policy, data)
+    assert any(not torch.equal(v, before[k]) for k, v in policy.state_dict().items())
+    assert 0 < trainer.callback_metrics["val/loss"] < 100
+
+
+def test_metrics_weigh_steps_not_batches():
+    """Perplexity is of all counted tokens of the epoch, whatever batches they came in."""
+    policy = tiny.tiny_policy().eval()
+    batch = tiny.tiny_batch(policy, batch=3)
+    batch["user"][0, 1:] = False
+    logits = policy(batch["frames"], batch["actions"], batch["text"])
+    whole, parts = policy.metrics["val"], policy.metrics["test"]
+    loss = torch.tensor(1.0)
+    whole.update(loss, logits, batch["actions"], batch["user"])
+    for rows in ([0], [1, 2]):
+        part = {k: v[rows] for k, v in logits.items()}
+        parts.update(loss, part, {k: v[rows] for k, v in batch["actions"].items()}, batch["user"][rows])
+    for (name, a), (_, b) in zip(whole.items(), parts.items(), strict=True):
+        torch.testing.assert_close(a.compute(), b.compute(), msg=name)
+    nothing = torch.zeros_like(batch["user"])
+    parts.update(torch.tensor(0.0), logits, batch["actions"], nothing)
+    for (name, a), (_, b) in zip(whole.items(), parts.items(), strict=True):
+        torch.testing.assert_close(a.compute(), b.compute(), msg=name)
+
+
+def test_checkpoints_load_anywhere(recordings, tmp_path):
+    policy = tiny.tiny_policy(text_dim=None)
+    trainer = L.Trainer(max_steps=2, **QUIET)
+    trainer.fit(policy, RecordingDataModule(root=str(recordings), batch_size=2))
+    trainer.save_checkpoint(tmp_path / "policy.ckpt")
+    loaded = BCPolicy.load_from_checkpoint(tmp_path / "policy.ckpt", weights_only=True)
+    assert loaded.config == policy.config
+    assert all(torch.equal(v, policy.state_dict()[k]) for k, v in loaded.state_dict().items())
+
+
+def test_broken_recordings_do_not_stop_training(recordings, tmp_path):
+    import shutil
+
+    for folder in recordings.iterdir():
+        if not folder.name.startswith("."):
+            shutil.copytree(folder, tmp_path / folder.name)
+    video = next((tmp_path / "rec_0").glob("*.mp4"))
+    video.write_bytes(video.read_bytes()[:100])
+    data = RecordingDataModule(root=str(tmp_path), batch_size=2)
+    with pytest.warns(UserWarning, match="rec_0"):
+        L.Trainer(max_steps=2, **QUIET).fit(tiny.tiny_policy(text_dim=None), data)
+    strict = RecordingDataModule(root=str(tmp_path), batch_size=2, strict=True)
+    with pytest.raises(ValueError, match="rec_0"):
+        L.Trainer(max_steps=2, **QUIET).fit(tiny.tiny_policy(text_dim=None), strict)
