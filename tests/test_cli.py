@@ -127,6 +127,12 @@ def test_unknown_options_get_a_suggestion(option, meant, capsys):
     assert exit.value.code == 2 and re.search(f"Did you mean '.*{meant}'", capsys.readouterr().err)
 
 
+def test_a_part_that_cannot_be_built_is_told_in_one_line(recordings, here, capsys):
+    assert fit(recordings, "--model.transformer.init_args.heads", 5) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert line.startswith("bczoo: width 64, heads 5")
+
+
 def test_unknown_config_gets_a_suggestion(capsys):
     assert bczoo("fit", "--config", "60m") == 1
     assert "did you mean '600m'" in capsys.readouterr().err

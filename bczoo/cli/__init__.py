@@ -54,14 +54,22 @@ def main(argv: list[str] | None = None) -> int:
         from bczoo.cli.trainer import run_trainer
 
         return run_trainer(argv)
-    except UserError as error:
-        if os.environ.get("BCZOO_TRACEBACK"):
-            raise
-        print(f"bczoo: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print("bczoo: interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        told = _behind(error, UserError)
+        if told is None or os.environ.get("BCZOO_TRACEBACK"):
+            raise
+        print(f"bczoo: {told}", file=sys.stderr)
+        return 1
+
+
+def _behind(error: BaseException | None, kind: type[Exception]) -> BaseException | None:
+    """The first error of ``kind`` in a chain of causes; building a policy from YAML wraps what went wrong."""
+    while error is not None and not isinstance(error, kind):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def usage() -> str:
