@@ -16,6 +16,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import inspect
+import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -52,8 +54,10 @@ class Game:
 
     The environment's observation is the frame (uint8, height x width x 3, RGB), or a dictionary with the
     frame under one of ``frame``, ``rgb``, ``image``, ``screen``; otherwise ``env.render()`` has to return it
-    (``render_mode="rgb_array"``). To play in several processes all fields have to be picklable: functions and
-    classes with a name, no lambdas.
+    (``render_mode="rgb_array"``).
+
+    Other processes make a game that :func:`make_game` made anew, under its name, so its fields may be anything,
+    lambdas too. A Game that was made otherwise is pickled, for which it needs functions and classes with a name.
 
     Args:
         name: the name in tables and recordings.
@@ -78,6 +82,12 @@ class Game:
     action_space: ActionSpace = dataclasses.field(default_factory=ActionSpace.keyboard_mouse)
     fps: float = 20.0
     time_limit_s: float = 120.0
+    _made_by: tuple[Callable[..., Game], tuple[Any, ...]] | None = dataclasses.field(
+        default=None, init=False, repr=False, compare=False
+    )  # how another process makes the same game
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self._made_by if self._made_by is not None else super().__reduce_ex__(protocol)
 
     def __post_init__(self) -> None:
         known = inputs_in(self.action_space)
@@ -165,10 +175,10 @@ class RunningGame:
             for key in FRAME_KEYS:
                 if _is_frame(observation.get(key)):
                     return observation[key]
-        rendered = self.env.render() if self.env.render_mode == "rgb_array" else None
+        rendered = self.env.render() if getattr(self.env, "render_mode", None) == "rgb_array" else None
         if _is_frame(rendered):
             return rendered  # type: ignore[return-value]
-        raise TypeError(
+        raise UserError(
             f"game {self.game.name!r} shows no frame: its observation is {_describe(observation)}, render() "
             f"gave {_describe(rendered)}. Observe a uint8 array (height, width, 3) or a dictionary with one "
             f'under {", ".join(FRAME_KEYS)}, or make the environment with render_mode="rgb_array"'
@@ -212,25 +222,68 @@ def make_game(name: str) -> Game:
             + (f"; did you mean {' or '.join(close)}?" if close else ".")
             + f" Known games: {', '.join(names)}. Your own game goes by package.module:function"
         )
-    return _registry[name]()
+    factory = _registry[name]
+    game = _call(name, factory, getattr(factory, "__name__", "its factory"))
+    return _made_by(game, factory) if _picklable(factory) else game  # other processes need not know the name
 
 
 def _import_game(name: str) -> Game:
     module_name, _, function = name.partition(":")
+    if not module_name or module_name.startswith(".") or not function:
+        raise UnknownGameError(f"game {name!r} has to be named package.module:function")
     try:
-        factory = getattr(importlib.import_module(module_name), function)
+        module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+        if error.name is None:
             raise
+        own = f"{module_name}.".startswith(f"{error.name}.")
         raise UnknownGameError(
-            f"game {name!r}: Python finds no module {error.name!r}; install it, or put its folder on PYTHONPATH"
+            f"game {name!r}: Python finds no module {error.name!r}"
+            + ("" if own else f", which {module_name!r} imports")
+            + "; install it, or put its folder on PYTHONPATH"
         ) from error
-    except AttributeError as error:
-        raise UnknownGameError(f"game {name!r}: module {module_name!r} has no {function!r}") from error
+    if not hasattr(module, function):
+        close = difflib.get_close_matches(function, vars(module), n=1)
+        raise UnknownGameError(
+            f"game {name!r}: module {module_name!r} has no {function!r}"
+            + (f"; did you mean {close[0]!r}?" if close else "")
+        )
+    return _made_by(_call(name, getattr(module, function), function), make_game, name)
+
+
+def _call(name: str, factory: Any, called: str) -> Game:
+    if isinstance(factory, Game):
+        raise UserError(f"game {name!r}: {called!r} is a Game, but has to be a function that returns one")
+    if not callable(factory):
+        raise UserError(f"game {name!r}: {called!r} has to be a function, got {type(factory).__name__}")
+    if needed := _arguments_needed(factory):
+        raise UserError(f"game {name!r}: {called}() is called without arguments, but needs {', '.join(needed)}")
     game = factory()
     if not isinstance(game, Game):
-        raise TypeError(f"game {name!r}: {function}() has to return a bczoo.games.Game, got {type(game).__name__}")
+        raise UserError(f"game {name!r}: {called}() has to return a bczoo.games.Game, got {type(game).__name__}")
     return game
+
+
+def _arguments_needed(factory: Callable[..., Any]) -> list[str]:
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):  # some callables tell no signature
+        return []
+    optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in optional]
+
+
+def _made_by(game: Game, factory: Callable[..., Game], *arguments: Any) -> Game:
+    object.__setattr__(game, "_made_by", (factory, arguments))
+    return game
+
+
+def _picklable(value: Any) -> bool:
+    try:
+        pickle.dumps(value)
+    except Exception:
+        return False
+    return True
 
 
 def _is_frame(value: Any) -> bool:

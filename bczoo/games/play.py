@@ -24,6 +24,7 @@ from bczoo.games.game import Game, RunningGame
 from bczoo.games.players import Player, make_player
 from bczoo.games.workers import closing_on_sigterm, in_processes
 
+REFRESH_S = 0.3  # the progress bar tells steps at most this often
 OnStep = Callable[[int, np.ndarray, Decision, float], None]
 
 
@@ -81,7 +82,7 @@ def play(
         episodes: how many; episode i has the seed ``seed + i``, whatever runs beside it.
         seed: seed of the first episode.
         parallel: games that run at the same time.
-        progress: show a progress bar.
+        progress: show a progress bar: episodes that are over, steps so far and their rate.
         on_step: called as ``on_step(episode, frame, decision, reward)`` after every step; the frame is the
             one that the decision answers.
     """
@@ -97,12 +98,13 @@ def play(
                 running.append(game.open(for_expert=getattr(player, "privileged", False)))
             player.start(rows, seed)
             todo = iter(range(episodes))
+            count = _StepCount(bar)
             current: dict[int, tuple[int, np.ndarray, dict[str, Any]]] = {}  # row -> episode, frame, info
 
             def begin(row: int) -> None:
                 if (episode := next(todo, None)) is not None:
                     current[row] = (episode, *running[row].reset(seed + episode))
-                    player.reset(row)
+                    player.reset(row, seed + episode)
 
             for row in range(rows):
                 begin(row)
@@ -121,6 +123,8 @@ def play(
                         continue
                     bar.update()
                     begin(row)
+                count.add(len(active))
+            count.show()
         finally:
             for one in running:
                 one.close()
@@ -207,13 +211,31 @@ def _episode(game: Game, player: Player, seed: int) -> Iterator[tuple[np.ndarray
     with closing_on_sigterm(), game.open(for_expert=getattr(player, "privileged", False)) as running:
         player.start(1, seed)
         frame, info = running.reset(seed)
-        player.reset(0)
+        player.reset(0, seed)
         done = False
         while not done:
             decision = player.act([0], [frame], [info])[0]
             next_frame, reward, done, info = running.step(decision.values)
             yield frame, decision, reward
             frame = next_frame
+
+
+class _StepCount:
+    """Steps beside a bar of episodes: games side by side may all end together, with nothing to see until then."""
+
+    def __init__(self, bar: tqdm) -> None:
+        self.bar, self.steps = bar, 0
+        self.started = self.shown = time.perf_counter()
+
+    def add(self, steps: int) -> None:
+        self.steps += steps
+        if time.perf_counter() - self.shown >= REFRESH_S:
+            self.show()
+
+    def show(self) -> None:
+        self.shown = time.perf_counter()
+        rate = self.steps / max(self.shown - self.started, 1e-9)
+        self.bar.set_postfix_str(f"{self.steps} steps, {rate:.0f} steps/s")
 
 
 def _play_some(game: Game, player: str, episodes: int, seed: int) -> PlayResult:

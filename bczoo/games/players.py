@@ -22,10 +22,13 @@ class Player(Protocol):
     """
 
     def start(self, games: int, seed: int) -> None:
-        """Get ready for ``games`` rows. ``seed`` is the first episode's; called once before playing."""
+        """Get ready for ``games`` rows; called once before playing. ``seed`` is the first episode's."""
 
-    def reset(self, row: int) -> None:
-        """The next episode begins in ``row``: forget the last one. They begin in the order of their seeds."""
+    def reset(self, row: int, seed: int) -> None:
+        """The episode of this seed begins in ``row``: forget the last one.
+
+        What is drawn in an episode has to depend on its seed alone, not on its row, nor on what runs beside it.
+        """
 
     def act(self, rows: list[int], frames: list[np.ndarray], infos: list[dict[str, Any]]) -> list[Decision]:
         """One decision per row of ``rows``, after seeing its frame (uint8, height x width x 3)."""
@@ -39,15 +42,12 @@ class ExpertPlayer:
     def __init__(self, game: Game) -> None:
         self.game = game
         self._experts: list[Expert] = []
-        self._next_seed = 0
 
     def start(self, games: int, seed: int) -> None:
         self._experts = [self.game.make_expert() for _ in range(games)]
-        self._next_seed = seed
 
-    def reset(self, row: int) -> None:
-        self._experts[row].reset(self._next_seed)
-        self._next_seed += 1
+    def reset(self, row: int, seed: int) -> None:
+        self._experts[row].reset(seed)
 
     def act(self, rows: list[int], frames: list[np.ndarray], infos: list[dict[str, Any]]) -> list[Decision]:
         return [
@@ -61,15 +61,12 @@ class RandomPlayer:
     def __init__(self, game: Game) -> None:
         self.game = game
         self._generators: dict[int, np.random.Generator] = {}
-        self._next_seed = 0
 
     def start(self, games: int, seed: int) -> None:
         self._generators = {}
-        self._next_seed = seed
 
-    def reset(self, row: int) -> None:
-        self._generators[row] = np.random.default_rng(self._next_seed)
-        self._next_seed += 1
+    def reset(self, row: int, seed: int) -> None:
+        self._generators[row] = np.random.default_rng(seed)
 
     def act(self, rows: list[int], frames: list[np.ndarray], infos: list[dict[str, Any]]) -> list[Decision]:
         return [Decision(self.game.random_values(self._generators[row])) for row in rows]

@@ -93,7 +93,7 @@ def record_episode(game: Game, agent: str, seed: int, folder: str, size: int, no
     ):
         player.start(1, seed)
         frame, info = running.reset(seed)
-        player.reset(0)
+        player.reset(0, seed)
         while not done:
             values = player.act([0], [frame], [info])[0].values
             writer.add(frame, user=values)

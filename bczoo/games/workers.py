@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any, TypeVar
 
+from bczoo.errors import UserError
+
 Result = TypeVar("Result")
 
 
@@ -78,17 +80,18 @@ def _spread(
     tell: Callable[[Result], object],
 ) -> list[Result]:
     try:
-        pickle.dumps((function, tasks))
+        packed = [pickle.dumps((function, task)) for task in tasks]
     except Exception as error:
-        raise TypeError(
-            f"cannot send the game to other processes ({error}); make its Game out of functions and classes "
-            "with a name instead of lambdas, or use workers=1"
+        raise UserError(
+            f"cannot send the game to other processes ({error}). Name it package.module:function, so that they "
+            "make it themselves; or make its Game out of functions, classes or functools.partial instead of "
+            "lambdas; or use workers=1"
         ) from error
     others = {process.pid for process in multiprocessing.active_children()}
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
         try:
-            futures = [pool.submit(_run, function, task) for task in tasks]
+            futures = [pool.submit(_run, one) for one in packed]
             for future in as_completed(futures):
                 tell(future.result())
             return [future.result() for future in futures]
@@ -100,11 +103,24 @@ def _spread(
             raise
 
 
-def _run(function: Callable[..., Result], task: tuple[Any, ...]) -> Result:
+def _run(packed: bytes) -> Any:
     try:
+        function, task = _unpack(packed)
         return function(*task)
     except SystemExit as end:  # the pool would take it for the failure of a task, and go on with the next
         os._exit(end.code if isinstance(end.code, int) else 1)
+
+
+def _unpack(packed: bytes) -> Any:
+    try:
+        return pickle.loads(packed)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"a worker process cannot make the game ({type(error).__name__}: {error}). Put what it is made of into "
+            "a module that can be imported, or use workers=1"
+        ) from error
 
 
 def _end_with_parent() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import pickle
+
 import gymnasium
 import numpy as np
 import pytest
@@ -73,7 +76,7 @@ def test_frames_come_from_the_observation_or_from_render(shown_as):
 
 def test_a_game_without_frames_says_what_to_do():
     game = tiny_game.catch("vector")
-    with game.open() as running, pytest.raises(TypeError, match=r"float32 \(2,\).*render_mode"):
+    with game.open() as running, pytest.raises(UserError, match=r"float32 \(2,\).*render_mode"):
         running.reset(seed=0)
 
 
@@ -94,8 +97,73 @@ def test_games_are_found_by_name_and_by_module():
         make_game("no_such_module:game")
     with pytest.raises(UnknownGameError, match="'tiny_game' has no 'cach'"):
         make_game("tiny_game:cach")
-    with pytest.raises(TypeError, match="Game, got Catch"):
-        make_game("tiny_game:Catch")
+    with pytest.raises(UnknownGameError, match="did you mean 'catch'"):
+        make_game("tiny_game:catc")
+
+
+BROKEN = """
+from bczoo.games import Game
+import tiny_game
+
+wrong_type = tiny_game.Catch
+number = 3
+game = tiny_game.catch()
+
+def needs(level, *, speed):
+    return game
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("tiny_game:Catch", r"Catch\(\) has to return a bczoo.games.Game, got Catch"),
+        ("broken_game:number", "'number' has to be a function, got int"),
+        ("broken_game:game", "'game' is a Game, but has to be a function that returns one"),
+        ("broken_game:needs", r"needs\(\) is called without arguments, but needs level, speed"),
+        ("broken_game:", "named package.module:function"),
+        (":game", "named package.module:function"),
+        (".game:game", "named package.module:function"),
+        ("lacking_game:game", "no module 'pygame_of_mine', which 'lacking_game' imports"),
+    ],
+)
+def test_what_is_wrong_in_the_function_of_a_game_is_told(name, told, tmp_path, monkeypatch):
+    (tmp_path / "broken_game.py").write_text(BROKEN)
+    (tmp_path / "lacking_game.py").write_text("import pygame_of_mine")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=told):
+        make_game(name)
+
+
+def test_an_attribute_error_inside_of_a_game_s_module_is_not_hidden(tmp_path, monkeypatch):
+    (tmp_path / "failing_game.py").write_text("import math\nmath.no_such_thing")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        make_game("failing_game:game")
+
+
+def test_an_environment_without_render_mode_is_told_what_to_do():
+    class Bare:
+        def reset(self, seed):
+            return 0, {}
+
+    game = Game("bare", Bare, DiscreteBindings({"a": 0}, none=1))
+    with pytest.raises(UserError, match=r"observation is int, render\(\) gave nothing"):
+        game.open().reset(seed=0)
+
+
+def test_games_made_by_name_are_pickled_by_name():
+    for name in ("tiny_game:with_lambdas", "doom/basic"):
+        game = make_game(name)
+        again = pickle.loads(pickle.dumps(game))
+        assert again.name == game.name and again.inputs == game.inputs
+    game = make_game("tiny_game:catch")
+    longer = dataclasses.replace(game, time_limit_s=99.0)
+    assert pickle.loads(pickle.dumps(longer)).time_limit_s == 99.0, "what was changed is not made anew"
+    register_game("my/lambdas", tiny_game.with_lambdas)
+    assert pickle.loads(pickle.dumps(make_game("my/lambdas"))).name == "lambdas"
+    register_game("my/nameless", lambda: tiny_game.catch("dict"))
+    assert pickle.loads(pickle.dumps(make_game("my/nameless"))).env.shown_as == "dict"
 
 
 def test_without_vizdoom_the_error_names_the_extra(monkeypatch):

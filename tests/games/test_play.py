@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+import types
+
 import numpy as np
 import pytest
 import tiny_game
 
 from bczoo.actions import Decision
+from bczoo.errors import UserError
 from bczoo.games import ExpertPlayer, Game, PlayResult, RandomPlayer, record_play, score_table
 from bczoo.games.play import play, play_in_processes
 
@@ -16,13 +20,13 @@ class Copycat:
 
     def __init__(self) -> None:
         self.calls: list[list[int]] = []
-        self.resets: list[int] = []
+        self.resets: list[tuple[int, int]] = []
 
     def start(self, games: int, seed: int) -> None:
         self.games = games
 
-    def reset(self, row: int) -> None:
-        self.resets.append(row)
+    def reset(self, row: int, seed: int) -> None:
+        self.resets.append((row, seed))
 
     def act(self, rows, frames, infos):
         self.calls.append(rows)
@@ -48,7 +52,7 @@ def test_running_games_are_asked_together_and_results_do_not_depend_on_how_many_
     many = play(game, player, 7, seed=3, parallel=4, progress=False)
     assert player.games == 4 and player.calls[0] == [0, 1, 2, 3]
     assert len(player.calls) < 0.5 * sum(many.lengths), "one call for several games"
-    assert len(player.resets) == 7
+    assert player.resets[:4] == [(0, 3), (1, 4), (2, 5), (3, 6)] and len(player.resets) == 7
     one = play(game, Copycat(), 7, seed=3, parallel=1, progress=False)
     spread = play_in_processes(game, "expert", 7, seed=3, workers=2, progress=False)
     assert (many.returns, many.lengths, many.seeds) == (one.returns, one.lengths, one.seeds)
@@ -84,15 +88,86 @@ def test_games_are_closed_when_the_player_fails():
 
 def test_a_game_that_cannot_be_sent_to_other_processes_says_why():
     game = Game("g", lambda: tiny_game.Catch(), tiny_game.catch().bindings, tiny_game.CatchExpert)
-    with pytest.raises(TypeError, match=r"lambda.*workers=1"):
+    with pytest.raises(UserError, match=r"lambda.*package.module:function.*partial.*workers=1"):
         play_in_processes(game, "expert", 4, workers=2, progress=False)
     assert play_in_processes(game, "expert", 4, workers=1, progress=False).mean > 4
 
 
+def test_a_game_that_other_processes_cannot_make_says_so(monkeypatch):
+    module = types.ModuleType("only_here")
+    monkeypatch.setitem(sys.modules, "only_here", module)
+    module.Only = type("Only", (tiny_game.Catch,), {"__module__": "only_here", "__qualname__": "Only"})
+    game = Game("g", module.Only, tiny_game.catch().bindings)
+    with pytest.raises(UserError, match=r"worker process cannot make the game.*only_here.*workers=1"):
+        play_in_processes(game, "random", 4, workers=2, progress=False)
+
+
 def test_a_failure_in_another_process_is_raised_here():
     game = tiny_game.catch("vector")  # shows no frame
-    with pytest.raises(TypeError, match="shows no frame"):
+    with pytest.raises(UserError, match="shows no frame"):
         play_in_processes(game, "random", 4, workers=2, progress=False)
+
+
+class Ending(tiny_game.Catch):
+    """Ends early, at a step that the seed decides."""
+
+    def step(self, action):
+        frame, reward, done, truncated, info = super().step(action)
+        return frame, reward, done or bool(self.np_random.random() < 0.05), truncated, info
+
+
+class SeedPlayer(Copycat):
+    """Draws from the seeds that it was told, as a policy does."""
+
+    def reset(self, row, seed):
+        super().reset(row, seed)
+        self.rngs = {**getattr(self, "rngs", {}), row: np.random.default_rng(seed)}
+
+    def act(self, rows, frames, infos):
+        return [Decision({"keys": [str(self.rngs[row].choice(["a", "d"]))]}) for row in rows]
+
+
+@pytest.mark.parametrize("make", [RandomPlayer, lambda game: SeedPlayer()], ids=["random", "drawing"])
+def test_the_score_of_a_player_that_draws_does_not_depend_on_parallel(make):
+    game = Game("ending", Ending, tiny_game.catch().bindings)
+
+    def played(parallel: int):
+        seen: dict[int, list] = {}
+        result = play(
+            game, make(game), 9, 3, parallel, False, lambda e, f, d, r: seen.setdefault(e, []).append(d.values)
+        )
+        return result.returns, result.lengths, seen
+
+    alone = played(1)
+    assert alone == played(4) == played(9)
+    assert len(set(alone[1])) > 3, "episodes of different lengths"
+
+
+def test_players_are_told_the_seed_of_every_episode(tmp_path):
+    player = Copycat()
+    play(Game("ending", Ending, tiny_game.catch().bindings), player, 9, 3, 4, progress=False)
+    assert [seed for _, seed in player.resets] == list(range(3, 12))
+    player = Copycat()
+    record_play(tiny_game.catch(), player, tmp_path / "play.mp4", seed=7, max_seconds=0.2, size=120)
+    assert player.resets == [(0, 7)]
+
+
+def test_the_progress_bar_moves_while_games_run(capsys, monkeypatch):
+    shown = []
+
+    class Looking(Copycat):
+        def act(self, rows, frames, infos):
+            shown.append(capsys.readouterr().err)
+            return super().act(rows, frames, infos)
+
+    monkeypatch.setattr("bczoo.games.play.REFRESH_S", 0.0)
+    played = play(tiny_game.catch(), Looking(), 4, parallel=4)
+    assert "0/4" in shown[5] and "20 steps" in shown[5] and "steps/s" in shown[5]
+    assert f"{sum(played.lengths)} steps" in capsys.readouterr().err
+    monkeypatch.setattr("bczoo.games.play.REFRESH_S", 1000.0)
+    shown.clear()
+    play(tiny_game.catch(), Looking(), 4, parallel=4)
+    assert not any("steps/s" in text for text in shown), "no more often than it should"
 
 
 def test_intervals_hold_the_true_mean_as_often_as_they_say():

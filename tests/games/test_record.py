@@ -144,6 +144,11 @@ def test_source_for_training_plays_once(capsys):
     assert "2 of them were already there" in capsys.readouterr().out
 
 
+def test_a_game_out_of_lambdas_reaches_the_workers_by_its_name():
+    folders = record("tiny_game:with_lambdas", "out", episodes=2, size=32, workers=2)
+    assert all(steps(folder) for folder in folders)
+
+
 def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match="episodes must be at least 1, got 0"):
         record(CATCH, "out", episodes=0)

@@ -76,3 +76,9 @@ class CatchIn:
 
 def catch(shown_as: str = "array") -> Game:
     return Game("catch", CatchIn(shown_as), DiscreteBindings({"a": 0, "d": 1}, none=2), CatchExpert, time_limit_s=10.0)
+
+
+def with_lambdas() -> Game:
+    """As users like to write it; other processes can make it by its name alone."""
+    bindings = DiscreteBindings({"a": 0, "d": 1}, none=2)
+    return Game("lambdas", lambda: Catch(), bindings, lambda: CatchExpert(), time_limit_s=10.0)
