@@ -15,7 +15,6 @@ _EXPORTS = {
     "WindowDataset": "dataset",
     "ClipAugment": "augment",
     "PublishedAugmentations": "augment",
-    "published_augmentations": "augment",
     "Report": "check",
 }
 __all__ = sorted(_EXPORTS)

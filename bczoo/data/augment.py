@@ -20,50 +20,37 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 
-def published_augmentations(size: int = 192, erasing: bool = False, resized_crop: bool = False) -> list[v2.Transform]:
+class PublishedAugmentations(v2.Compose):
     """The set that the published policies were trained with.
 
     Args:
-        size: height and width of the frames in pixels, for the resized crops.
         erasing: also erase a random rectangle.
-        resized_crop: also crop up to a tenth away and resize back.
-    """
-    transforms: list[v2.Transform] = [
-        v2.RandomRotation(3, interpolation=v2.InterpolationMode.BILINEAR),
-        v2.RandomApply([v2.ColorJitter(0.2, 0.2, 0.2, 0.0)], p=0.25),
-        v2.RandomApply([ColorTemperature()], p=0.25),
-        v2.RandomApply([IsoNoise()], p=0.1),
-        v2.RandomApply([HorizontalShift(0.03)], p=0.25),
-        v2.RandomApply([v2.RandomChoice([v2.GaussianBlur(3, (0.1, 1.0)), MotionBlur(5)])], p=0.2),
-        v2.RandomAdjustSharpness(1.5, p=0.15),
-    ]
-    if erasing:
-        transforms.append(v2.RandomErasing(p=0.1, scale=(0.01, 0.05)))
-    if resized_crop:
-        transforms.append(
-            v2.RandomApply([v2.RandomResizedCrop(size, scale=(0.9, 1.0), ratio=(1.0, 1.0), antialias=True)], p=0.25)
-        )
-    return transforms
-
-
-class PublishedAugmentations(v2.Compose):
-    """:func:`published_augmentations` as one transform, for YAML.
-
-    Args:
-        size: height and width of the frames in pixels, for the resized crops.
-        erasing: also erase a random rectangle.
-        resized_crop: also crop up to a tenth away and resize back.
+        resized_crop: also crop up to a tenth of the area away and resize back.
     """
 
-    def __init__(self, size: int = 192, erasing: bool = False, resized_crop: bool = False) -> None:
-        super().__init__(published_augmentations(size, erasing, resized_crop))
+    def __init__(self, erasing: bool = False, resized_crop: bool = False) -> None:
+        transforms: list[v2.Transform] = [
+            v2.RandomRotation(3, interpolation=v2.InterpolationMode.BILINEAR),
+            v2.RandomApply([v2.ColorJitter(0.2, 0.2, 0.2, 0.0)], p=0.25),
+            v2.RandomApply([ColorTemperature()], p=0.25),
+            v2.RandomApply([IsoNoise()], p=0.1),
+            v2.RandomApply([HorizontalShift(0.03)], p=0.25),
+            v2.RandomApply([v2.RandomChoice([v2.GaussianBlur(3, (0.1, 1.0)), MotionBlur(5)])], p=0.2),
+            v2.RandomAdjustSharpness(1.5, p=0.15),
+        ]
+        if erasing:
+            transforms.append(v2.RandomErasing(p=0.1, scale=(0.01, 0.05)))
+        if resized_crop:
+            transforms.append(v2.RandomApply([Zoom(0.9)], p=0.25))
+        super().__init__(transforms)
 
 
 class ClipAugment(nn.Module):
     """Applies transforms to every clip of a batch, with draws that depend on the clip's key alone.
 
     Args:
-        transforms: applied in order to clips (T, 3, H, W) uint8; they must draw once per call.
+        transforms: applied in order to clips (T, 3, H, W) uint8; they must draw once per call, and from the CPU's
+            generator, as torchvision's do.
     """
 
     def __init__(self, transforms: Sequence[nn.Module]) -> None:
@@ -81,12 +68,12 @@ class ClipAugment(nn.Module):
                 f"augmentations take uint8 clips (B, T, 3, H, W) and B keys, "
                 f"got {frames.dtype} {tuple(frames.shape)} and {len(keys)} keys"
             )
-        devices = [frames.device] if frames.device.type == "cuda" else []
         clips = []
-        with torch.random.fork_rng(devices=devices), torch.no_grad():
+        # torch.manual_seed would also seed every accelerator, from which dropout draws.
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
             for clip, key in zip(frames, keys, strict=True):
                 digest = hashlib.blake2b(repr(key).encode(), digest_size=7).digest()
-                torch.manual_seed(int.from_bytes(digest, "little"))
+                torch.default_generator.manual_seed(int.from_bytes(digest, "little"))
                 for transform in self.transforms:
                     clip = transform(clip)
                 clips.append(clip)
@@ -112,6 +99,20 @@ class HorizontalShift(v2.Transform):
         width = inpt.shape[-1]
         columns = torch.arange(width, device=inpt.device) - params["pixels"]
         return inpt[..., columns.clamp(0, width - 1)]
+
+
+class Zoom(v2.RandomResizedCrop):
+    """Crop clips at a random place and resize them back.
+
+    Args:
+        least: smallest part of the area that is kept.
+    """
+
+    def __init__(self, least: float = 0.9) -> None:
+        super().__init__(1, scale=(least, 1.0), ratio=(1.0, 1.0))  # the size is the clip's
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        return v2.functional.resized_crop(inpt, **params, size=list(inpt.shape[-2:]), antialias=True)
 
 
 class ColorTemperature(v2.Transform):

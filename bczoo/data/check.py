@@ -1,8 +1,8 @@
 """What is in a folder of recordings, and what is broken: the function behind ``bczoo data check``.
 
-Place in the pipeline: run once after recording or downloading. It uses the same index as training, so what is
-reported broken here is what training skips; with ``decode`` it also decodes every frame, which training only
-does when it comes to it.
+Place in the pipeline: run once after recording or downloading. It uses the same index as training, so with
+the policy's action space, rate and text width what is reported broken here is what training skips; with
+``decode`` it also decodes every frame, which training only does when it comes to it.
 
 Shape legend: n steps of a recording, A action tokens per step.
 """
@@ -17,13 +17,14 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from bczoo.actions import ActionSpace, BinnedGroup, HeldGroup
+from bczoo.actions import BinnedGroup, HeldGroup
 from bczoo.data.errors import RecordingError
-from bczoo.data.index import Index, open_index
+from bczoo.data.index import Index, as_space, open_index
 from bczoo.data.index_build import start_method
 from bczoo.data.recording import SYSTEM, UNKNOWN, USER
 from bczoo.data.video import iterate_frames
@@ -98,8 +99,9 @@ def check(
     root: str,
     decode: bool = True,
     json: str | None = None,
-    action_space: str = "keyboard_mouse",
+    action_space: str | dict[str, Any] = "keyboard_mouse",
     fps: float = 20.0,
+    text_dim: int | None = 768,
     processes: int | None = None,
 ) -> Report:
     """Count what a folder of recordings holds and list what is broken.
@@ -110,12 +112,13 @@ def check(
         root: folder of recordings, or one recording.
         decode: decode every frame; without it only headers are read.
         json: file to write the report to as JSON.
-        action_space: name of the action space to map actions to.
+        action_space: name of the action space to map actions to, or its dict.
         fps: steps per second that recordings must have.
+        text_dim: values that a text embedding must have; null for policies that take no text.
         processes: processes that decode; as many as there are processor cores if left out.
     """
     processes = os.cpu_count() or 1 if processes is None else processes
-    index = open_index(root, ActionSpace.from_name(action_space), fps, processes=processes)
+    index = open_index(root, as_space(action_space), fps, text_dim, processes=processes)
     report = Report(root, recordings=len(index), decoded=decode)
     report.broken = {str(index.names[i]): str(index.problems[i]) for i in np.flatnonzero(index.problems != "")}
     report.unknown_names = dict(index.unknown.most_common())

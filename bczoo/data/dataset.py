@@ -38,13 +38,17 @@ class WindowDataset(Dataset[Batch]):
         window: steps T.
         frame_size: height and width of the frames in pixels.
         strict: raise where frames cannot be decoded.
+        resize: filter that brings frames of another size to ``frame_size``.
     """
 
-    def __init__(self, index: Index, window: int, frame_size: int, strict: bool = False) -> None:
+    def __init__(
+        self, index: Index, window: int, frame_size: int, strict: bool = False, resize: str = "hamming"
+    ) -> None:
         self.index = index
         self.window = window
         self.frame_size = frame_size
         self.strict = strict
+        self.resize = resize
         self._unreadable = multiprocessing.Value("q", 0)
         self._warned = torch.zeros(len(index), dtype=torch.uint8).share_memory_()
 
@@ -92,7 +96,8 @@ class WindowDataset(Dataset[Batch]):
         """Fill ``out`` (T, H, W, 3), padding with the last frame; returns how many steps are valid."""
         count = min(steps + 1, len(out))  # a padded window shows the recording's last frame, which has no action
         try:
-            read = read_frames(self.index.video(recording, self.frame_size), start, count, self.frame_size)
+            video = self.index.video(recording, self.frame_size)
+            read = read_frames(video, start, count, self.frame_size, filter=self.resize)
         except FrameReadError as error:
             if self.strict:
                 raise

@@ -62,6 +62,13 @@ def as_paths(roots: str | Path | Sequence[str | Path]) -> list[Path]:
     return [Path(roots)] if isinstance(roots, str | Path) else [Path(root) for root in roots]
 
 
+def as_space(space: ActionSpace | str | dict[str, Any]) -> ActionSpace:
+    """An action space, its name or its dict as an action space."""
+    if isinstance(space, str):
+        return ActionSpace.from_name(space)
+    return ActionSpace.from_dict(space) if isinstance(space, dict) else space
+
+
 def require_recordings(roots: str | Path | Sequence[str | Path]) -> None:
     """Raise a NoRecordingsError that says how to get recordings, unless every root has some."""
     for root in as_paths(roots):
@@ -168,8 +175,13 @@ class Index:
         run = np.searchsorted(self._runs[:, 0], begin, side="right") - 1
         return (run >= 0) & (self._runs[run, 1] >= begin + steps)
 
-    def report(self, strict: bool = False) -> None:
-        """Warn once of broken recordings and once of unknown names; raise instead if ``strict``."""
+    def report(self, strict: bool = False, warn: bool = True) -> None:
+        """Warn once of broken recordings and once of unknown names; raise instead if ``strict``.
+
+        Args:
+            strict: raise instead of warning.
+            warn: False for all but one of several processes, which raise the same but need not repeat warnings.
+        """
         broken = np.flatnonzero(self.problems != "")
         if len(broken):
             first = "; ".join(f"{self.names[i]} ({self.problems[i]})" for i in broken[:3])
@@ -181,14 +193,16 @@ class Index:
             )
             if strict:
                 raise RecordingError(roots, text)
-            warnings.warn(f"{text}; they are skipped.", stacklevel=2)
+            if warn:
+                warnings.warn(f"{text}; they are skipped.", stacklevel=2)
         if self.unknown:
             space = self.target.space.name
             most = ", ".join(f"{name} ({steps} steps)" for name, steps in self.unknown.most_common(5))
             text = f"the action space {space!r} lacks names that the recordings hold: {most}"
             if strict:
                 raise RecordingError(self._roots[0], f"{text}. Add them to the action space")
-            warnings.warn(f"{text}. They are left out; add them to the action space to learn them.", stacklevel=2)
+            if warn:
+                warnings.warn(f"{text}. They are left out; add them to the action space to learn them.", stacklevel=2)
         if not len(self.usable):
             raise RecordingError(self._roots[0], "no recording is usable; see the warning above")
 

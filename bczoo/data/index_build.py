@@ -42,6 +42,7 @@ from bczoo.data.video import ANY_SIZE_NAME, SIZED_NAME, probe
 
 FORMAT = 1
 ARRAYS = ("ids", "kind", "text_start", "text_steps", "text", "system_runs")
+KEEP_SECONDS = 3600  # for which a build stays at least
 DEEPEST = 4  # levels of folders below the root in which recordings are looked for
 
 
@@ -76,7 +77,11 @@ class Row:
 
 
 def find_recordings(root: Path) -> list[Row]:
-    """Rows (files only) of all folders that hold an annotation or a video, in order of their paths."""
+    """Rows (files only) of all recordings, broken ones too, in order of their paths.
+
+    A recording is a folder with an annotation. A video alone is one that lost its annotation, unless it lies
+    among the recordings: in the root or beside other folders.
+    """
     rows: list[Row] = []
     pending = [(root, 0)]
     while pending:
@@ -91,7 +96,8 @@ def find_recordings(root: Path) -> list[Row]:
                         videos.append(entry.name)
                 elif not entry.name.startswith(".") and depth < DEEPEST and entry.is_dir():
                     below.append((Path(entry.path), depth + 1))
-        if stamp:
+        annotated = len(stamp) > len(videos)
+        if annotated or (videos and not below and folder != root):
             name = root.resolve().name if folder == root else folder.relative_to(root).as_posix()
             rows.append(Row(folder.relative_to(root).as_posix(), name, sorted(videos), sorted(stamp)))
         else:
@@ -226,13 +232,28 @@ def update(root: Path, target: Target, processes: int = 0) -> Build:
     pointer = cache / f"{name}.pointer"
     pointer.write_text(name)
     pointer.replace(cache / "current")
-    for other in cache.iterdir():  # readers that have mapped an older build keep it until they close it
-        if other.is_dir() and other.name != name and not other.name.endswith(".partial"):
-            shutil.rmtree(other, ignore_errors=True)
+    _remove_old_builds(cache)
     opened = Build.open(root, target)
     if opened is None:
         raise OSError(f"the index that was just written to {cache} cannot be read back")
     return opened
+
+
+def _remove_old_builds(cache: Path) -> None:
+    """Remove builds that ``current`` no longer names; readers that have mapped one keep it until they close it.
+
+    Young ones stay: another process may have completed one and be about to name it in ``current``.
+    """
+    current = cache / "current"
+    try:
+        keep, now = current.read_text().strip(), current.stat().st_mtime  # the clock of that file system
+        for other in cache.iterdir():
+            if other.name in ("current", keep) or other.suffix or not other.is_dir():
+                continue
+            if other.stat().st_mtime < now - KEEP_SECONDS:
+                shutil.rmtree(other, ignore_errors=True)
+    except OSError:  # another process was faster
+        return
 
 
 @contextmanager

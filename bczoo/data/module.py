@@ -20,7 +20,7 @@ from torchvision.transforms.v2 import Transform
 from bczoo.actions import ActionSpace
 from bczoo.data.augment import ClipAugment
 from bczoo.data.dataset import WindowDataset
-from bczoo.data.index import Index, as_paths, open_index
+from bczoo.data.index import Index, as_paths, as_space, open_index
 from bczoo.data.loader import WindowLoader
 from bczoo.data.source import RecordingSource
 from bczoo.data.windows import Plan, split, subset
@@ -91,7 +91,8 @@ class RecordingDataModule(L.LightningDataModule):
         self.source = source
         self.pin_memory = pin_memory
         self._parts: dict[str, tuple[Index, np.ndarray]] = {}
-        self._loaders: list[WindowLoader] = []
+        self._loaders: dict[str, WindowLoader] = {}  # the last one of each part
+        self._unreadable = 0  # steps, of loaders that are closed
         self._clips: list[tuple[int, int]] = []
 
     @property
@@ -99,7 +100,7 @@ class RecordingDataModule(L.LightningDataModule):
         """What recordings are brought to: what the policy asks for, or this module's arguments."""
         module = self.trainer.lightning_module if self.trainer is not None else None
         wish: InputSpec | None = getattr(module, "input_spec", None)
-        space = _as_space(self.action_space)
+        space = None if self.action_space is None else as_space(self.action_space)
         if wish is None:
             spec = InputSpec(space or ActionSpace.keyboard_mouse())
         else:
@@ -139,9 +140,10 @@ class RecordingDataModule(L.LightningDataModule):
         if self.test_root is not None:
             held_out = self._open(self.test_root, scan)
             self._parts["test"] = (held_out, held_out.usable)
-        if self.trainer is None or self.trainer.is_global_zero:
-            for opened in {id(i): i for i, _ in self._parts.values()}.values():
-                opened.report(self.strict)
+        # Errors are raised in all processes, or the others would wait for this one for ever.
+        warn = self.trainer is None or self.trainer.is_global_zero
+        for opened in {id(i): i for i, _ in self._parts.values()}.values():
+            opened.report(self.strict, warn)
 
     def train_dataloader(self) -> WindowLoader:
         """Shuffled windows of the training recordings; a resumed run goes on within the epoch."""
@@ -188,10 +190,9 @@ class RecordingDataModule(L.LightningDataModule):
 
     def teardown(self, stage: str | None = None) -> None:
         """Stop worker processes and tell of frames that could not be read."""
-        unreadable = sum(loader.windows.unreadable_steps for loader in self._loaders)
-        for loader in self._loaders:
-            loader.close()
-        self._loaders.clear()
+        for part in list(self._loaders):
+            self._close(part)
+        unreadable, self._unreadable = self._unreadable, 0
         if unreadable:
             warnings.warn(
                 f"{unreadable} steps had no readable frame and were not learned from; "
@@ -211,6 +212,12 @@ class RecordingDataModule(L.LightningDataModule):
         loader = self._loader(part, shuffle=False)
         return loader if len(loader) else []  # an empty list is Lightning's "none"
 
+    def _close(self, part: str) -> None:
+        """Stop the worker processes of a part's last loader, if it has one."""
+        if (loader := self._loaders.pop(part, None)) is not None:
+            loader.close()
+            self._unreadable += loader.windows.unreadable_steps
+
     def _loader(self, part: str, shuffle: bool) -> WindowLoader:
         index, recordings = self._parts[part]
         spec = self.input_spec
@@ -228,13 +235,7 @@ class RecordingDataModule(L.LightningDataModule):
         pin = self.pin_memory
         if pin is None:
             pin = trainer is not None and torch.device(trainer.strategy.root_device).type == "cuda"
-        dataset = WindowDataset(index, spec.window, spec.frame_size, self.strict)
-        loader = WindowLoader(dataset, plan, self.num_workers, pin)
-        self._loaders.append(loader)
-        return loader
-
-
-def _as_space(space: ActionSpace | str | dict[str, Any] | None) -> ActionSpace | None:
-    if isinstance(space, str):
-        return ActionSpace.from_name(space)
-    return ActionSpace.from_dict(space) if isinstance(space, dict) else space
+        dataset = WindowDataset(index, spec.window, spec.frame_size, self.strict, spec.resize)
+        self._close(part)  # trainers may ask for new loaders every few epochs
+        self._loaders[part] = WindowLoader(dataset, plan, self.num_workers, pin)
+        return self._loaders[part]

@@ -28,6 +28,7 @@ from bczoo.actions import ActionSpace, HeldGroup, SwitchGroup, Values
 from bczoo.data.errors import RecordingError
 from bczoo.data.schema import annotation as pb
 from bczoo.data.video import VideoWriter
+from bczoo.errors import UserError
 from bczoo.frames import resize
 
 ANNOTATION_FILE = "annotation.proto"
@@ -126,7 +127,7 @@ def known_action(frame: Any) -> tuple[int, Any]:
 def check_groups(space: ActionSpace) -> None:
     """Raise unless recordings can hold all groups of an action space."""
     if missing := [g.name for g in space.groups if g.name not in _READERS]:
-        raise ValueError(
+        raise UserError(
             f"action space {space.name!r} has groups that recordings do not hold: {missing}; "
             f"they hold {sorted(_READERS)}"
         )
@@ -322,7 +323,7 @@ class RecordingWriter:
         """
         try:
             if self._last is None:
-                raise ValueError(f"{self.folder}: nothing was recorded, so no recording is written")
+                raise UserError(f"{self.folder}: nothing was recorded, so no recording is written")
             frames = self._message.frame_annotations
             self._set_text_duration(len(frames))
             if known_action(frames[-1])[0] != UNKNOWN:
@@ -395,4 +396,4 @@ def _write_action(values: Mapping[str, Any], action: Any) -> None:
         elif group in ("left_trigger", "right_trigger"):
             setattr(action.game_pad, group, value)
         else:
-            raise ValueError(f"recordings cannot hold the action group {group!r}; they hold {sorted(_READERS)}")
+            raise UserError(f"recordings cannot hold the action group {group!r}; they hold {sorted(_READERS)}")

@@ -23,6 +23,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from bczoo.data.errors import FrameReadError, RecordingError
+from bczoo.errors import UserError
 from bczoo.frames import resize
 
 SIZED_NAME = re.compile(r"(\d+)x(\d+)\.mp4")  # <width>x<height>.mp4
@@ -61,15 +62,13 @@ def probe(path: str | Path) -> VideoInfo:
         RecordingError: the file is no readable video, holds no frame, or has another size than its name says.
     """
     path = Path(path)
-    with _opened(path) as (container, stream):
-        if stream.frames:  # frames that an edit list hides are in the file but never shown
-            n_frames = sum(not entry.is_discard for entry in stream.index_entries)
-            if max(entry.pos + entry.size for entry in stream.index_entries) > path.stat().st_size:
-                raise RecordingError(path, "the video is cut off")
-        else:  # fragmented files do not say
-            n_frames = len(_measured_times(container, stream))
-        info = VideoInfo(n_frames, stream.width, stream.height, float(stream.average_rate or 0))
-    if not n_frames:
+    try:
+        info = _probe(path)
+    except RecordingError:
+        raise
+    except Exception as error:  # one odd file among thousands must not stop an index
+        raise RecordingError(path, f"the video cannot be read ({type(error).__name__}: {error})") from error
+    if not info.n_frames:
         raise RecordingError(path, "the video has no frames")
     named = SIZED_NAME.fullmatch(path.name)
     if named and (int(named[1]), int(named[2])) != (info.width, info.height):
@@ -77,7 +76,21 @@ def probe(path: str | Path) -> VideoInfo:
     return info
 
 
-def read_frames(path: str | Path, start: int, count: int, size: int, threads: int = 1) -> np.ndarray:
+def _probe(path: Path) -> VideoInfo:
+    with _opened(path) as (container, stream):
+        entries = stream.index_entries if stream.frames else ()
+        if len(entries):  # frames that an edit list hides are in the file but never shown
+            n_frames = sum(not entry.is_discard for entry in entries)
+            if max(entry.pos + entry.size for entry in entries) > path.stat().st_size:
+                raise RecordingError(path, "the video is cut off")
+        else:  # fragmented files do not say
+            n_frames = len(_measured_times(container, stream))
+        return VideoInfo(n_frames, stream.width, stream.height, float(stream.average_rate or 0))
+
+
+def read_frames(
+    path: str | Path, start: int, count: int, size: int, threads: int = 1, filter: str = "hamming"
+) -> np.ndarray:
     """Frames ``start .. start + count - 1`` of a video.
 
     Args:
@@ -86,6 +99,7 @@ def read_frames(path: str | Path, start: int, count: int, size: int, threads: in
         count: how many frames.
         size: height and width of the result in pixels; other videos are resized (`bczoo.frames.resize`).
         threads: decoder threads.
+        filter: resize filter for videos of another size.
 
     Returns:
         (count, size, size, 3) uint8.
@@ -99,7 +113,7 @@ def read_frames(path: str | Path, start: int, count: int, size: int, threads: in
         for frame in iterate_frames(path, start, threads):
             if done == count:
                 break
-            frames[done] = resize(frame, size)
+            frames[done] = resize(frame, size, filter)
             done += 1
     except RecordingError as error:
         raise FrameReadError(path, error.reason, frames[:done]) from error
@@ -187,7 +201,7 @@ class VideoWriter:
         height, width = frame.shape[:2]
         if self.n_frames == 0:
             if self._stream.pix_fmt == "yuv420p" and (height % 2 or width % 2):
-                raise ValueError(f"yuv420p needs even sizes, got {width}x{height}; choose yuv444p or another size")
+                raise UserError(f"yuv420p needs even sizes, got {width}x{height}; choose yuv444p or another size")
             self._stream.width, self._stream.height = width, height
         elif (width, height) != (self._stream.width, self._stream.height):
             raise ValueError(

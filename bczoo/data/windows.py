@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bczoo.data.index import Index
+from bczoo.errors import UserError
 
 FILL = -1  # recording number of a window that only fills up a batch
 Key = tuple[int, int]  # (recording, start)
@@ -62,7 +63,7 @@ def subset(index: Index, recordings: np.ndarray, fraction: float) -> np.ndarray:
     Subsets are nested: a smaller fraction's recordings are all among a larger one's.
     """
     if not 0 < fraction <= 1:
-        raise ValueError(f"fraction is a share of the training recordings above 0 and up to 1, got {fraction}")
+        raise UserError(f"fraction is a share of the training recordings above 0 and up to 1, got {fraction}")
     order = recordings[np.argsort(mix(index.hashes[recordings], _ORDER), kind="stable")]
     frames = np.cumsum(index.n_frames[order])
     enough = int(np.searchsorted(frames, fraction * frames[-1] * (1 - 1e-12))) + 1 if len(order) else 0

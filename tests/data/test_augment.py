@@ -15,11 +15,11 @@ from bczoo.data.augment import (
     IsoNoise,
     MotionBlur,
     PublishedAugmentations,
-    published_augmentations,
+    Zoom,
 )
 
 SIZE = 32
-OWN = [HorizontalShift(0.1), ColorTemperature(0.3), IsoNoise(), MotionBlur()]
+OWN = [HorizontalShift(0.1), ColorTemperature(0.3), IsoNoise(), MotionBlur(), Zoom()]
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def clips():
 
 
 def test_published_set_is_constant_over_a_clip_and_repeatable(clips):
-    augment = ClipAugment(published_augmentations(SIZE, erasing=True, resized_crop=True))
+    augment = ClipAugment([PublishedAugmentations(erasing=True, resized_crop=True)])
     changed = 0
     for key in range(25):
         out = augment(clips, [(key, 0), (key, 1)])
@@ -86,6 +86,25 @@ def test_training_random_numbers_are_left_alone(clips):
     assert torch.equal(torch.rand(3), expected)
 
 
+def test_random_numbers_of_accelerators_are_left_alone(clips, monkeypatch):
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    monkeypatch.setattr(torch.mps, "manual_seed", seeded.append)
+    torch.manual_seed(5)
+    assert seeded  # or this is no test
+    seeded.clear()
+    ClipAugment(OWN)(clips, [1, 2])
+    assert not seeded
+
+
+@pytest.mark.parametrize("size", [16, 40])
+def test_zoom_takes_the_size_from_the_clip(size):
+    clips = torch.arange(size, dtype=torch.uint8).expand(1, 2, 3, size, size)
+    out = ClipAugment([Zoom(0.5)])(clips, [1])
+    assert out.shape == clips.shape
+    assert 0 < out.float().std() < clips.float().std()
+
+
 def test_wrong_input_is_named(clips):
     with pytest.raises(ValueError, match=r"uint8 clips \(B, T, 3, H, W\)"):
         ClipAugment(OWN)(clips.float(), [1, 2])
@@ -100,21 +119,19 @@ def test_configurations_can_name_them(clips, tmp_path):
     parser.add_class_arguments(RecordingDataModule, "data")
     config = tmp_path / "config.yaml"
     config.write_text(
-        f"""
+        """
 data:
   root: recordings
   augment:
   - class_path: bczoo.data.augment.PublishedAugmentations
-    init_args: {{size: {SIZE}, erasing: true}}
+    init_args: {erasing: true}
   - class_path: torchvision.transforms.v2.ColorJitter
-    init_args: {{brightness: 0.2}}
+    init_args: {brightness: 0.2}
   - bczoo.data.augment.MotionBlur
 """
     )
     module = parser.instantiate_classes(parser.parse_path(str(config))).data
-    transforms = [PublishedAugmentations(SIZE, erasing=True), v2.ColorJitter(0.2), MotionBlur()]
+    transforms = [PublishedAugmentations(erasing=True), v2.ColorJitter(0.2), MotionBlur()]
     for key in range(5):
         augmented = module.augment(clips, [key, -key])
         assert torch.equal(ClipAugment(transforms)(clips, [key, -key]), augmented)
-    one, many = ClipAugment([PublishedAugmentations(SIZE)]), ClipAugment(published_augmentations(SIZE))
-    assert torch.equal(one(clips, [0, 1]), many(clips, [0, 1]))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import os
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -237,8 +240,6 @@ def test_fraction_limits_training_alone(shared_root):
 
 
 def test_policy_that_takes_no_text_gets_none(shared_root, tmp_path):
-    import dataclasses
-
     module = data(shared_root)
     model = Watcher(spec=dataclasses.replace(SPEC, text_dim=None))
     trainer(tmp_path, max_epochs=1, limit_train_batches=1, limit_val_batches=0).fit(model, module)
@@ -295,6 +296,68 @@ def test_broken_recordings_do_not_stop_training(tmp_path, num_workers):
     (root / "rec-1" / f"{SIZE}x{SIZE}.mp4").unlink()
     with pytest.raises(FrameReadError, match="rec-2"):
         trainer(tmp_path).fit(Watcher(), data(root, strict=True, val_fraction=0.0, num_workers=num_workers))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_errors_stop_every_process_and_only_the_first_warns(tmp_path, rank):
+    """A process that went on alone would wait for the others for ever."""
+    root = write_recordings(tmp_path / "recordings", 2, 10)
+
+    def setup(strict=False):
+        module = data(root, strict=strict)
+        module.trainer = SimpleNamespace(
+            lightning_module=SimpleNamespace(input_spec=SPEC), is_global_zero=rank == 0, global_rank=rank, world_size=2
+        )
+        module.prepare_data()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            module.setup("fit")
+        return len(caught)
+
+    (root / "rec-0" / "annotation.proto").write_bytes(b"\x01")
+    assert setup() == (rank == 0)
+    with pytest.raises(RecordingError, match="1 of 2 recordings are broken"):
+        setup(strict=True)
+    (root / "rec-1" / "annotation.proto").write_bytes(b"\x01")
+    with pytest.raises(RecordingError, match="no recording is usable"):
+        setup()
+
+
+def test_new_loaders_replace_the_old_ones(shared_root, tmp_path):
+    """Each would keep its worker processes otherwise."""
+
+    class Counter(L.Callback):
+        most = 0
+
+        def on_train_epoch_end(self, trainer, module):
+            self.most = max(self.most, len(multiprocessing.active_children()))
+
+    counter = Counter()
+    arguments = {"max_epochs": 4, "reload_dataloaders_every_n_epochs": 1, "limit_train_batches": 2}
+    model = Watcher()
+    trainer(tmp_path, [counter], enable_checkpointing=False, **arguments).fit(model, data(shared_root, num_workers=1))
+    assert counter.most == 2  # one for training and one for validation
+    plain = Watcher()
+    trainer(tmp_path, max_epochs=4, limit_train_batches=2).fit(plain, data(shared_root))
+    assert model.seen == plain.seen
+
+
+def test_frames_are_resized_as_the_policy_wants(shared_root):
+    sums = set()
+    for resize in ("hamming", "box"):
+        module = data(shared_root)
+        spec = dataclasses.replace(SPEC, frame_size=32, resize=resize)
+        module.trainer = SimpleNamespace(
+            lightning_module=SimpleNamespace(input_spec=spec),
+            is_global_zero=True,
+            global_rank=0,
+            world_size=1,
+            strategy=SimpleNamespace(root_device="cpu"),
+        )
+        module.prepare_data()
+        module.setup()
+        sums.add(int(next(iter(module.val_dataloader()))["frames"].sum()))
+    assert len(sums) == 2
 
 
 def memory_kb():

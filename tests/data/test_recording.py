@@ -12,6 +12,7 @@ from bczoo.actions import ActionSpace
 from bczoo.data.errors import RecordingError
 from bczoo.data.recording import SYSTEM, UNKNOWN, USER, RecordingWriter, parse_steps, read_annotation
 from bczoo.data.video import probe, read_frames
+from bczoo.errors import UserError
 
 KEYBOARD = ActionSpace.keyboard_mouse()
 
@@ -73,11 +74,11 @@ def test_nothing_remains_of_a_recording_that_failed(tmp_path):
         assert not (tmp_path / "rec").exists()  # nor is it there before it is whole
         raise RuntimeError("game crashed")
     with (
-        pytest.raises(ValueError, match="'joystick'"),
+        pytest.raises(UserError, match="'joystick'"),
         RecordingWriter(tmp_path / "rec", size=SIZE) as writer,
     ):
         writer.add(numbered(0), user={"joystick": 1})
-    with pytest.raises(ValueError, match="nothing was recorded"), RecordingWriter(tmp_path / "rec"):
+    with pytest.raises(UserError, match="nothing was recorded"), RecordingWriter(tmp_path / "rec"):
         pass
     assert os.listdir(tmp_path) == []
 
@@ -108,6 +109,14 @@ def test_gamepad(tmp_path):
     pad = read_annotation(tmp_path / "rec").frame_annotations[1].user_action.game_pad
     assert pad.left_stick.pressed
     assert pad.right_trigger == 0.75
+
+
+def test_action_groups_that_no_recording_holds_are_named(tmp_path):
+    write_recording(tmp_path / "rec", 3)
+    groups = [{"kind": "switch", "name": "joystick", "names": ["fire"]}]
+    space = ActionSpace.from_dict({"name": "odd", "groups": groups})
+    with pytest.raises(UserError, match=r"'odd' has groups that recordings do not hold: .'joystick'"):
+        steps_of(tmp_path / "rec", space)
 
 
 def test_unknown_names_are_counted_by_name(tmp_path):

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import av
 import numpy as np
 import pytest
 from synthetic import SIZE, damage, number_of, numbered, write_video
 
+from bczoo.data import video
 from bczoo.data.errors import FrameReadError, RecordingError
 from bczoo.data.video import VideoWriter, choose_video, iterate_frames, probe, read_frames
+from bczoo.errors import UserError
+from bczoo.frames import FILTERS, resize
 
 N = 130
 ENCODINGS = {
@@ -97,6 +102,16 @@ def test_other_sizes_are_resized(tmp_path):
     assert [number_of(f) for f in frames] == [1, 2, 3]
 
 
+def test_resize_filter_is_chosen_by_name(tmp_path):
+    path = write_video(tmp_path / "video.mp4", 2, size=80)
+    results = {name: read_frames(path, 1, 1, SIZE, filter=name) for name in FILTERS}
+    assert np.array_equal(read_frames(path, 1, 1, SIZE), results["hamming"])
+    assert len({frames.tobytes() for frames in results.values()}) == len(FILTERS) == 5
+    for size in (SIZE, 80):  # also where nothing has to be resized
+        with pytest.raises(UserError, match="'nearest' is not one of hamming, bilinear, bicubic, lanczos, box"):
+            resize(numbered(0, 80), size, "nearest")
+
+
 def test_reading_past_the_end_gives_what_is_there(tmp_path):
     path = write_video(tmp_path / "video.mp4", 10)
     with pytest.raises(FrameReadError, match="ends before frame 10") as caught:
@@ -125,6 +140,39 @@ def test_unreadable_files(tmp_path):
     for path in (empty, cut, text, tmp_path / "missing.mp4"):
         with pytest.raises(RecordingError, match="cannot be opened"):
             probe(path)
+
+
+@pytest.mark.parametrize("error", [AttributeError("index_entries"), ValueError("time base")])
+def test_any_error_while_probing_is_the_files_own(tmp_path, monkeypatch, error):
+    def fail(path):
+        raise error
+
+    path = write_video(tmp_path / "video.mp4", 5)
+    monkeypatch.setattr(video, "_probe", fail)
+    with pytest.raises(RecordingError, match=rf"cannot be read \({type(error).__name__}: {error}\)"):
+        probe(path)
+
+
+def test_header_without_an_index(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "video.mp4", 20)
+    opened = video._opened
+
+    class WithoutIndex:
+        def __init__(self, stream):
+            self.stream = stream
+
+        def __getattr__(self, name):
+            return () if name == "index_entries" else getattr(self.stream, name)
+
+    @contextmanager
+    def without_index(*arguments):
+        with opened(*arguments) as (container, stream):
+            container = SimpleNamespace(name=str(path), demux=lambda wrapped: opened_demux(wrapped.stream))
+            opened_demux = stream.container.demux
+            yield container, WithoutIndex(stream)
+
+    monkeypatch.setattr(video, "_opened", without_index)
+    assert probe(path) == (20, SIZE, SIZE, 20.0)
 
 
 def test_file_cut_off_behind_a_leading_header(tmp_path):
@@ -162,7 +210,7 @@ def test_no_file_stays_open(tmp_path):
 
 
 def test_writer_refuses_what_players_cannot_show(tmp_path):
-    with pytest.raises(ValueError, match="even sizes"), VideoWriter(tmp_path / "a.mp4", 20) as writer:
+    with pytest.raises(UserError, match="even sizes"), VideoWriter(tmp_path / "a.mp4", 20) as writer:
         writer.add(np.zeros((47, 47, 3), np.uint8))
     with VideoWriter(tmp_path / "b.mp4", 20) as writer:
         writer.add(numbered(0))

@@ -16,6 +16,7 @@ from bczoo.data.errors import FrameReadError
 from bczoo.data.index import open_index
 from bczoo.data.recording import RecordingWriter
 from bczoo.data.windows import FILL, Plan, cut, first_starts, list_windows, split, subset
+from bczoo.errors import UserError
 
 KEYBOARD = ActionSpace.keyboard_mouse()
 CASES = {
@@ -260,7 +261,7 @@ def test_fractions_are_nested_and_hold_their_share():
         share = index.n_frames[list(chosen)].sum() / index.n_frames.sum()
         assert fraction <= share < fraction + 0.01
     assert len(previous) == 400
-    with pytest.raises(ValueError, match="above 0"):
+    with pytest.raises(UserError, match="above 0"):
         subset(index, everything, 0.0)
 
 
