@@ -54,6 +54,7 @@ _EXPORTS = {
     "ResumableCheckpoint": "bczoo.callbacks.checkpoint",
     "PlayGame": "bczoo.callbacks.play",
     "WritePredictions": "bczoo.callbacks.predictions",
+    "WarmupCosine": "bczoo.schedules",
     "bc_loss": "bczoo.loss",
 }
 
@@ -81,6 +82,7 @@ if TYPE_CHECKING:
     from bczoo.model.text import GemmaTextEncoder as GemmaTextEncoder
     from bczoo.model.text import TextEncoder as TextEncoder
     from bczoo.model.transformer import PolicyTransformer as PolicyTransformer
+    from bczoo.schedules import WarmupCosine as WarmupCosine
     from bczoo.spec import Batch as Batch
     from bczoo.spec import InputSpec as InputSpec
 

@@ -18,9 +18,12 @@ from torch import Tensor
 
 from bczoo import sampling
 from bczoo.actions import Decision, MouseDecoding
+from bczoo.errors import UserError
 from bczoo.frames import resize
 from bczoo.model.memory import Memory
 from bczoo.model.policy import BCPolicy
+
+MOST_TEXTS = 256  # embedded instructions that an agent remembers
 
 
 class Agent:
@@ -65,11 +68,13 @@ class Agent:
         self.latent: Tensor | None = None
         self._texts: dict[str, Tensor] = {}
 
-    def reset(self, row: int = 0) -> None:
-        """Start game ``row`` anew: nothing of what was seen is remembered."""
+    def reset(self, row: int = 0, seed: int | None = None) -> None:
+        """Start game ``row`` anew: nothing of what was seen is remembered; with a seed its draws start anew too."""
         self.now[row] = 0
+        if seed is not None:
+            self.rngs[row] = np.random.default_rng(seed)
 
-    def step(self, frame: np.ndarray, text: str | Tensor | None = None) -> Decision:
+    def step(self, frame: np.ndarray, text: str | Tensor | np.ndarray | None = None) -> Decision:
         """Act on one frame, uint8 (H, W, 3) or (3, H, W) of any size, under an instruction or its embedding."""
         return self.step_many([0], [frame], [text])[0]
 
@@ -78,7 +83,7 @@ class Agent:
         self,
         rows: Sequence[int],
         frames: Sequence[np.ndarray],
-        texts: Sequence[str | Tensor | None] | None = None,
+        texts: Sequence[str | Tensor | np.ndarray | None] | None = None,
     ) -> list[Decision]:
         """Act in several games with one forward.
 
@@ -89,6 +94,8 @@ class Agent:
         """
         if list(rows) != sorted(set(rows)) or not rows or not 0 <= rows[0] <= rows[-1] < self.games:
             raise ValueError(f"rows must be ascending numbers of games in 0..{self.games - 1}, got {list(rows)}")
+        if len(frames) != len(rows) or (texts is not None and len(texts) != len(rows)):
+            raise ValueError(f"{len(rows)} games step, so as many frames (and texts) are needed; got {len(frames)}")
         index = torch.tensor(rows, device=self.device)
         latent = self._observe(index, self.pixels(frames), self._embed(texts or [None] * len(rows)))
         chosen = _Choice(self, rows)
@@ -107,27 +114,30 @@ class Agent:
     def pixels(self, frames: Sequence[np.ndarray]) -> Tensor:
         """Frames of any size as the policy takes them: (r, 1, 3, H, W) uint8."""
         size = self.policy.input_spec.frame_size
-        resized = np.stack([resize(_height_width_channels(f), size) for f in frames])
+        by = self.policy.input_spec.resize
+        resized = np.stack([resize(_height_width_channels(f), size, by) for f in frames])
         return torch.from_numpy(resized).permute(0, 3, 1, 2)[:, None].to(self.device)
 
-    def _embed(self, texts: Sequence[str | Tensor | None]) -> Tensor | None:
+    def _embed(self, texts: Sequence[str | Tensor | np.ndarray | None]) -> Tensor | None:
         """Embeddings (r, 1, E) of instructions; all zero means none."""
         width = self.policy.input_spec.text_dim
         if not any(t is not None and len(t) for t in texts):
             return None
         if width is None:
-            raise ValueError("this policy takes no text (text_dim is null); leave the instruction out")
+            raise UserError("this policy takes no text (text_dim is null); leave the instruction out")
         return torch.stack([self._embedding(t, width) for t in texts])[:, None].to(self.device)
 
-    def _embedding(self, text: str | Tensor | None, width: int) -> Tensor:
+    def _embedding(self, text: str | Tensor | np.ndarray | None, width: int) -> Tensor:
         if text is None or len(text) == 0:
             return torch.zeros(width)
-        if isinstance(text, Tensor):
-            return text.float().cpu()
+        if not isinstance(text, str):
+            return torch.as_tensor(text).float().cpu()
         if text not in self._texts:
             if self.policy.text_encoder is None:
-                raise ValueError("this policy has no text_encoder; set one in its config (bczoo.GemmaTextEncoder)")
-            self._texts = {text: self.policy.text_encoder([text])[0]}  # instructions change seldom
+                raise UserError("this policy has no text_encoder; set one in its config (bczoo.GemmaTextEncoder)")
+            if len(self._texts) >= MOST_TEXTS:
+                self._texts.clear()
+            self._texts[text] = self.policy.text_encoder([text])[0]
         return self._texts[text]
 
     def _observe(self, rows: Tensor, pixels: Tensor, text: Tensor | None) -> Tensor:
@@ -158,7 +168,7 @@ class _Choice:
     def __init__(self, agent: Agent, rows: Sequence[int]) -> None:
         self.agent, self.rows = agent, rows
         draws = np.stack([agent.rngs[row].random(agent.space.tokens) for row in rows])
-        self.u = torch.from_numpy(draws).to(agent.device)  # (r, A)
+        self.u = torch.from_numpy(draws)  # (r, A), float64, stays on the CPU
         self.logits: list[Tensor] = []
         self.p: list[Tensor] = []
 
@@ -187,24 +197,28 @@ class PolicyPlayer:
 
     Args:
         policy: the policy.
+        text: an instruction for all games; None for none.
         **options: of the :class:`Agent`.
     """
 
-    def __init__(self, policy: BCPolicy, **options: Any) -> None:
-        self.policy, self.options = policy, options
+    def __init__(self, policy: BCPolicy, text: str | None = None, **options: Any) -> None:
+        self.policy, self.text, self.options = policy, text, options
         self.agent: Agent | None = None
 
     def start(self, games: int, seed: int) -> None:
         self.agent = self.policy.agent(games, **{"seed": seed, **self.options})
 
-    def reset(self, row: int) -> None:
-        if self.agent is not None:
-            self.agent.reset(row)
+    def reset(self, row: int, seed: int) -> None:
+        self._playing.reset(row, seed)
 
     def act(self, rows: list[int], frames: list[np.ndarray], infos: list[dict[str, Any]]) -> list[Decision]:
+        return self._playing.step_many(rows, frames, [self.text] * len(rows))
+
+    @property
+    def _playing(self) -> Agent:
         if self.agent is None:
-            raise RuntimeError("PolicyPlayer.start(games, seed) must be called before act")
-        return self.agent.step_many(rows, frames)
+            raise RuntimeError("PolicyPlayer.start(games, seed) must be called before the games")
+        return self.agent
 
 
 def _height_width_channels(frame: np.ndarray) -> np.ndarray:

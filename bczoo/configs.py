@@ -56,11 +56,11 @@ def load_policy(
         init_args, where = dict(config), "this config"
     else:
         path = find(config)
-        model = yaml.safe_load(path.read_text()).get("model", {})
+        model = (yaml.safe_load(path.read_text()) or {}).get("model", {})
         init_args, where = dict(model.get("init_args", model)), str(path)
-    init_args = _merge(init_args, overrides)
+    init_args = merge(init_args, overrides)
     if not pretrained:
-        init_args = _merge(init_args, {"encoder": {"init_args": {"pretrained": False}}})
+        init_args = without_imagenet(init_args)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(cls, "policy")
     try:
@@ -69,10 +69,20 @@ def load_policy(
         raise UserError(f"{where} does not describe a policy: {error}") from error
 
 
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """``base`` with the values of ``over``, dicts merged into each other."""
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with the values of ``over``, dicts merged into each other; another class brings its own defaults."""
     out = dict(base)
+    if over.get("class_path", out.get("class_path")) != out.get("class_path"):
+        out.pop("init_args", None)
     for key, value in over.items():
         both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
-        out[key] = _merge(out[key], value) if both else value
+        out[key] = merge(out[key], value) if both else value
     return out
+
+
+def without_imagenet(init_args: Mapping[str, Any]) -> dict[str, Any]:
+    """A policy's arguments with an encoder that loads no ImageNet weights; other encoders stay as they are."""
+    encoder = init_args.get("encoder") or {"class_path": "bczoo.ImageEncoder"}
+    if not encoder["class_path"].endswith("ImageEncoder"):
+        return dict(init_args)
+    return {**init_args, "encoder": merge(encoder, {"init_args": {"pretrained": False}})}

@@ -13,11 +13,17 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
-from torchmetrics.text import Perplexity
 
 from bczoo.actions import ActionSpace
-from bczoo.loss import IGNORED, labels
+from bczoo.loss import IGNORED, Loss, labels
 from bczoo.model.groups import GroupModules
+
+
+class Perplexity(MeanMetric):
+    """exp(mean cross-entropy in nats); kept as a mean, so that one very unlikely token does not overflow it."""
+
+    def compute(self) -> Tensor:
+        return super().compute().exp()
 
 
 class GroupMetrics(nn.Module):
@@ -26,23 +32,21 @@ class GroupMetrics(nn.Module):
     def __init__(self, space: ActionSpace) -> None:
         super().__init__()
         self.loss = MeanMetric()
-        self.perplexity = GroupModules({g.name: Perplexity(ignore_index=IGNORED) for g in space.groups})
+        self.perplexity = GroupModules({g.name: Perplexity() for g in space.groups})
         self.accuracy = GroupModules(
             {g.name: MulticlassAccuracy(g.choices, average="micro", ignore_index=IGNORED) for g in space.groups}
         )
 
-    def update(
-        self, loss: Tensor, logits: Mapping[str, Tensor], actions: Mapping[str, Tensor], counted: Tensor
-    ) -> None:
+    def update(self, loss: Loss, logits: Mapping[str, Tensor], actions: Mapping[str, Tensor], counted: Tensor) -> None:
         """Add a batch: its loss, logits (B, T, n, V), ids (B, T, n), counted steps (B, T)."""
-        if not counted.any():
+        steps = counted.sum()
+        if not steps:
             return
-        self.loss.update(loss.detach(), weight=counted.sum())
+        self.loss.update(loss.total.detach(), weight=steps)
         for name, group in logits.items():
-            targets = labels(actions[name], counted).flatten()
-            group = group.detach().float().flatten(0, -2)
-            self.perplexity[name].update(group[None], targets[None])  # type: ignore[operator]
-            self.accuracy[name].update(group.argmax(-1), targets)  # type: ignore[operator]
+            ids = actions[name]
+            self.perplexity[name].update(loss.cross_entropy[name].detach(), weight=steps * ids.shape[-1])  # type: ignore[operator]
+            self.accuracy[name].update(group.argmax(-1).flatten(), labels(ids, counted).flatten())  # type: ignore[operator]
 
     def items(self) -> Iterator[tuple[str, Metric]]:
         """Name and metric of everything that is logged."""

@@ -35,8 +35,7 @@ def probabilities(logits: Tensor, temperature: float = 1.0, top_p: float | None 
 
 
 def draw(p: Tensor, u: Tensor) -> Tensor:
-    """First index whose cumulative probability reaches u: p (R, V), u (R,) in 0..1 to ids (R,)."""
-    cdf = p.double().cumsum(dim=-1)
+    """First index whose cumulative probability reaches u: p (R, V), u (R,) float64 on the CPU in 0..1, to ids (R,)."""
+    cdf = p.cpu().double().cumsum(dim=-1)  # few numbers; not every device has float64
     cdf[..., -1] = 1.0
-    u = u.double().clamp(0.0, LARGEST_BELOW_ONE)
-    return (cdf < u[..., None]).sum(dim=-1)
+    return (cdf < u.clamp(0.0, LARGEST_BELOW_ONE)[..., None]).sum(dim=-1).to(p.device)

@@ -23,6 +23,7 @@ class InputSpec:
         fps: steps per second.
         window: steps of a training window, and of the memory in play.
         text_dim: values of a text embedding; None if the policy takes no text.
+        resize: filter that brings frames of another size to ``frame_size``, in training and in play.
     """
 
     action_space: ActionSpace
@@ -30,6 +31,7 @@ class InputSpec:
     fps: float = 20.0
     window: int = 200
     text_dim: int | None = 768
+    resize: str = "hamming"
 
 
 class Batch(TypedDict):

@@ -16,3 +16,10 @@ class CrashAt(L.Callback):
     def on_train_batch_start(self, trainer, *_):
         if trainer.global_step == self.step:
             raise PowerCut
+
+
+class CrashAtTheEnd(L.Callback):
+    """Raises when training is over."""
+
+    def on_fit_end(self, trainer, pl_module):
+        raise PowerCut

@@ -69,6 +69,17 @@ def test_reset_forgets():
     assert [agent.step(f).ids for f in frames] == first
 
 
+def test_a_seeded_reset_draws_the_same_again():
+    policy = tiny.tiny_policy().eval()
+    frames = tiny.tiny_batch(policy, steps=5)["frames"][0].numpy()
+    agent = policy.agent(2)
+    agent.reset(1, seed=7)
+    first = [agent.step_many([1], [f])[0].ids for f in frames]
+    agent.step_many([0], frames[:1])
+    agent.reset(0, seed=7)
+    assert [agent.step_many([0], [f])[0].ids for f in frames] == first
+
+
 def test_frames_of_any_size_and_order():
     agent = tiny.tiny_policy().agent(greedy=True)
     frame = np.random.default_rng(0).integers(0, 256, (120, 160, 3), dtype=np.uint8)

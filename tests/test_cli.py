@@ -156,8 +156,9 @@ def test_fit_validate_test_predict(recordings, here, capsys):
     assert "val/perplexity/keys" in capsys.readouterr().out
     assert bczoo("test", *common) == 0
     assert "test/accuracy/mouse_dx" in capsys.readouterr().out
-    assert bczoo("predict", *common, "--trainer.callbacks+=bczoo.WritePredictions") == 0
-    rows = load_file("predictions.safetensors")
+    assert bczoo("predict", *common) == 0
+    rows = load_file("runs/tiny/predictions.safetensors")
+    assert (rows["recording"] >= 0).all()
     assert rows["ids.keys"].shape[1:] == (8, 4) and len(rows["recording"]) == len(rows["ids.keys"])
     assert ((rows["probability.keys"] > 0) & (rows["probability.keys"] <= 1)).all()
     policy = BCPolicy.load_from_checkpoint("runs/tiny/checkpoints/last.ckpt", weights_only=True)
@@ -168,11 +169,29 @@ def test_fit_validate_test_predict(recordings, here, capsys):
 def test_a_second_run_starts_anew_and_keeps_the_first(recordings, here):
     fit(recordings)
     first = weights()
+    assert Path("runs/tiny/checkpoints/finished").exists()
     assert fit(recordings, "--seed_everything", 1) == 0
     second = weights()
     assert any(not torch.equal(first[k], second[k]) for k in first)
-    kept = weights("runs/tiny/checkpoints/previous.ckpt")
-    assert all(torch.equal(kept[k], first[k]) for k in first)
+    (kept,) = Path("runs/tiny/checkpoints").glob("before-*.ckpt")
+    assert all(torch.equal(weights(kept)[k], first[k]) for k in first)
+
+
+def test_a_run_that_ran_out_of_time_can_be_resumed(recordings, here):
+    fit(recordings, "--trainer.max_time", "00:00:00:02", "--trainer.max_steps", 100_000)
+    assert Path("runs/tiny/checkpoints/last.ckpt").exists()
+    assert not Path("runs/tiny/checkpoints/finished").exists()
+
+
+def test_interrupted_after_training_nothing_is_trained_again(recordings, here, capsys):
+    """What comes after training (the closing games) may be interrupted too; the run goes on behind the training."""
+    with pytest.raises(crash.PowerCut):
+        fit(recordings, "--trainer.callbacks+=crash.CrashAtTheEnd")
+    trained = weights()
+    fit(recordings, "--seed_everything", 1)
+    assert "resuming the interrupted run" in capsys.readouterr().out
+    assert all(torch.equal(weights()[k], trained[k]) for k in trained)
+    assert Path("runs/tiny/checkpoints/finished").exists()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -205,6 +224,12 @@ def test_the_command_line_overrides_what_a_checkpoint_says(recordings, here):
     assert saved["model"]["init_args"]["window"] == 8
     hparams = torch.load(path, weights_only=True)["hyper_parameters"]
     assert json.loads(json.dumps(hparams)) == hparams
+
+
+def test_any_number_of_steps_with_a_schedule(recordings, here):
+    assert fit(recordings, "--model.lr_scheduler", "bczoo.WarmupCosine", "--trainer.max_steps", 9) == 0
+    rates = torch.load("runs/tiny/checkpoints/last.ckpt", weights_only=True)["lr_schedulers"][0]["_last_lr"]
+    assert rates == [pytest.approx(0, abs=1e-9)]
 
 
 def test_a_missing_checkpoint_is_told(recordings, here, capsys):
@@ -243,7 +268,6 @@ def test_record_and_its_errors(here, capsys):
 
 
 def test_the_wheel_carries_the_configs(tmp_path):
-    pytest.importorskip("hatchling", reason="building a wheel here needs hatchling")
     subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
         cwd=REPOSITORY, check=True, capture_output=True,

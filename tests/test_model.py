@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 
-from bczoo import ActionDecoder, ActionSpace, BackboneHeads, BCPolicy, GemmaTextEncoder, IndependentHeads
+from bczoo import ActionDecoder, ActionSpace, BackboneHeads, BCPolicy, GemmaTextEncoder, ImageEncoder, IndependentHeads
 from bczoo.errors import UserError
 from bczoo.loss import bc_loss
 
@@ -63,7 +63,7 @@ def test_frame_sizes(size):
             policy.encode(frames[..., :-1])
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "mobilenetv3_small_050", "convnext_atto"])
+@pytest.mark.parametrize("backbone", ["resnet18", "mobilenetv3_small_050", "convnext_atto", "densenet121"])
 def test_any_timm_backbone_with_feature_maps(backbone):
     policy = tiny.tiny_policy(encoder={"backbone": backbone, "stage": 2})
     assert policy.encode(tiny.tiny_batch(policy)["frames"]).shape == (2, 5, 1, 32)
@@ -72,6 +72,11 @@ def test_any_timm_backbone_with_feature_maps(backbone):
 def test_unknown_backbone_is_named_with_similar_ones():
     with pytest.raises(ValueError, match=r"no model 'resnet99'.*resnet"):
         tiny.tiny_policy(encoder={"backbone": "resnet99"})
+
+
+def test_a_backbone_of_another_frame_size_is_told():
+    with pytest.raises(UserError, match=r"swin_tiny.* does not take frames of 64 pixels"):
+        tiny.tiny_policy(encoder={"backbone": "swin_tiny_patch4_window7_224", "stage": 2})
 
 
 def test_torchvision_weights_load_exactly():
@@ -177,6 +182,41 @@ def test_from_config_names_what_is_wrong():
         BCPolicy.from_config("tiny", windw=3)
 
 
+class MyEncoder(ImageEncoder):
+    """Somebody's own encoder, written the natural way."""
+
+    def __init__(self, width, **options):
+        super().__init__(width, **options)
+
+
+def test_an_encoder_of_ones_own_is_rebuilt_too():
+    options = {"backbone": "test_efficientnet", "frame_size": 64, "pretrained": False}
+    policy = tiny.tiny_policy()
+    config = {**policy.config, "encoder": MyEncoder(32, **options).spec}
+    assert isinstance(BCPolicy(**config).encoder, MyEncoder)
+    config["encoder"] = {"class_path": "bczoo.ImageEncoder", "init_args": options}
+    swapped = BCPolicy.from_config("tiny", decoder={"class_path": "bczoo.BackboneHeads"}, pretrained=False)
+    assert isinstance(swapped.decoder, BackboneHeads)
+
+
+def test_rebuilding_from_a_checkpoint_downloads_nothing(monkeypatch):
+    import timm
+
+    asked = []
+    real = timm.create_model
+
+    def spy(name, **options):
+        asked.append(options.pop("pretrained"))
+        return real(name, pretrained=False, **options)
+
+    monkeypatch.setattr(timm, "create_model", spy)
+    policy = tiny.tiny_policy(encoder={"pretrained": True})
+    assert True in asked
+    asked.clear()
+    BCPolicy(**policy.hparams)
+    assert True not in asked and policy.config["encoder"]["init_args"]["pretrained"] is True
+
+
 def test_loss_without_a_counted_step_is_zero():
     policy = tiny.tiny_policy()
     batch = tiny.tiny_batch(policy)
@@ -229,5 +269,5 @@ def test_gemma_text_encoder_is_the_masked_mean(tmp_path):
 def test_missing_text_encoder_says_what_it_needs(tmp_path):
     with pytest.raises(UserError, match="could not be loaded"):
         GemmaTextEncoder(str(tmp_path / "nothing"))(["go"])
-    with pytest.raises(ValueError, match="no text_encoder"):
+    with pytest.raises(UserError, match="no text_encoder"):
         tiny.tiny_policy().agent().step(torch.zeros(64, 64, 3, dtype=torch.uint8).numpy(), text="go")

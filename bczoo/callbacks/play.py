@@ -1,7 +1,7 @@
 """Playing the game with the policy that was just trained.
 
-Place in the pipeline: a callback that, at the end of training (or every so many validations), plays unseen games in
-closed loop, compares with the expert and with random play, and draws a video of its own play.
+Place in the pipeline: a callback that, at the end of training, plays unseen games in closed loop, compares with the
+expert and with random play, and draws a video of its own play.
 """
 
 from __future__ import annotations
@@ -13,8 +13,11 @@ import lightning as L
 import torch
 
 from bczoo.agent import PolicyPlayer
+from bczoo.errors import UserError
+from bczoo.games.bindings import inputs_in
 from bczoo.games.game import Game, make_game
 from bczoo.games.play import PlayResult, play, play_in_processes, record_play, score_table
+from bczoo.spec import InputSpec
 
 
 class PlayGame(L.Callback):
@@ -26,6 +29,7 @@ class PlayGame(L.Callback):
         seed: of the first game; keep it away from the seeds of the recordings, so that the games are unseen.
         parallel: games that the policy plays side by side.
         temperature: of the policy's sampling.
+        text: instruction to the policy; null for none.
         video: where to write an mp4 of one game of the policy; null for none.
         video_seconds: longest length of the video.
         threads: processor threads of the policy in play; a small policy is faster with one. null for torch's choice.
@@ -38,20 +42,32 @@ class PlayGame(L.Callback):
         seed: int = 1_000_000,
         parallel: int = 10,
         temperature: float = 1.0,
+        text: str | None = None,
         video: str | None = None,
         video_seconds: float = 60.0,
         threads: int | None = None,
     ) -> None:
         self.env, self.episodes, self.seed, self.parallel = env, episodes, seed, parallel
-        self.temperature, self.video, self.video_seconds = temperature, video, video_seconds
+        self.temperature, self.text, self.video, self.video_seconds = temperature, text, video, video_seconds
         self.threads = threads
         self.results: dict[str, PlayResult] = {}
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Find out before a long training that the game cannot be played with this policy."""
+        game = make_game(self.env)
+        spec: InputSpec = pl_module.input_spec  # type: ignore[assignment]
+        if missing := sorted(game.inputs - inputs_in(spec.action_space)):
+            raise UserError(
+                f"{self.env} is played with {missing}, which the policy's action space {spec.action_space.name!r} lacks"
+            )
+        if game.fps != spec.fps:
+            raise UserError(f"{self.env} runs at {game.fps} steps a second, but the policy at {spec.fps}; set its fps")
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.is_global_zero or trainer.interrupted:
             return
         game = make_game(self.env)
-        player = PolicyPlayer(pl_module, temperature=self.temperature)  # type: ignore[arg-type]
+        player = PolicyPlayer(pl_module, self.text, temperature=self.temperature)  # type: ignore[arg-type]
         training, threads = pl_module.training, torch.get_num_threads()
         torch.set_num_threads(self.threads or threads)
         try:
@@ -62,7 +78,7 @@ class PlayGame(L.Callback):
 
     def _play(self, trainer: L.Trainer, game: Game, player: PolicyPlayer) -> None:
         self.results = {"policy": play(game, player, self.episodes, self.seed, parallel=self.parallel)}
-        for name in ("expert", "random"):
+        for name in ("expert", "random") if game.expert else ("random",):
             self.results[name] = play_in_processes(game, name, self.episodes, self.seed)
         print(f"\n{self.env}, {self.episodes} unseen games each\n{score_table(self.results)}")
         self._log(trainer)

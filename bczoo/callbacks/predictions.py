@@ -13,6 +13,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
 from safetensors.torch import save_file
+from torch import Tensor
 
 
 class WritePredictions(BasePredictionWriter):
@@ -26,16 +27,24 @@ class WritePredictions(BasePredictionWriter):
     """
 
     def __init__(self, path: str = "predictions.safetensors") -> None:
-        super().__init__(write_interval="epoch")
+        super().__init__(write_interval="batch")
         self.path = Path(path)
+        self._rows: list[dict[str, Tensor]] = []
 
-    def write_on_epoch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, predictions: Any, batch_indices: Any
+    def write_on_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, prediction: dict[str, Tensor], *_: Any
     ) -> None:
-        rows = {k: torch.cat([p[k] for p in predictions]).contiguous().cpu() for k in predictions[0]}
+        real = prediction["recording"] >= 0  # the others only fill up the batch
+        self._rows.append({k: v[real].cpu() for k, v in prediction.items()})
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        rows, self._rows = self._rows, []
+        if not rows:
+            print("there are no windows to predict on")
+            return
         path = self.path
         if trainer.world_size > 1:
             path = path.with_name(f"{path.stem}-{trainer.global_rank}{path.suffix}")
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(rows, path)
-        print(f"predictions of {len(rows['recording'])} windows written to {path}")
+        save_file({k: torch.cat([r[k] for r in rows]) for k in rows[0]}, path)
+        print(f"predictions on {sum(len(r['recording']) for r in rows)} windows written to {path}")

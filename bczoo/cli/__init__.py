@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
 def _behind(error: BaseException | None, kind: type[Exception]) -> BaseException | None:
     """The first error of ``kind`` in a chain of causes; building a policy from YAML wraps what went wrong."""
     while error is not None and not isinstance(error, kind):
-        error = error.__cause__ or error.__context__
+        error = error.__cause__
     return error
 
 

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import BasePredictionWriter, RichProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import bczoo
 from bczoo.callbacks.checkpoint import ResumableCheckpoint
+from bczoo.callbacks.predictions import WritePredictions
 from bczoo.cli.parser import SuggestingParser
 from bczoo.configs import find
 from bczoo.errors import UserError
@@ -44,27 +45,31 @@ class TrainerCLI(LightningCLI):
             arguments = data["init_args"]
             if arguments.get("source") is None:
                 require_recordings(arguments["root"])
-        if self.subcommand != "fit":
-            self._skip_pretrained(config)
+        encoder = config.model.init_args.get("encoder") if self._from_checkpoint(config) else None
+        if encoder is not None and "pretrained" in encoder.get("init_args", {}):
+            encoder.init_args.pretrained = False  # ImageNet weights would be overwritten; do not download them
+
+    def _from_checkpoint(self, config: Any) -> bool:
+        """Whether the weights will come from a checkpoint."""
+        if config.get("ckpt_path") != "last" or self.subcommand != "fit":
+            return bool(config.get("ckpt_path"))
+        keepers = [c.init_args for c in config.trainer.callbacks or [] if c.class_path == "bczoo.ResumableCheckpoint"]
+        return bool(keepers) and ResumableCheckpoint(keepers[0].dirpath).to_resume() is not None
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """Lightning's trainer, with the plain progress bar that every other long stage shows too."""
+        """Lightning's trainer, with the plain progress bar of all long stages, and predictions written to a file."""
         trainer = super().instantiate_trainer(**kwargs)
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         callbacks[:] = [TQDMProgressBar() if type(c) is RichProgressBar else c for c in callbacks]
+        if self.subcommand == "predict" and not any(isinstance(c, BasePredictionWriter) for c in callbacks):
+            callbacks.append(WritePredictions(str(Path(trainer.default_root_dir) / "predictions.safetensors")))
         return trainer
-
-    def _skip_pretrained(self, config: Any) -> None:
-        """ImageNet weights would be overwritten by the checkpoint; do not download them."""
-        encoder = config.model.init_args.get("encoder") if config.get("ckpt_path") else None
-        if encoder is not None and "pretrained" in encoder.get("init_args", {}):
-            encoder.init_args.pretrained = False
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         if kwargs.get("ckpt_path") == "last":
             kwargs["ckpt_path"] = self._last(resume=subcommand == "fit")
-        elif kwargs.get("ckpt_path") and not Path(kwargs["ckpt_path"]).exists():
+        elif kwargs.get("ckpt_path") and not _is_checkpoint(kwargs["ckpt_path"]):
             raise UserError(f"there is no checkpoint {kwargs['ckpt_path']!r}")
         return kwargs
 
@@ -83,6 +88,11 @@ class TrainerCLI(LightningCLI):
         if not keeper.path.is_file():
             raise UserError(f"there is no checkpoint in {keeper.dirpath}; train first, or give --ckpt_path FILE")
         return str(keeper.path)
+
+
+def _is_checkpoint(path: str) -> bool:
+    """A file or folder, an address, or one of Lightning's own words."""
+    return Path(path).exists() or "://" in path or path in ("best", "hpc") or path.startswith("registry")
 
 
 def run_trainer(argv: list[str]) -> int:

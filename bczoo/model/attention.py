@@ -79,7 +79,7 @@ def resolve_backend(backend: Backend, device: torch.device) -> Literal["sdpa", "
     return backend
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=256)  # one entry per layer at most, for a few window lengths
 def window_attention(
     layout: StepLayout,
     steps: int,

@@ -43,11 +43,12 @@ class Rotation(NamedTuple):
     @classmethod
     def at(cls, positions: Tensor, head_dim: int) -> Rotation:
         """Angles of token positions (L,) or (B, L); computed in float64, so exact after hours of play."""
-        exponent = torch.arange(0, head_dim, 2, dtype=torch.float64, device=positions.device) / head_dim
-        angles = positions.to(torch.float64)[..., None] * ROPE_BASE**-exponent  # (..., L, H / 2)
+        device = torch.device("cpu") if positions.device.type == "mps" else positions.device  # MPS has no float64
+        exponent = torch.arange(0, head_dim, 2, dtype=torch.float64, device=device) / head_dim
+        angles = positions.to(device, torch.float64)[..., None] * ROPE_BASE**-exponent  # (..., L, H / 2)
         if positions.ndim == 2:
             angles = angles[:, None]  # the same for all heads
-        return cls(angles.cos().float(), angles.sin().float())
+        return cls(angles.cos().float().to(positions.device), angles.sin().float().to(positions.device))
 
     def __call__(self, x: Tensor) -> Tensor:
         """Rotate adjacent pairs of x (B, N, L, H)."""

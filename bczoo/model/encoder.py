@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -130,15 +131,15 @@ def _create_backbone(name: str, stage: int, pretrained: bool, drop_path: float) 
     """timm's model cut off behind feature map ``stage``."""
     import timm
 
+    options: dict[str, Any] = {"feature_cls": "getter", "out_indices": (stage,), "pretrained": pretrained}
+    if drop_path:
+        options["drop_path_rate"] = drop_path
     try:
-        return timm.create_model(
-            name,
-            features_only=True,
-            feature_cls="getter",
-            out_indices=(stage,),
-            pretrained=pretrained,
-            drop_path_rate=drop_path,
-        )
+        return timm.create_model(name, features_only=True, **options)
+    except TypeError as error:
+        if "drop_path_rate" not in str(error):
+            raise UserError(f"timm's {name} cannot give feature map {stage} ({error}); choose another") from error
+        return _create_backbone(name, stage, pretrained, drop_path=0.0)  # has no stochastic depth
     except RuntimeError as error:
         if "Unknown model" not in str(error):
             raise
@@ -157,7 +158,10 @@ def _feature_size(name: str, stage: int, frame_size: int) -> int:
     """Values of feature map ``stage`` for one frame, without running numbers through the network."""
     with torch.device("meta"):
         backbone = _create_backbone(name, stage, pretrained=False, drop_path=0.0).eval()
-        return backbone(torch.empty(1, 3, frame_size, frame_size))[0].numel()
+        try:
+            return backbone(torch.empty(1, 3, frame_size, frame_size))[0].numel()
+        except (AssertionError, RuntimeError) as error:
+            raise UserError(f"timm's {name} does not take frames of {frame_size} pixels: {error}") from error
 
 
 def torchvision_names(timm_names: Mapping[str, object]) -> dict[str, str]:

@@ -46,13 +46,3 @@ class StepLayout:
     @property
     def action_slots(self) -> range:
         return range(self.action_out + 1, self.length)
-
-    def names(self) -> list[str]:
-        """Name of every slot, in order."""
-        return (
-            ["text"] * self.text
-            + ["image"] * self.image
-            + ["thinking"] * self.thinking
-            + ["action_out"]
-            + ["action"] * self.actions
-        )

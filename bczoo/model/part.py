@@ -29,7 +29,14 @@ class Configured:
         self = super().__new__(cls)
         bound = inspect.signature(cls.__init__).bind_partial(self, *args, **kwargs)
         bound.apply_defaults()
-        arguments = {k: v for k, v in list(bound.arguments.items())[1:] if k not in cls.given}
+        arguments: dict[str, Any] = {}
+        for name, value in list(bound.arguments.items())[1:]:
+            kind = bound.signature.parameters[name].kind
+            if kind is inspect.Parameter.VAR_POSITIONAL:
+                raise TypeError(f"{cls.__name__} is built from a config, so its arguments need names, not *{name}")
+            arguments.update(value if kind is inspect.Parameter.VAR_KEYWORD else {name: value})
+        for name in cls.given:
+            arguments.pop(name, None)
         object.__setattr__(self, "init_args", arguments)
         return self
 

@@ -16,15 +16,19 @@ n tokens and V choices of a group.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from bczoo.actions import ActionSpace
+from bczoo.configs import load_policy, without_imagenet
+from bczoo.errors import UserError
 from bczoo.loss import bc_loss
 from bczoo.metrics import GroupMetrics
 from bczoo.model.decoder import ActionDecoder, Decoder, Logits
@@ -40,7 +44,7 @@ if TYPE_CHECKING:
     from bczoo.agent import Agent
 
 
-def published_optimizer(parameters: Any) -> torch.optim.Optimizer:
+def published_optimizer(parameters: Iterable) -> Optimizer:
     """AdamW with the published settings (the 1.2b takes a learning rate of 3e-5)."""
     return torch.optim.AdamW(parameters, lr=1e-4, betas=(0.9, 0.999), weight_decay=1e-4)
 
@@ -58,9 +62,11 @@ class BCPolicy(L.LightningModule):
         thinking_tokens: learned tokens per step between the image and the decision.
         window: steps of a training window and of the memory in play.
         fps: steps per second.
+        resize: filter that brings frames of another size to the encoder's, in training and in play.
         z_loss: weight of the z-loss.
         optimizer: makes the optimiser, given the parameters.
-        lr_scheduler: makes the learning rate schedule, given the optimiser; stepped every batch.
+        lr_scheduler: makes the learning rate schedule, given the optimiser and the number of steps of the run, such
+            as bczoo.WarmupCosine; null for a constant rate as published.
     """
 
     def __init__(
@@ -74,9 +80,10 @@ class BCPolicy(L.LightningModule):
         thinking_tokens: int = 1,
         window: int = 200,
         fps: float = 20.0,
+        resize: str = "hamming",
         z_loss: float = 1e-4,
-        optimizer: OptimizerCallable = published_optimizer,
-        lr_scheduler: LRSchedulerCallable | None = None,
+        optimizer: Callable[[Iterable], Optimizer] = published_optimizer,
+        lr_scheduler: Callable[[Optimizer, int], LRScheduler] | None = None,
     ) -> None:
         super().__init__()
         self.action_space = _as_action_space(action_space)
@@ -98,11 +105,12 @@ class BCPolicy(L.LightningModule):
         )
         self.tokens = StepTokens(width, self.layout, text_dim)
         self.action_embedding = ActionEmbedding(width, self.action_space)
-        self.input_spec = InputSpec(self.action_space, self.encoder.frame_size, fps, window, text_dim)
+        self.input_spec = InputSpec(self.action_space, self.encoder.frame_size, fps, window, text_dim, resize)
         self.z_loss = z_loss
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.metrics = nn.ModuleDict({stage: GroupMetrics(self.action_space) for stage in ("val", "test")})
-        self.hparams.update(self.config)
+        # a checkpoint brings its own weights, so rebuilding from it must not download ImageNet's
+        self.hparams.update(without_imagenet(self.config))
 
     @classmethod
     def from_config(cls, config: str | Mapping[str, Any], pretrained: bool = True, **overrides: Any) -> BCPolicy:
@@ -117,8 +125,6 @@ class BCPolicy(L.LightningModule):
         Raises:
             ValueError: an unknown name or argument.
         """
-        from bczoo.configs import load_policy
-
         return load_policy(cls, config, pretrained, overrides)
 
     @property
@@ -134,6 +140,7 @@ class BCPolicy(L.LightningModule):
             "thinking_tokens": self.layout.thinking,
             "window": self.input_spec.window,
             "fps": self.input_spec.fps,
+            "resize": self.input_spec.resize,
             "z_loss": self.z_loss,
         }
 
@@ -226,9 +233,12 @@ class BCPolicy(L.LightningModule):
         optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
         if self.lr_scheduler is None:
             return optimizer
+        steps = self.trainer.estimated_stepping_batches
+        if not math.isfinite(steps):
+            raise UserError("a learning rate schedule needs an end: set trainer.max_steps or trainer.max_epochs")
         return {
             "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"},
+            "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer, int(steps)), "interval": "step"},
         }
 
     def _logits(self, batch: Batch) -> Logits:
@@ -239,7 +249,7 @@ class BCPolicy(L.LightningModule):
         logits = self._logits(batch)
         loss = bc_loss(logits, batch["actions"], counted, self.z_loss)
         metrics = self.metrics[stage]
-        metrics.update(loss.total, logits, batch["actions"], counted)  # type: ignore[operator]
+        metrics.update(loss, logits, batch["actions"], counted)  # type: ignore[operator]
         for name, metric in metrics.items():  # type: ignore[operator]
             self.log(f"{stage}/{name}", metric, prog_bar=name == "loss", on_step=False, on_epoch=True)
 
