@@ -27,8 +27,9 @@ def test_published_parameter_counts(size):
     assert tuple(round(counts[k] / 1e6, 2) for k in ("total", "backbone", "decoder", "image")) == SIZES[size]
 
 
-def test_tiny_is_tiny():
+def test_tiny_is_tiny_and_the_quick_start_as_large_as_told():
     assert BCPolicy.from_config("tiny").parameter_counts()["total"] < 1_000_000
+    assert BCPolicy.from_config("quickstart").parameter_counts()["total"] == 905_136
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
