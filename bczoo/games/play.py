@@ -197,11 +197,13 @@ def record_play(
     from bczoo.data.video import VideoWriter  # brings in the video library
 
     total = 0.0
-    with VideoWriter(path, fps=game.fps) as video:
+    bar = tqdm(total=int(max_seconds * game.fps), desc=f"{game.name} video", unit="frame")
+    with VideoWriter(path, fps=game.fps) as video, bar:
         for step, (frame, decision, reward) in enumerate(_episode(game, player, seed)):
             caption = f"{game.name}   {step / game.fps:5.1f} s   return {total:.1f}"
             video.add(draw_decision(frame, decision, caption, size, game.action_space))
             total += reward
+            bar.update()
             if (step + 1) / game.fps >= max_seconds:
                 break
     return total
