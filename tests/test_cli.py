@@ -183,6 +183,15 @@ def test_a_run_that_ran_out_of_time_can_be_resumed(recordings, here):
     assert not Path("runs/tiny/checkpoints/finished").exists()
 
 
+def test_an_interrupted_run_of_another_policy_is_not_resumed(recordings, here, capsys):
+    with pytest.raises(crash.PowerCut):
+        fit(recordings, "--trainer.callbacks+=crash.CrashAtTheEnd")
+    assert fit(recordings, "--model.transformer.init_args.layers", 3) == 1
+    assert "transformer.init_args.layers: 2 -> 3" in capsys.readouterr().err
+    assert fit(recordings, "--model.transformer.init_args.layers", 3, "--ckpt_path", "null") == 0
+    assert len(list(Path("runs/tiny/checkpoints").glob("before-*.ckpt"))) == 1
+
+
 def test_interrupted_after_training_nothing_is_trained_again(recordings, here, capsys):
     """What comes after training (the closing games) may be interrupted too; the run goes on behind the training."""
     with pytest.raises(crash.PowerCut):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import BasePredictionWriter, RichProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -83,11 +84,30 @@ class TrainerCLI(LightningCLI):
         if resume:
             path = keeper.to_resume()
             if path is not None:
+                self._check_same_policy(path)
                 print(f"resuming the interrupted run from {path} (--ckpt_path null starts anew)")
             return str(path) if path else None
         if not keeper.path.is_file():
             raise UserError(f"there is no checkpoint in {keeper.dirpath}; train first, or give --ckpt_path FILE")
         return str(keeper.path)
+
+    def _check_same_policy(self, path: Path) -> None:
+        """Raise if the interrupted run trained another policy than the one that is configured now."""
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("hyper_parameters", {})
+        before, now = _flat(saved), _flat(dict(self.model.hparams))
+        changed = [f"{k}: {before.get(k)} -> {now.get(k)}" for k in sorted(before | now) if before.get(k) != now.get(k)]
+        if changed:
+            raise UserError(
+                f"the interrupted run in {path} trained another policy ({'; '.join(changed[:5])}); "
+                "--ckpt_path null starts anew and keeps the old checkpoint"
+            )
+
+
+def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, with dotted keys."""
+    if not isinstance(config, dict):
+        return {prefix.strip("."): config}
+    return {k: v for name, part in config.items() for k, v in _flat(part, f"{prefix}.{name}").items()}
 
 
 def _is_checkpoint(path: str) -> bool:
