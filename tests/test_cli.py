@@ -188,6 +188,11 @@ def test_an_interrupted_run_of_another_policy_is_not_resumed(recordings, here, c
         fit(recordings, "--trainer.callbacks+=crash.CrashAtTheEnd")
     assert fit(recordings, "--model.transformer.init_args.layers", 3) == 1
     assert "transformer.init_args.layers: 2 -> 3" in capsys.readouterr().err
+    common = ["--config", "tiny", "--data.root", recordings, *QUIET]
+    assert bczoo("validate", *common, "--model.decoder", "bczoo.IndependentHeads") == 1
+    assert "ActionDecoder -> bczoo.IndependentHeads" in capsys.readouterr().err
+    assert fit(recordings, "--model.transformer.init_args.layers", 3, "--trainer.default_root_dir", "runs/other") == 0
+    assert Path("runs/other/checkpoints/last.ckpt").exists()
     assert fit(recordings, "--model.transformer.init_args.layers", 3, "--ckpt_path", "null") == 0
     assert len(list(Path("runs/tiny/checkpoints").glob("before-*.ckpt"))) == 1
 
@@ -229,7 +234,7 @@ def test_the_command_line_overrides_what_a_checkpoint_says(recordings, here):
         )
         == 0
     )
-    saved = yaml.safe_load(Path("runs/tiny/logs/version_0/config.yaml").read_text())
+    saved = yaml.safe_load(Path("runs/tiny/lightning_logs/version_0/config.yaml").read_text())
     assert saved["model"]["init_args"]["window"] == 8
     hparams = torch.load(path, weights_only=True)["hyper_parameters"]
     assert json.loads(json.dumps(hparams)) == hparams

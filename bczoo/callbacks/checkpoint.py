@@ -25,12 +25,13 @@ class ResumableCheckpoint(Checkpoint):
     The checkpoint of an earlier run in the same folder is renamed to ``before-<time>.ckpt``, never overwritten.
 
     Args:
-        dirpath: folder of the checkpoints.
+        dirpath: folder of the checkpoints; ``checkpoints`` in the trainer's default_root_dir if left out.
         every_n_train_steps: optimiser steps between two saves.
     """
 
-    def __init__(self, dirpath: str, every_n_train_steps: int = 1000) -> None:
-        self.dirpath = Path(dirpath)
+    def __init__(self, dirpath: str | None = None, every_n_train_steps: int = 1000) -> None:
+        self.dirpath = Path(dirpath or "checkpoints")
+        self._anywhere = dirpath is None
         self.every_n_train_steps = every_n_train_steps
         self._saved_step = -1
         self._own = False  # last.ckpt is of this run
@@ -41,9 +42,22 @@ class ResumableCheckpoint(Checkpoint):
     def path(self) -> Path:
         return self.dirpath / LAST
 
+    def locate(self, default_root_dir: str) -> None:
+        """Place the folder in the run's folder, unless it was given."""
+        if self._anywhere:
+            self.dirpath, self._anywhere = Path(default_root_dir) / self.dirpath, False
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self.locate(trainer.default_root_dir)
+
+    @property
+    def finished(self) -> bool:
+        """Whether ``last.ckpt`` is of a run that came to its end."""
+        return self.path.is_file() and (self.dirpath / FINISHED).exists()
+
     def to_resume(self) -> Path | None:
         """The checkpoint of an interrupted run, if there is one."""
-        return self.path if self.path.is_file() and not (self.dirpath / FINISHED).exists() else None
+        return self.path if self.path.is_file() and not self.finished else None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._saved_step = trainer.global_step
@@ -67,6 +81,7 @@ class ResumableCheckpoint(Checkpoint):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero and _came_to_its_end(trainer):
             (self.dirpath / FINISHED).touch()
+            print(f"the trained policy is in {self.path}")
 
     def state_dict(self) -> dict[str, Any]:
         return {"generators": self._generators}
@@ -80,7 +95,8 @@ class ResumableCheckpoint(Checkpoint):
         self._generators = _generators_of_all_ranks(trainer)
         if not self._own and trainer.is_global_zero and self.path.is_file():
             written = time.strftime("%Y%m%d-%H%M%S", time.gmtime(self.path.stat().st_mtime))
-            self.path.rename(self.dirpath / f"before-{written}.ckpt")
+            kept = self.path.rename(self.dirpath / f"before-{written}.ckpt")
+            print(f"the checkpoint of an earlier run is kept as {kept}")
         if trainer.is_global_zero:
             (self.dirpath / FINISHED).unlink(missing_ok=True)
         self._own = True

@@ -38,6 +38,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"bczoo {import_module('bczoo').__version__}")
         return 0
     command = next((c for c in FUNCTIONS if tuple(argv[: len(c)]) == c), None)
+    if command is None and argv[1:] in (["-h"], ["--help"]) and any(c[0] == argv[0] for c in FUNCTIONS):
+        print(unknown(argv[:1]))
+        return 0
     if command is None and argv[0] not in TRAINER:
         print(unknown(argv), file=sys.stderr)
         return 2

@@ -8,6 +8,7 @@ hyperparameters in a checkpoint never override the command line, missing data is
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,12 @@ class TrainerCLI(LightningCLI):
         """Whether the weights will come from a checkpoint."""
         if config.get("ckpt_path") != "last" or self.subcommand != "fit":
             return bool(config.get("ckpt_path"))
-        keepers = [c.init_args for c in config.trainer.callbacks or [] if c.class_path == "bczoo.ResumableCheckpoint"]
-        return bool(keepers) and ResumableCheckpoint(keepers[0].dirpath).to_resume() is not None
+        for callback in config.trainer.callbacks or []:
+            if callback.class_path == "bczoo.ResumableCheckpoint":
+                keeper = ResumableCheckpoint(callback.init_args.dirpath)
+                keeper.locate(config.trainer.default_root_dir or ".")
+                return keeper.to_resume() is not None
+        return False
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Lightning's trainer, with the plain progress bar of all long stages, and predictions written to a file."""
@@ -72,6 +77,8 @@ class TrainerCLI(LightningCLI):
             kwargs["ckpt_path"] = self._last(resume=subcommand == "fit")
         elif kwargs.get("ckpt_path") and not _is_checkpoint(kwargs["ckpt_path"]):
             raise UserError(f"there is no checkpoint {kwargs['ckpt_path']!r}")
+        if kwargs.get("ckpt_path") and Path(kwargs["ckpt_path"]).is_file():
+            self._check_same_policy(Path(kwargs["ckpt_path"]))
         return kwargs
 
     def _last(self, resume: bool) -> str | None:
@@ -81,10 +88,12 @@ class TrainerCLI(LightningCLI):
             raise UserError(
                 "ckpt_path: last needs a bczoo.ResumableCheckpoint among trainer.callbacks; give a path instead"
             )
+        keeper.locate(self.trainer.default_root_dir)
         if resume:
             path = keeper.to_resume()
+            if keeper.finished:
+                print(f"the run in {keeper.dirpath} has finished; a new one starts and keeps its checkpoint")
             if path is not None:
-                self._check_same_policy(path)
                 print(f"resuming the interrupted run from {path} (--ckpt_path null starts anew)")
             return str(path) if path else None
         if not keeper.path.is_file():
@@ -92,15 +101,17 @@ class TrainerCLI(LightningCLI):
         return str(keeper.path)
 
     def _check_same_policy(self, path: Path) -> None:
-        """Raise if the interrupted run trained another policy than the one that is configured now."""
-        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("hyper_parameters", {})
-        before, now = _flat(saved), _flat(dict(self.model.hparams))
+        """Raise if a checkpoint's weights are not those of the policy that is configured."""
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        theirs = {k: v.shape for k, v in saved["state_dict"].items()}
+        if theirs == {k: v.shape for k, v in self.model.state_dict().items()}:
+            return
+        before, now = _flat(saved.get("hyper_parameters", {})), _flat(dict(self.model.hparams))
         changed = [f"{k}: {before.get(k)} -> {now.get(k)}" for k in sorted(before | now) if before.get(k) != now.get(k)]
-        if changed:
-            raise UserError(
-                f"the interrupted run in {path} trained another policy ({'; '.join(changed[:5])}); "
-                "--ckpt_path null starts anew and keeps the old checkpoint"
-            )
+        raise UserError(
+            f"{path} holds another policy than the one configured ({'; '.join(changed[:5])}); give the same options, "
+            "another --ckpt_path or --trainer.default_root_dir, or --ckpt_path null to start anew and keep the old one"
+        )
 
 
 def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -117,6 +128,8 @@ def _is_checkpoint(path: str) -> bool:
 
 def run_trainer(argv: list[str]) -> int:
     """Run one of the trainer commands."""
+    # lightning uses a name that torch has deprecated; the warning lands in the middle of progress bars
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     sys.argv[1:] = with_config_paths(argv)  # LightningCLI warns about arguments that it is given in another way
     TrainerCLI(
         model_class=L.LightningModule,

@@ -79,7 +79,7 @@ def require_recordings(roots: str | Path | Sequence[str | Path]) -> None:
                 f"{root} holds {len(packed)} packed batches ({packed[0].name}, ...), which are not read. "
                 f"Unpack them first: for f in {root}/*.tar.gz; do tar -xzf $f -C {root}; done"
             )
-        what = "holds no recordings" if root.is_dir() else "is not a folder"
+        what = "holds no recordings" if root.is_dir() else "(data.root) is not a folder"
         raise NoRecordingsError(
             f"{root} {what}. Record some: "
             f"bczoo record --env doom/defend_the_center --agent expert --episodes 20 --out {root}; "

@@ -58,6 +58,7 @@ def view(recording: str, out: str, start: int = 0, frames: int | None = None) ->
             values = action_values(action, groups) if action is not None else _nothing(groups)
             caption = f"{i / fps:.1f} s  {WHO[kind]}  {captions[min(i + 1, len(steps) - 1)]}"
             writer.add(draw_decision(image, Decision(values), caption.strip()))
+    print(f"wrote {out}, {stop - start} frames")
     return out
 
 
