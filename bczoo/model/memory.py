@@ -91,6 +91,9 @@ class Memory:
         ages = (now[:, None] - self.column_ring) % self.steps  # (r, ring)
         ring_step = now[:, None] - ages
         kv_step = torch.cat([ring_step, now[:, None]], dim=1)  # the scratch column belongs to this step
+        columns = self.column(step, slot)
+        # a token before the game's first step sees itself alone, so that its row stays finite
+        own = columns[..., None] - self.sinks == torch.arange(len(self.column_slot), device=self.device)
         masks = {}
         for history in set(self.transformer.histories):
             reach = min(history, self.window - 1)
@@ -98,13 +101,9 @@ class Memory:
                 may_attend(self.layout, reach, step[..., None], slot[..., None], kv_step[:, None], self.column_slot)
                 & (kv_step >= 0)[:, None]
             )
-            own = self.column(step, slot)[..., None] - self.sinks == torch.arange(
-                len(self.column_slot), device=self.device
-            )
-            allowed |= own  # a token before the game's first step sees itself alone, so that its row stays finite
+            allowed |= own
             sinks = allowed.new_ones(*allowed.shape[:2], self.sinks)
             masks[history] = torch.cat([sinks, allowed], dim=-1)[:, None]  # (r, 1, n, C)
-        columns = self.column(step, slot)
         attends = [
             _StreamAttention(layer, rows, columns, masks[h], whole=len(rows) == self.rows)
             for layer, h in zip(self.layers, self.transformer.histories, strict=True)
