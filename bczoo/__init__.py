@@ -48,11 +48,14 @@ _EXPORTS = {
     "GemmaTextEncoder": "bczoo.model.text",
     "Agent": "bczoo.agent",
     "PolicyPlayer": "bczoo.agent",
+    "FineTune": "bczoo.finetune.policy",
+    "LoRA": "bczoo.finetune.lora",
     "RecordingDataModule": "bczoo.data.module",
     "PublishedAugmentations": "bczoo.data.augment",
     "PlayedRecordings": "bczoo.games.record",
     "ResumableCheckpoint": "bczoo.callbacks.checkpoint",
     "PlayGame": "bczoo.callbacks.play",
+    "RunRecord": "bczoo.callbacks.record",
     "WritePredictions": "bczoo.callbacks.predictions",
     "WarmupCosine": "bczoo.schedules",
     "bc_loss": "bczoo.loss",
@@ -68,8 +71,11 @@ if TYPE_CHECKING:
     from bczoo.callbacks.checkpoint import ResumableCheckpoint as ResumableCheckpoint
     from bczoo.callbacks.play import PlayGame as PlayGame
     from bczoo.callbacks.predictions import WritePredictions as WritePredictions
+    from bczoo.callbacks.record import RunRecord as RunRecord
     from bczoo.data.augment import PublishedAugmentations as PublishedAugmentations
     from bczoo.data.module import RecordingDataModule as RecordingDataModule
+    from bczoo.finetune.lora import LoRA as LoRA
+    from bczoo.finetune.policy import FineTune as FineTune
     from bczoo.games.record import PlayedRecordings as PlayedRecordings
     from bczoo.loss import bc_loss as bc_loss
     from bczoo.model.decoder import ActionDecoder as ActionDecoder

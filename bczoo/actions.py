@@ -27,6 +27,7 @@ from bczoo.errors import UserError
 
 Values = dict[str, Any]  # group name -> list of names (held, switch) or a number (binned)
 Ids = dict[str, list[int]]  # group name -> one id per token
+MOST_TOKENS = 256  # of a group
 MouseDecoding = Literal["mean", "conservative", "truncated_normal"]
 
 
@@ -190,7 +191,15 @@ class ActionSpace:
     def __post_init__(self) -> None:
         names = [g.name for g in self.groups]
         if len(set(names)) != len(names) or not names:
-            raise ValueError(f"an action space needs groups of different names, got {names}")
+            raise UserError(f"an action space needs groups of different names, got {names}")
+        for group in self.groups:
+            if not (group.name.isidentifier() and not group.name.startswith("_")):
+                raise UserError(f"an action group needs a plain name such as mouse_dx, got {group.name!r}")
+            if not (1 <= group.tokens <= MOST_TOKENS and group.choices > 1):
+                raise UserError(
+                    f"action group {group.name!r} has {group.tokens} tokens of {group.choices} choices; it needs 1 to "
+                    f"{MOST_TOKENS} tokens and at least 2 choices"
+                )
 
     @classmethod
     def keyboard_mouse(
@@ -219,6 +228,13 @@ class ActionSpace:
         edges = tuple(round(-1 + 2 * i / 11, 9) for i in range(1, 11))
         sticks = (BinnedGroup(n, edges, low=-1.0, high=1.0, integer=False) for n in GAMEPAD_STICKS)
         return cls("gamepad", (SwitchGroup("buttons", GAMEPAD_BUTTONS), *sticks))
+
+    @classmethod
+    def of(cls, space: ActionSpace | str | Mapping[str, Any]) -> ActionSpace:
+        """An action space, its name or its dict as an action space."""
+        if isinstance(space, ActionSpace):
+            return space
+        return cls.from_name(space) if isinstance(space, str) else cls.from_dict(space)
 
     @classmethod
     def from_dict(cls, spec: Mapping[str, Any]) -> ActionSpace:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, pad
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -26,13 +28,31 @@ class Perplexity(MeanMetric):
         return super().compute().exp()
 
 
+def change_points(actions: Mapping[str, Tensor], counted: Tensor) -> Tensor:
+    """Counted steps (B, T) whose action differs from that of the step before, which has to be counted too.
+
+    Here it shows whether a policy knows what to do next, or only repeats what it did last.
+
+    Args:
+        actions: per group ids (B, T, n).
+        counted: (B, T) bool.
+    """
+    differs = torch.stack([(ids[:, 1:] != ids[:, :-1]).any(-1) for ids in actions.values()]).any(0)  # (B, T - 1)
+    differs = differs & counted[:, 1:] & counted[:, :-1]
+    return pad(differs, (1, 0))
+
+
 class GroupMetrics(nn.Module):
-    """Mean loss over the counted steps, and perplexity and accuracy of every action group."""
+    """Mean loss over the counted steps, and perplexity and accuracy of every action group.
+
+    ``change_perplexity`` is the perplexity on the change points alone (:func:`change_points`).
+    """
 
     def __init__(self, space: ActionSpace) -> None:
         super().__init__()
         self.loss = MeanMetric()
         self.perplexity = GroupModules({g.name: Perplexity() for g in space.groups})
+        self.change_perplexity = GroupModules({g.name: Perplexity() for g in space.groups})
         self.accuracy = GroupModules(
             {g.name: MulticlassAccuracy(g.choices, average="micro", ignore_index=IGNORED) for g in space.groups}
         )
@@ -43,14 +63,22 @@ class GroupMetrics(nn.Module):
         if not steps:
             return
         self.loss.update(loss.total.detach(), weight=steps)
+        changed = change_points(actions, counted)
         for name, group in logits.items():
             ids = actions[name]
+            nats = cross_entropy(group[changed].flatten(0, 1).float(), ids[changed].flatten(), reduction="none")
+            self.change_perplexity[name].update(nats.detach())  # type: ignore[operator]
             self.perplexity[name].update(loss.cross_entropy[name].detach(), weight=steps * ids.shape[-1])  # type: ignore[operator]
             self.accuracy[name].update(group.argmax(-1).flatten(), labels(ids, counted).flatten())  # type: ignore[operator]
 
     def items(self) -> Iterator[tuple[str, Metric]]:
         """Name and metric of everything that is logged."""
         yield "loss", self.loss
-        for kind, metrics in (("perplexity", self.perplexity), ("accuracy", self.accuracy)):
+        kinds = {
+            "perplexity": self.perplexity,
+            "change_perplexity": self.change_perplexity,
+            "accuracy": self.accuracy,
+        }
+        for kind, metrics in kinds.items():
             for name, metric in metrics.items():
                 yield f"{kind}/{name}", metric  # type: ignore[misc]

@@ -5,12 +5,15 @@ Shape legend: B batch, T time steps, H = W frame size in pixels, n tokens of a g
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NotRequired, TypedDict
 
 from torch import Tensor
 
 from bczoo.actions import ActionSpace
+from bczoo.errors import UserError
+from bczoo.frames import FILTERS
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,12 @@ class InputSpec:
     window: int = 200
     text_dim: int | None = 768
     resize: str = "hamming"
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.fps) and self.fps > 0 and self.window >= 1):
+            raise UserError(f"fps must be above 0 and window at least 1, got fps={self.fps}, window={self.window}")
+        if self.resize not in FILTERS:
+            raise UserError(f"resize filter {self.resize!r} is not one of {', '.join(FILTERS)}")
 
 
 class Batch(TypedDict):

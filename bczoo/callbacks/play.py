@@ -13,11 +13,8 @@ import lightning as L
 import torch
 
 from bczoo.agent import PolicyPlayer
-from bczoo.errors import UserError
-from bczoo.games.bindings import inputs_in
 from bczoo.games.game import Game, make_game
-from bczoo.games.play import PlayResult, play, play_in_processes, record_play, score_table
-from bczoo.spec import InputSpec
+from bczoo.games.play import PlayResult, check_playable, play, play_in_processes, record_play, score_table
 
 
 class PlayGame(L.Callback):
@@ -54,14 +51,7 @@ class PlayGame(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Find out before a long training that the game cannot be played with this policy."""
-        game = make_game(self.env)
-        spec: InputSpec = pl_module.input_spec  # type: ignore[assignment]
-        if missing := sorted(game.inputs - inputs_in(spec.action_space)):
-            raise UserError(
-                f"{self.env} is played with {missing}, which the policy's action space {spec.action_space.name!r} lacks"
-            )
-        if game.fps != spec.fps:
-            raise UserError(f"{self.env} runs at {game.fps} steps a second, but the policy at {spec.fps}; set its fps")
+        check_playable(make_game(self.env), pl_module.input_spec)  # type: ignore[arg-type]
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.is_global_zero or trainer.interrupted:

@@ -13,6 +13,24 @@ from importlib import import_module
 # command -> (what it does, "module:function" of a function whose arguments are the options, those without a name)
 FUNCTIONS = {
     ("record",): ("play a game and write the episodes as recordings", "bczoo.games.record:record", ()),
+    ("play",): ("play a game with a policy and tell its returns", "bczoo.games.evaluate:play_policy", ("policy",)),
+    ("export",): ("write a trained policy as a folder to publish", "bczoo.hub.commands:export", ("source", "out")),
+    ("push",): (
+        "publish an exported policy on the Hugging Face Hub",
+        "bczoo.hub.commands:push_folder",
+        ("folder", "repository"),
+    ),
+    ("pull",): ("download a policy from the Hugging Face Hub", "bczoo.hub.commands:pull", ("repository",)),
+    ("convert", "open-p2p"): (
+        "turn a published Pixels2Play checkpoint into a bczoo policy",
+        "bczoo.hub.open_p2p:from_open_p2p",
+        ("source", "out"),
+    ),
+    ("convert", "to-open-p2p"): (
+        "turn a bczoo policy into a Pixels2Play checkpoint",
+        "bczoo.hub.open_p2p:to_open_p2p",
+        ("source", "out"),
+    ),
     ("data", "check"): (
         "check recordings: counts, hours, actions, what is broken",
         "bczoo.data.check:check",

@@ -20,6 +20,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 import bczoo
 from bczoo.callbacks.checkpoint import ResumableCheckpoint
 from bczoo.callbacks.predictions import WritePredictions
+from bczoo.callbacks.record import RunRecord
 from bczoo.cli.parser import SuggestingParser
 from bczoo.configs import find
 from bczoo.errors import UserError
@@ -69,6 +70,8 @@ class TrainerCLI(LightningCLI):
         callbacks[:] = [TQDMProgressBar() if type(c) is RichProgressBar else c for c in callbacks]
         if self.subcommand == "predict" and not any(isinstance(c, BasePredictionWriter) for c in callbacks):
             callbacks.append(WritePredictions(str(Path(trainer.default_root_dir) / "predictions.safetensors")))
+        if self.subcommand != "predict" and not any(isinstance(c, RunRecord) for c in callbacks):
+            callbacks.append(RunRecord())
         return trainer
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:

@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from bczoo.actions import BinnedGroup, HeldGroup
+from bczoo.actions import ActionSpace, BinnedGroup, HeldGroup
 from bczoo.data.errors import RecordingError
-from bczoo.data.index import Index, as_space, open_index
+from bczoo.data.index import Index, open_index
 from bczoo.data.index_build import start_method
 from bczoo.data.recording import SYSTEM, UNKNOWN, USER
 from bczoo.data.video import iterate_frames
@@ -118,7 +118,7 @@ def check(
         processes: processes that decode; as many as there are processor cores if left out.
     """
     processes = os.cpu_count() or 1 if processes is None else processes
-    index = open_index(root, as_space(action_space), fps, text_dim, processes=processes)
+    index = open_index(root, ActionSpace.of(action_space), fps, text_dim, processes=processes)
     report = Report(root, recordings=len(index), decoded=decode)
     report.broken = {str(index.names[i]): str(index.problems[i]) for i in np.flatnonzero(index.problems != "")}
     report.unknown_names = dict(index.unknown.most_common())

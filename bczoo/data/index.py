@@ -62,13 +62,6 @@ def as_paths(roots: str | Path | Sequence[str | Path]) -> list[Path]:
     return [Path(roots)] if isinstance(roots, str | Path) else [Path(root) for root in roots]
 
 
-def as_space(space: ActionSpace | str | dict[str, Any]) -> ActionSpace:
-    """An action space, its name or its dict as an action space."""
-    if isinstance(space, str):
-        return ActionSpace.from_name(space)
-    return ActionSpace.from_dict(space) if isinstance(space, dict) else space
-
-
 def require_recordings(roots: str | Path | Sequence[str | Path]) -> None:
     """Raise a NoRecordingsError that says how to get recordings, unless every root has some."""
     for root in as_paths(roots):

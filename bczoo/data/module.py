@@ -20,7 +20,7 @@ from torchvision.transforms.v2 import Transform
 from bczoo.actions import ActionSpace
 from bczoo.data.augment import ClipAugment
 from bczoo.data.dataset import WindowDataset
-from bczoo.data.index import Index, as_paths, as_space, open_index
+from bczoo.data.index import Index, as_paths, open_index
 from bczoo.data.loader import WindowLoader
 from bczoo.data.source import RecordingSource
 from bczoo.data.windows import Plan, split, subset
@@ -100,7 +100,7 @@ class RecordingDataModule(L.LightningDataModule):
         """What recordings are brought to: what the policy asks for, or this module's arguments."""
         module = self.trainer.lightning_module if self.trainer is not None else None
         wish: InputSpec | None = getattr(module, "input_spec", None)
-        space = None if self.action_space is None else as_space(self.action_space)
+        space = None if self.action_space is None else ActionSpace.of(self.action_space)
         if wish is None:
             spec = InputSpec(space or ActionSpace.keyboard_mouse())
         else:
@@ -142,7 +142,7 @@ class RecordingDataModule(L.LightningDataModule):
             self._parts["test"] = (held_out, held_out.usable)
         # Errors are raised in all processes, or the others would wait for this one for ever.
         warn = self.trainer is None or self.trainer.is_global_zero
-        for opened in {id(i): i for i, _ in self._parts.values()}.values():
+        for opened in self.indexes:
             opened.report(self.strict, warn)
 
     def train_dataloader(self) -> WindowLoader:
@@ -183,6 +183,24 @@ class RecordingDataModule(L.LightningDataModule):
             key = (self.seed, self.trainer.current_epoch)
             batch["frames"] = self.augment(batch["frames"], [(*key, *clip) for clip in self._clips])
         return batch
+
+    @property
+    def indexes(self) -> list[Index]:
+        """The indexes of all recordings, each root's once."""
+        return list({id(index): index for index, _ in self._parts.values()}.values())
+
+    def describe(self) -> dict[str, Any]:
+        """What is trained and validated on, as plain JSON: folders, recordings, hours."""
+        out: dict[str, Any] = {"root": [str(p) for p in as_paths(self.root)], "fraction": self.fraction}
+        for part, (index, recordings) in self._parts.items():
+            if part != "test":
+                hours = float(index.n_frames[recordings].sum()) / index.target.fps / 3600
+                out[part] = {"recordings": len(recordings), "hours": round(hours, 4)}
+        if self.source is not None:
+            out["source"] = {"class": type(self.source).__name__} | {
+                k: v for k, v in vars(self.source).items() if not k.startswith("_")
+            }
+        return out | {"batch_size": self.batch_size, "augmented": self.augment is not None}
 
     def on_exception(self, exception: BaseException) -> None:
         """Stop worker processes; Lightning does not call ``teardown`` then."""

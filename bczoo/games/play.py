@@ -12,17 +12,21 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
 
 from bczoo.actions import Decision
 from bczoo.errors import UserError
+from bczoo.games.bindings import inputs_in
 from bczoo.games.draw import draw_decision
 from bczoo.games.game import Game, RunningGame
 from bczoo.games.players import Player, make_player
 from bczoo.games.workers import closing_on_sigterm, in_processes
+
+if TYPE_CHECKING:
+    from bczoo.spec import InputSpec  # brings in torch
 
 REFRESH_S = 0.3  # the progress bar tells steps at most this often
 OnStep = Callable[[int, np.ndarray, Decision, float], None]
@@ -63,6 +67,16 @@ class PlayResult:
     def steps_per_second(self) -> float:
         """Steps of all episodes per second of wall-clock time."""
         return sum(self.lengths) / self.seconds if self.seconds > 0 else float("nan")
+
+
+def check_playable(game: Game, spec: InputSpec) -> None:
+    """Raise if a policy's action space or rate does not fit a game."""
+    if missing := sorted(game.inputs - inputs_in(spec.action_space)):
+        raise UserError(
+            f"{game.name} is played with {missing}, which the policy's action space {spec.action_space.name!r} lacks"
+        )
+    if game.fps != spec.fps:
+        raise UserError(f"{game.name} runs at {game.fps} steps a second, but the policy at {spec.fps}; set its fps")
 
 
 def play(

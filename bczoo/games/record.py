@@ -140,9 +140,9 @@ class PlayedRecordings(RecordingSource):
     """Recordings that an expert plays when training starts; see :func:`record`.
 
     Args:
-        env: the game, such as doom/defend_the_center, or package.module:function for your own.
+        env: the game, such as doom/defend_the_center, or package.module:function for your own; or several.
         agent: who plays, expert or random.
-        episodes: how many episodes.
+        episodes: how many episodes of each game.
         seed: seed of the first episode.
         size: height and width of the stored frames in pixels.
         noise: share of steps that start a burst of random turning.
@@ -151,7 +151,7 @@ class PlayedRecordings(RecordingSource):
 
     def __init__(
         self,
-        env: str,
+        env: str | list[str],
         agent: str = "expert",
         episodes: int = 20,
         seed: int = 0,
@@ -169,4 +169,5 @@ class PlayedRecordings(RecordingSource):
 
     def prepare(self, root: Path) -> None:
         """Play what is not yet in ``root``."""
-        record(self.env, str(root), self.agent, self.episodes, self.seed, self.size, self.noise, self.workers)
+        for env in [self.env] if isinstance(self.env, str) else self.env:
+            record(env, str(root), self.agent, self.episodes, self.seed, self.size, self.noise, self.workers)

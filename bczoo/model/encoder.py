@@ -84,6 +84,8 @@ class ImageEncoder(Encoder):
             raise UserError(f"frame_size must be {MIN_FRAME} to {MAX_FRAME} pixels, got {frame_size}")
         if tokens < 1:
             raise UserError(f"an encoder needs at least one image token, got tokens={tokens}")
+        if ":" in backbone or "/" in backbone:  # timm would go and fetch hf-hub:org/name while it builds
+            raise UserError(f"backbone is the name of one of timm's architectures, got {backbone!r}")
         self.tokens, self.frame_size, self.frozen = tokens, frame_size, frozen
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.backbone = _create_backbone(backbone, stage, pretrained, drop_path).to(memory_format=self.memory_format)
@@ -93,6 +95,7 @@ class ImageEncoder(Encoder):
         if frozen:
             self.backbone.requires_grad_(False)
             self.backbone.eval()
+        self.register_load_state_dict_post_hook(_restore_memory_format)
 
     def train(self, mode: bool = True) -> ImageEncoder:
         """Training mode; a frozen backbone stays in evaluation mode."""
@@ -103,7 +106,7 @@ class ImageEncoder(Encoder):
 
     def forward(self, frames: Tensor) -> Tensor:
         self.check(frames)
-        return self.encode(frames.float() / 255)
+        return self.encode((frames.float() / 255).to(self.project.weight.dtype))
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Image tokens (N, I, D) of pixels (N, 3, H, W) scaled to 0..1; no mean or deviation is taken off."""
@@ -125,6 +128,11 @@ class ImageEncoder(Encoder):
         if missing:
             raise UserError(f"torchvision weights do not fit the backbone; missing or misshaped: {missing[:5]}")
         self.backbone.load_state_dict(renamed)
+
+
+def _restore_memory_format(encoder: ImageEncoder, _: object) -> None:
+    """Weights that were assigned from a file lie in memory as the file had them."""
+    encoder.backbone.to(memory_format=encoder.memory_format)
 
 
 def _create_backbone(name: str, stage: int, pretrained: bool, drop_path: float) -> nn.Module:

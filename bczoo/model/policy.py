@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
@@ -86,7 +87,7 @@ class BCPolicy(L.LightningModule):
         lr_scheduler: Callable[[Optimizer, int], LRScheduler] | None = None,
     ) -> None:
         super().__init__()
-        self.action_space = _as_action_space(action_space)
+        self.action_space = ActionSpace.of(action_space)
         self.transformer = build(transformer, PolicyTransformer) if isinstance(transformer, Mapping) else transformer
         width = self.transformer.width
         self.encoder = build(encoder, Encoder, width) if isinstance(encoder, Mapping) else encoder(width)
@@ -126,6 +127,87 @@ class BCPolicy(L.LightningModule):
             ValueError: an unknown name or argument.
         """
         return load_policy(cls, config, pretrained, overrides)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+    ) -> BCPolicy:
+        """A trained policy, ready to play.
+
+        Args:
+            source: ``org/name`` on the Hugging Face Hub, a published folder, a run such as ``runs/quickstart``, or a
+                ``.ckpt`` file.
+            revision: branch, tag or commit on the Hub.
+            token: access token of the Hub; the one that ``hf auth login`` stored if left out.
+            device: where the weights go.
+            dtype: brings the weights to this type (``torch.bfloat16``); as they were saved if left out.
+            cache_dir: another download cache than huggingface_hub's.
+            local_files_only: take it from the cache without a look at the network.
+
+        Raises:
+            ValueError: there is no such policy, or what is there is broken; says what and where.
+        """
+        from bczoo.hub.source import locate
+
+        return locate(source, revision, token, cache_dir, local_files_only).load(cls, device, dtype)
+
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        dtype: torch.dtype | None = None,
+        license: str | None = None,
+        record: Mapping[str, Any] | None = None,
+        shard_size: int | str = "5GB",
+    ) -> Path:
+        """Write config, weights (safetensors) and a model card; :meth:`from_pretrained` reads them back.
+
+        Args:
+            folder: where to; an older policy there is replaced.
+            dtype: type of the saved weights; as they are if left out.
+            license: of the weights, by its Hub name (``mit``), for the card.
+            record: what is known of the training (the ``record.json`` of a run), for the card.
+            shard_size: larger weights are spread over several files.
+        """
+        from bczoo.hub.card import model_card
+        from bczoo.hub.folder import write_folder
+        from bczoo.hub.state import plain_state
+
+        card = model_card(Path(folder).name, self, record or {}, license)
+        return write_folder(folder, self.config, plain_state(self, dtype), card, record, shard_size)
+
+    def push_to_hub(
+        self,
+        repository: str,
+        revision: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        message: str | None = None,
+        **options: Any,
+    ) -> str:
+        """Publish as ``org/name`` on the Hugging Face Hub; returns the commit's address.
+
+        Args:
+            repository: ``org/name``; created if there is none.
+            revision: branch to push to; main if left out.
+            private: whether a new repository is private.
+            token: access token with the right to write.
+            message: of the commit.
+            **options: of :meth:`save_pretrained`.
+        """
+        import tempfile
+
+        from bczoo.hub.remote import push
+
+        with tempfile.TemporaryDirectory() as folder:
+            saved = self.save_pretrained(Path(folder) / repository.split("/")[-1], **options)
+            return push(saved, repository, revision, private, token, message)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -229,8 +311,12 @@ class BCPolicy(L.LightningModule):
             out[f"probability.{name}"] = logits.float().softmax(dim=-1).gather(-1, taken).squeeze(-1)
         return out
 
+    def parameter_groups(self) -> list[Any]:
+        """What the optimiser gets: parameters, or groups of them as torch's optimisers take them."""
+        return [p for p in self.parameters() if p.requires_grad]
+
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
+        optimizer = self.optimizer(self.parameter_groups())
         if self.lr_scheduler is None:
             return optimizer
         steps = self.trainer.estimated_stepping_batches
@@ -252,9 +338,3 @@ class BCPolicy(L.LightningModule):
         metrics.update(loss, logits, batch["actions"], counted)  # type: ignore[operator]
         for name, metric in metrics.items():  # type: ignore[operator]
             self.log(f"{stage}/{name}", metric, prog_bar=name == "loss", on_step=False, on_epoch=True)
-
-
-def _as_action_space(space: Any) -> ActionSpace:
-    if isinstance(space, ActionSpace):
-        return space
-    return ActionSpace.from_name(space) if isinstance(space, str) else ActionSpace.from_dict(space)

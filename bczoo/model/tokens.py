@@ -80,7 +80,8 @@ class StepTokens(nn.Module):
         if text is None:
             text = self.no_text.new_zeros(*lead, self.text_dim or 0)
         absent = (text == 0).all(dim=-1, keepdim=True)
-        return torch.where(absent, self.no_text, self.text_projection(text)) + self.text_position  # (B, T, D)
+        projected = self.text_projection(text.to(self.no_text.dtype))
+        return torch.where(absent, self.no_text, projected) + self.text_position  # (B, T, D)
 
     def actions(self, embedded: Tensor) -> Tensor:
         """Embedded actions (..., A, D) with their position vectors."""

@@ -1,0 +1,144 @@
+"""What a run did and what came out of it, as plain JSON beside its checkpoints.
+
+Place in the pipeline: a callback that every run of the command line has; ``bczoo export`` puts the record into the
+published folder (``training.json``), and the model card and the table of checkpoints are written from it. Numbers
+carry the step they were measured at, so that a card never shows a number of other weights as theirs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+import bczoo
+from bczoo.callbacks.play import PlayGame
+from bczoo.configs import FOLDER
+
+RUN_RECORD = "record.json"
+
+
+class RunRecord(L.Callback):
+    """Keeps ``record.json`` in the run's folder: data, compute, metrics, returns in play."""
+
+    def __init__(self) -> None:
+        self._seconds_before = 0.0  # of the run that this one goes on with
+        self._started: float | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self._seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._seconds_before = float(state_dict["seconds"])
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._started = time.perf_counter()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        seconds = self._seconds
+        self._write(
+            trainer,
+            {
+                "bczoo": bczoo.__version__,
+                "command": _command(),
+                "init_from": getattr(pl_module, "init_from", None),
+                "data": _data(trainer),
+                "training": {
+                    "steps": trainer.global_step,
+                    "epochs": trainer.current_epoch,
+                    "seconds": round(seconds, 1),
+                    "seed": int(os.environ.get("PL_GLOBAL_SEED", -1)),
+                    "precision": str(trainer.precision),
+                    "devices": trainer.world_size,
+                    "device": _device(trainer),
+                    "torch": torch.__version__,
+                },
+                "metrics": {"step": trainer.global_step, **_metrics(trainer)},
+                "play": {},
+            },
+            whole=True,
+        )
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        played = {c.env: c for c in trainer.callbacks if isinstance(c, PlayGame) and c.results}  # type: ignore[attr-defined]
+        if played:
+            results = {env: play_entry(c.results, c.seed, trainer.global_step) for env, c in played.items()}
+            self._write(trainer, {"play": results})
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._write(trainer, {"test_metrics": {"step": _step(trainer), **_metrics(trainer)}})
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn == "validate":
+            self._write(trainer, {"metrics": {"step": _step(trainer), **_metrics(trainer)}})
+
+    @property
+    def _seconds(self) -> float:
+        return self._seconds_before + (time.perf_counter() - self._started if self._started is not None else 0.0)
+
+    def _write(self, trainer: L.Trainer, content: dict[str, Any], whole: bool = False) -> None:
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        path = Path(trainer.default_root_dir) / RUN_RECORD
+        if not whole and path.is_file():
+            content = json.loads(path.read_text()) | content
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def play_entry(results: dict[str, Any], seed: int, step: int) -> dict[str, Any]:
+    """Returns in play as the record keeps them: mean and 95 % interval by player.
+
+    Args:
+        results: :class:`bczoo.games.play.PlayResult` by player.
+        seed: of the first game.
+        step: optimiser steps that the policy had been trained for.
+    """
+    players = {
+        name: {"mean": r.mean, "low": r.interval[0], "high": r.interval[1], "episodes": len(r.returns)}
+        for name, r in results.items()
+    }
+    return {"seed": seed, "step": step, "players": players}
+
+
+def _command() -> str:
+    """What was typed, with shipped configurations by their name."""
+    words = [str(Path(w).relative_to(FOLDER).with_suffix("")) if _is_shipped(w) else w for w in sys.argv[1:]]
+    return shlex.join([Path(sys.argv[0]).name, *words])
+
+
+def _is_shipped(word: str) -> bool:
+    return word.endswith(".yaml") and Path(word).is_relative_to(FOLDER)
+
+
+def _metrics(trainer: L.Trainer) -> dict[str, float]:
+    return {k: round(float(v), 6) for k, v in sorted(trainer.callback_metrics.items()) if not k.startswith("train/")}
+
+
+def _step(trainer: L.Trainer) -> int:
+    """Optimiser steps of the weights that are evaluated."""
+    if not trainer.ckpt_path or not Path(trainer.ckpt_path).is_file():
+        return trainer.global_step
+    return int(torch.load(trainer.ckpt_path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+
+
+def _device(trainer: L.Trainer) -> str:
+    device = trainer.strategy.root_device
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads, {platform.machine()}"
+
+
+def _data(trainer: L.Trainer) -> dict[str, Any]:
+    """Recordings that were trained on: how many, how long, of which games."""
+    data = getattr(trainer, "datamodule", None)
+    describe = getattr(data, "describe", None)
+    return describe() if describe is not None else {}

@@ -1,0 +1,190 @@
+"""The model card (README.md) of a published policy, written from what is known of it and from nothing else.
+
+Place in the pipeline: ``save_pretrained`` and ``bczoo export`` call :func:`model_card` with the record that the run
+left (``bczoo.callbacks.record``). The head of the card is what the Hugging Face Hub reads: library, tags, licence,
+results. A number that was measured on weights of another step says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from bczoo.actions import BinnedGroup
+
+if TYPE_CHECKING:
+    from bczoo.model.policy import BCPolicy
+
+TAGS = ["bczoo", "behavior-cloning", "imitation-learning", "video-games", "game-playing"]
+Record = Mapping[str, Any]
+
+
+def model_card(name: str, policy: BCPolicy, record: Record, license: str | None = None) -> str:
+    """Text of README.md.
+
+    Args:
+        name: of the policy.
+        policy: the policy.
+        record: what its run recorded; may be empty.
+        license: of the weights, by its name on the Hub; the record's if left out.
+    """
+    license = license or record.get("license")
+    parts = [
+        _head(name, record, license),
+        f"# {name}",
+        _introduction(policy),
+        _use(name, policy),
+        _measured(record),
+        _training(record),
+        _flaws(record),
+        f"## Licence\n\n{license}" if license else "## Licence\n\nNo licence was stated for these weights.",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _head(name: str, record: Record, license: str | None) -> str:
+    from huggingface_hub import EvalResult, ModelCardData
+
+    results = [
+        EvalResult(
+            task_type="reinforcement-learning",
+            task_name="playing",
+            dataset_type=env,
+            dataset_name=env,
+            metric_type="mean_return",
+            metric_name="mean return",
+            metric_value=round(played["players"]["policy"]["mean"], 2),
+        )
+        for env, played in _of_these_weights(record).items()
+    ]
+    base = record.get("init_from")
+    data = ModelCardData(
+        library_name="bczoo",
+        license=license,
+        tags=TAGS,
+        base_model=base if base and _on_hub(base) else None,
+        model_name=name if results else None,
+        eval_results=results or None,
+        inference=False,  # no widget: the Hub has none that plays games
+    )
+    return f"---\n{data.to_yaml()}\n---"
+
+
+def _of_these_weights(record: Record) -> dict[str, Any]:
+    """Returns in play that were measured on the weights of the last step."""
+    steps = record.get("training", {}).get("steps")
+    return {env: p for env, p in record.get("play", {}).items() if p["step"] == steps and "policy" in p["players"]}
+
+
+def _on_hub(source: str) -> bool:
+    from bczoo.hub.remote import is_repository
+
+    return is_repository(source) and not source.startswith(("runs/", "checkpoints/", "."))
+
+
+def _introduction(policy: BCPolicy) -> str:
+    spec, counts = policy.input_spec, policy.parameter_counts()
+    groups = [
+        f"| `{g.name}` | {g.tokens} | {g.choices} | "
+        + (f"{g.low:g} to {g.high:g}" if isinstance(g, BinnedGroup) else ", ".join(g.names))
+        + " |"
+        for g in spec.action_space.groups
+    ]
+    return "\n".join(
+        [
+            "A behaviour cloning policy for video games, for the Python package `bczoo`: pixels and an optional "
+            "instruction in, actions out. The architecture is that of "
+            "[Scaling Behavior Cloning Improves Causal Reasoning](https://arxiv.org/abs/2601.04575).",
+            "",
+            f"- {counts['total']:,} parameters: backbone {counts['backbone']:,}, decoder {counts['decoder']:,}, "
+            f"image encoder {counts['image']:,}",
+            f"- frames: {spec.frame_size} x {spec.frame_size} pixels, RGB, brought to this size with the filter "
+            f"`{spec.resize}` (the agent does it)",
+            f"- {spec.fps:g} steps a second, memory of {spec.window} steps",
+            f"- text: {'embeddings of ' + str(spec.text_dim) + ' values' if spec.text_dim else 'none'}",
+            f"- action space `{spec.action_space.name}`:",
+            "",
+            "| group | tokens | choices | what |",
+            "|---|---:|---:|---|",
+            *groups,
+        ]
+    )
+
+
+def _use(name: str, policy: BCPolicy) -> str:
+    size = policy.input_spec.frame_size
+    text = ', text="go to the red door"' if policy.input_spec.text_dim else ""
+    return f"""## How to use
+
+```python
+from bczoo import BCPolicy
+
+policy = BCPolicy.from_pretrained("{name}")          # this folder, or org/name on the Hub
+agent = policy.agent(temperature=1.0, seed=0)
+decision = agent.step(frame{text})                     # a frame: uint8 (height, width, 3); {size} x {size} inside
+decision.values                                      # what to press and how far to move
+```
+
+Fine-tune it on your own recordings:
+
+```bash
+bczoo fit --config finetune --model.init_from {name} --data.root my_game
+```"""
+
+
+def _measured(record: Record) -> str:
+    steps = record.get("training", {}).get("steps")
+    lines: list[str] = []
+    for env, played in record.get("play", {}).items():
+        lines += ["", f"Return in `{env}`, unseen games from seed {played['seed']}{_at(played['step'], steps)}:", ""]
+        lines += ["| player | mean return | 95 % interval | games |", "|---|---:|---:|---:|"]
+        lines += [
+            f"| {who} | {p['mean']:.1f} | {p['low']:.1f} to {p['high']:.1f} | {p['episodes']} |"
+            for who, p in played["players"].items()
+        ]
+    for what, title in (("metrics", "validation recordings"), ("test_metrics", "test recordings")):
+        values = {k: v for k, v in record.get(what, {}).items() if k != "step"}
+        if values:
+            lines += ["", f"On the {title}{_at(record[what]['step'], steps)}:", "", "| metric | value |", "|---|---:|"]
+            lines += [f"| `{k}` | {v:.4f} |" for k, v in values.items()]
+    if not lines:
+        return "## Measured\n\nNothing was measured when this folder was written."
+    causality = any("causality" in k for k in record.get("metrics", {}))
+    note = [] if causality else ["", "The causality score was not measured."]
+    return "\n".join(["## Measured", *lines, *note])
+
+
+def _at(step: int, steps: int | None) -> str:
+    return "" if step == steps else f" (measured at step {step} of {steps}, not on these weights)"
+
+
+def _training(record: Record) -> str:
+    training, data = record.get("training"), record.get("data", {})
+    if record.get("converted_from"):
+        return f"## Training\n\nConverted from `{record['converted_from']}`; see there how it was trained."
+    if not training:
+        return ""
+    lines = ["## Training", ""]
+    if record.get("init_from"):
+        lines.append(f"- started from `{record['init_from']}`")
+    if record.get("command"):
+        lines.append(f"- command: `{record['command']}`")
+    if "train" in data:
+        lines.append(
+            f"- data: {data['train']['recordings']} recordings, {data['train']['hours']:.2f} hours "
+            f"({', '.join(data['root'])}), batches of {data['batch_size']} windows"
+        )
+    source = {k: v for k, v in data.get("source", {}).items() if k != "class" and v is not None}
+    if source:
+        lines.append(f"- recorded from: {', '.join(f'{k} {v}' for k, v in source.items())}")
+    lines.append(
+        f"- {training['steps']} steps in {training['seconds']:.0f} s on {training['devices']} x {training['device']}, "
+        f"precision {training['precision']}, seed {training['seed']}"
+    )
+    lines.append(f"- bczoo {record.get('bczoo', 'of unknown version')}, torch {training.get('torch', '?')}")
+    return "\n".join(lines)
+
+
+def _flaws(record: Record) -> str:
+    flaws = record.get("flaws")
+    return "## Known flaws\n\n" + "\n".join(f"- {flaw}" for flaw in flaws) if flaws else ""

@@ -1,0 +1,83 @@
+"""The commands ``bczoo export``, ``push``, ``pull`` and ``zoo table``.
+
+Place in the pipeline: thin functions around :mod:`bczoo.hub.source`, :mod:`bczoo.hub.folder` and
+:mod:`bczoo.hub.remote`; their docstrings are the help.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+import torch
+
+from bczoo.hub.folder import read_folder
+from bczoo.hub.remote import fetch, push
+from bczoo.hub.source import Source, locate
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
+def export(
+    source: str,
+    out: str,
+    dtype: Precision | None = None,
+    license: str | None = None,
+    flaws: list[str] | None = None,
+) -> None:
+    """Write a trained policy as a folder that can be published, with a model card of its run.
+
+    Args:
+        source: a run such as runs/quickstart, or a .ckpt file.
+        out: folder to write to; an older policy there is replaced.
+        dtype: type of the saved weights; as they were trained if left out.
+        license: of the weights, by its name on the Hub, such as mit.
+        flaws: known flaws of these weights, for the card.
+    """
+    found = locate(source)
+    policy = found.load()
+    record = read_record(found) | ({"license": license} if license else {}) | ({"flaws": flaws} if flaws else {})
+    folder = policy.save_pretrained(out, DTYPES[dtype] if dtype else None, license, record)
+    print(f"{folder}: {policy.parameter_counts()['total']:,} parameters; bczoo push {folder} org/name publishes it")
+
+
+def read_record(source: Source) -> dict[str, Any]:
+    """What is known of a policy's training; empty if nothing is."""
+    path = source.record_path
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def push_folder(
+    folder: str,
+    repository: str,
+    revision: str | None = None,
+    private: bool | None = None,
+    token: str | None = None,
+    message: str | None = None,
+) -> None:
+    """Publish an exported policy on the Hugging Face Hub.
+
+    Args:
+        folder: what `bczoo export` wrote.
+        repository: org/name; created if there is none.
+        revision: branch to push to; main if left out.
+        private: whether a new repository is private.
+        token: access token with the right to write; the one that `hf auth login` stored if left out.
+        message: of the commit.
+    """
+    print(push(folder, repository, revision, private, token, message))
+
+
+def pull(repository: str, revision: str | None = None, out: str | None = None, token: str | None = None) -> None:
+    """Download a policy from the Hugging Face Hub, or what is missing of it, and check that it is whole.
+
+    Args:
+        repository: org/name.
+        revision: branch, tag or commit; main if left out.
+        out: folder to download to; the download cache if left out.
+        token: access token; the one that `hf auth login` stored if left out.
+    """
+    folder = fetch(repository, revision, token, out)
+    read_folder(folder)
+    print(folder)

@@ -1,0 +1,135 @@
+"""The Hugging Face Hub: fetching a published folder and pushing one, with errors that say what to do.
+
+Place in the pipeline: ``org/name`` becomes a folder in the download cache (:func:`fetch`) that
+``bczoo.hub.folder`` reads; a folder becomes a repository (:func:`push`). Downloads that broke off go on where they
+stopped, and what is in the cache works offline; both are huggingface_hub's doing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bczoo.errors import UserError
+from bczoo.hub.folder import CARD, CONFIG, INDEX, RECORD, WEIGHTS, read_folder
+
+REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+FILES = [CONFIG, WEIGHTS, INDEX, "model-*-of-*.safetensors", CARD, RECORD]
+
+
+def is_repository(name: str) -> bool:
+    """Whether ``name`` could be a repository on the Hub, ``org/name``."""
+    return bool(REPOSITORY.fullmatch(name)) and ".." not in name
+
+
+def fetch(
+    repository: str,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    out: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+) -> Path:
+    """Download a policy, or what is missing of it, and return its folder.
+
+    Args:
+        repository: ``org/name``.
+        revision: branch, tag or commit; main if left out.
+        token: access token; the one that ``hf auth login`` stored if left out.
+        out: folder to download to; huggingface_hub's cache if left out.
+        cache_dir: another cache.
+        local_files_only: use the cache alone, without a look at the network.
+
+    Raises:
+        UserError: no such repository or revision, no access, no network.
+    """
+    from huggingface_hub import snapshot_download
+
+    with _told(repository, revision):
+        return Path(
+            snapshot_download(
+                repository,
+                revision=revision,
+                token=token,
+                local_dir=out,
+                cache_dir=cache_dir,
+                allow_patterns=FILES,
+                local_files_only=local_files_only,
+            )
+        )
+
+
+def push(
+    folder: str | Path,
+    repository: str,
+    revision: str | None = None,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    message: str | None = None,
+) -> str:
+    """Upload a published folder; the repository is created if there is none.
+
+    Args:
+        folder: a folder that was exported; it is checked first.
+        repository: ``org/name``.
+        revision: branch to push to, created if there is none; main if left out.
+        private: whether a new repository is private; the organisation's default if left out.
+        token: access token; the one that ``hf auth login`` stored if left out.
+        message: of the commit.
+
+    Returns:
+        address of the commit.
+    """
+    from huggingface_hub import HfApi
+
+    if not is_repository(repository):
+        raise UserError(f"{repository!r} is no repository name; give org/name")
+    published = read_folder(folder)
+    api = HfApi(token=token)
+    with _told(repository, revision, writing=True):
+        api.create_repo(repository, private=private, exist_ok=True)
+        if revision:
+            api.create_branch(repository, branch=revision, exist_ok=True)
+        commit = api.upload_folder(
+            folder_path=published.path,
+            repo_id=repository,
+            revision=revision,
+            allow_patterns=FILES,
+            delete_patterns=[f for f in FILES if f.endswith(("safetensors", "index.json"))],
+            commit_message=message or "Upload a bczoo policy",
+        )
+    return commit.commit_url
+
+
+@contextmanager
+def _told(repository: str, revision: str | None, writing: bool = False) -> Iterator[None]:
+    """huggingface_hub's errors in words that say what to do."""
+    from huggingface_hub import errors
+
+    where = f"{repository}@{revision}" if revision else repository
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        raise UserError(
+            f"{where} is open only to those who accepted its terms: do so on its page, then `hf auth login`"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise UserError(
+            f"there is no {where} on the Hub, or it is private and your token does not open it; "
+            "check the name, or `hf auth login`"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise UserError(f"{repository} has no branch, tag or commit {revision!r}") from error
+    except errors.LocalEntryNotFoundError as error:
+        raise UserError(f"{where} is not in the download cache and the Hub cannot be reached: {error}") from error
+    except errors.LocalTokenNotFoundError as error:
+        raise UserError("no access token is stored; `hf auth login` stores one, or set HF_TOKEN") from error
+    except errors.HfHubHTTPError as error:
+        right = " The token needs the right to write." if writing else ""
+        raise UserError(f"the Hub refused {where}: {error}.{right}") from error
+    except errors.HFValidationError as error:
+        raise UserError(f"{repository!r} is no repository name on the Hub: {error}") from error
+    except (OSError, errors.OfflineModeIsEnabled) as error:
+        raise UserError(f"the Hub could not be reached for {where}: {error}") from error
