@@ -142,6 +142,8 @@ def read_folder(folder: str | Path, cls: type[BCPolicy] | None = None) -> Publis
     published = PublishedFolder(folder, config, tensors)
     with torch.device("meta"), _parameters():
         policy = _build(published, cls)
+    if differing := sorted(config.keys() ^ policy.config.keys()):
+        raise UserError(f"{folder / CONFIG}: these entries of 'policy' are unknown or missing: {', '.join(differing)}")
     _compare(folder, policy.state_dict(), tensors)
     return published
 

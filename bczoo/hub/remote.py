@@ -1,8 +1,9 @@
 """The Hugging Face Hub: fetching a published folder and pushing one, with errors that say what to do.
 
 Place in the pipeline: ``org/name`` becomes a folder in the download cache (:func:`fetch`) that
-``bczoo.hub.folder`` reads; a folder becomes a repository (:func:`push`). Downloads that broke off go on where they
-stopped, and what is in the cache works offline; both are huggingface_hub's doing.
+``bczoo.hub.folder`` reads; a folder becomes a repository (:func:`push`). Downloads that break off go on where they
+stopped as long as the process lives, whole files are never fetched twice, and what is in the cache works offline: all
+of this is huggingface_hub's doing.
 """
 
 from __future__ import annotations
@@ -109,6 +110,7 @@ def _told(repository: str, revision: str | None, writing: bool = False) -> Itera
     from huggingface_hub import errors
 
     where = f"{repository}@{revision}" if revision else repository
+    no_connection = errors.HfHubHTTPError.__bases__[0]  # the base of all errors of its HTTP library
     try:
         yield
     except errors.GatedRepoError as error:
@@ -131,5 +133,5 @@ def _told(repository: str, revision: str | None, writing: bool = False) -> Itera
         raise UserError(f"the Hub refused {where}: {error}.{right}") from error
     except errors.HFValidationError as error:
         raise UserError(f"{repository!r} is no repository name on the Hub: {error}") from error
-    except (OSError, errors.OfflineModeIsEnabled) as error:
-        raise UserError(f"the Hub could not be reached for {where}: {error}") from error
+    except (OSError, no_connection) as error:
+        raise UserError(f"the connection to the Hub failed at {where}: {error}; try again") from error
