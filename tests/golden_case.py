@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from bczoo import ActionDecoder, BCPolicy, ImageEncoder, PolicyTransformer
-from bczoo.model.encoder import torchvision_names
+from bczoo.hub import open_p2p
 
 FOLDER = Path(__file__).parent / "golden"
 SEED, BATCH, STEPS = 20260, 2, 6
@@ -105,57 +105,15 @@ def inputs() -> dict:
 
 
 def published_names(policy: BCPolicy) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Our state_dict names to the published ones, with the published shapes."""
-    names: dict[str, str] = {}
-    block = {
-        "attention_norm.scale": "self_attention_norm.scale",
-        "attention.qkv.weight": "self_attention.c_attn.weight",
-        "attention.q_norm.scale": "self_attention.q_norm.scale",
-        "attention.k_norm.scale": "self_attention.k_norm.scale",
-        "attention.out.weight": "self_attention.c_proj.weight",
-        "attention.k_sinks": "self_attention.k_sinks",
-        "attention.v_sinks": "self_attention.v_sinks",
-        "ffn_norm.scale": "ffn_norm.scale",
-        "ffn.gate_up.weight": "ffn.w13.weight",
-        "ffn.down.weight": "ffn.w2.weight",
-    }
-    stacks = {
-        "transformer": (len(policy.transformer.blocks), "bc_transformer._transformer.transformer_layers"),
-        "decoder": (len(policy.decoder.blocks), "bc_transformer.action_decoder.transformer_layers"),
-    }
-    for ours, (count, theirs) in stacks.items():
-        for i in range(count):
-            names.update({f"{ours}.blocks.{i}.{a}": f"{theirs}.{i}.{b}" for a, b in block.items()})
-    heads = {
-        "keys": ("key_action", "keyboard"),
-        "mouse_buttons": ("mouse_button", "mouse_button"),
-        "mouse_dx": ("mouse_delta_x", "mouse_delta_x"),
-        "mouse_dy": ("mouse_delta_y", "mouse_delta_y"),
-    }
-    for group, (table, head) in heads.items():
-        names[f"action_embedding.tables.{group}.weight"] = f"{table}_embedding.weight"
-        for kind in ("weight", "bias"):
-            names[f"decoder.heads.{group}.{kind}"] = f"{head}_out_logits.{kind}"
-    for name, source in torchvision_names(policy.encoder.backbone.state_dict()).items():
-        names[f"encoder.backbone.{name}"] = f"image_tokenizer.efficientnet_preprocess.{source}"
-    for kind in ("weight", "bias"):
-        names[f"encoder.project.{kind}"] = f"image_tokenizer.mlp.0.{kind}"
-        names[f"encoder.norm.{kind}"] = f"image_tokenizer.mlp.1.{kind}"
-        names[f"decoder.project.{kind}"] = f"bc_transformer.action_decoder.input_proj.{kind}"
-    names |= {
-        "tokens.text_projection.weight": "bc_transformer.text_embed_mlp.weight",
-        "tokens.text_position": "bc_transformer.text_pos_tokens",
-        "tokens.no_text": "bc_transformer.text_embedding_for_no_text_input",
-        "tokens.image_positions": "bc_transformer.img_pos_tokens",
-        "tokens.thinking": "bc_transformer.thinking_pos_tokens",
-        "tokens.action_out": "bc_transformer.action_out_token",
-        "tokens.action_positions": "bc_transformer.action_pos_tokens",
-        "decoder.positions": "bc_transformer.action_decoder.pos_tokens",
-    }
+    """Our state_dict names to the published ones, with the published shapes, which the package's are held against."""
     shapes = {
         e["name"]: tuple(e["shape"]) for e in json.loads((FOLDER / "golden_public.json").read_text())["state_dict"]
     }
-    return {ours: (names[ours], shapes[names[ours]]) for ours in policy.state_dict()}
+    names = {ours: (theirs, shapes[theirs]) for ours, theirs in open_p2p.published_names(policy).items()}
+    for ours, tensor in policy.state_dict().items():
+        theirs, shape = names[ours]
+        assert open_p2p.published_shape(ours, tuple(tensor.shape)) == shape, theirs
+    return names
 
 
 def golden_policy(attention: str = "sdpa") -> BCPolicy:

@@ -86,11 +86,14 @@ def test_unknown_commands_get_a_suggestion(argv, capsys):
 
 @pytest.mark.parametrize("name", configs.names())
 def test_every_shipped_config_parses_and_names_itself(name, capsys):
+    under = ["--config", "doom"] if name.startswith("tasks/") else []  # a task is laid over a policy's configuration
+    init_from = ["--model.init_from", "org/name"] if name == "finetune" else []
     with pytest.raises(SystemExit) as exit:
-        bczoo("fit", "--config", name, "--print_config")
+        bczoo("fit", *under, "--config", name, *init_from, "--print_config")
     assert exit.value.code == 0
     config = yaml.safe_load(capsys.readouterr().out)
-    assert config["model"]["class_path"] == "bczoo.BCPolicy"
+    assert config["model"]["class_path"] == ("bczoo.FineTune" if name == "finetune" else "bczoo.BCPolicy")
+    assert config["trainer"]["default_root_dir"] == f"runs/{name.removeprefix('tasks/')}"
 
 
 def test_sizes_differ_only_in_numbers():

@@ -31,6 +31,7 @@ FUNCTIONS = {
         "bczoo.hub.open_p2p:to_open_p2p",
         ("source", "out"),
     ),
+    ("zoo", "table"): ("write the table of checkpoints from its data file", "bczoo.hub.zoo:table", ()),
     ("data", "check"): (
         "check recordings: counts, hours, actions, what is broken",
         "bczoo.data.check:check",

@@ -20,7 +20,7 @@ from bczoo.configs import merge
 from bczoo.errors import UserError
 from bczoo.finetune.compare import comparison
 from bczoo.finetune.lora import LoRA, add_lora
-from bczoo.finetune.transfer import CarriedOver, carry_over
+from bczoo.finetune.transfer import carry_over
 from bczoo.hub.source import locate
 from bczoo.hub.state import LORA_SCALE
 from bczoo.model.decoder import Logits
@@ -77,9 +77,9 @@ class FineTune(BCPolicy):
             config["text_encoder"] = text_encoder
         super().__init__(**config, optimizer=optimizer, lr_scheduler=lr_scheduler)
         self.init_from = init_from
-        self.carried: CarriedOver = carry_over(weights, source_space, self.state_dict(), self.action_space)
-        self.load_state_dict(self.carried.state)
-        del weights
+        carried = carry_over(weights, source_space, self.state_dict(), self.action_space)
+        self.load_state_dict(carried.state)
+        self._carried = str(carried)
         self.frozen_for = {k: v for k, v in _by_part(freeze, "freeze").items() if v is not False and v != 0}
         self.learning_rate = _by_part(learning_rate, "learning_rate")
         self.lora_scale = lora.scale if lora else None
@@ -144,7 +144,7 @@ class FineTune(BCPolicy):
     def on_fit_start(self) -> None:
         """Say what was carried over and what of the data does not fit."""
         if self.trainer.is_global_zero:
-            print(f"{self.init_from}: {self.carried}")
+            print(f"{self.init_from}: {self._carried}")
             print(comparison(self.input_spec, getattr(self.trainer, "datamodule", None)))
         if self.instruction is not None and self.text_encoder is not None:
             self._embedded = self.text_encoder([self.instruction])[0]

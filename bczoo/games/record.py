@@ -142,7 +142,7 @@ class PlayedRecordings(RecordingSource):
     Args:
         env: the game, such as doom/defend_the_center, or package.module:function for your own; or several.
         agent: who plays, expert or random.
-        episodes: how many episodes of each game.
+        episodes: how many episodes of each game; one number, or one per game.
         seed: seed of the first episode.
         size: height and width of the stored frames in pixels.
         noise: share of steps that start a burst of random turning.
@@ -153,7 +153,7 @@ class PlayedRecordings(RecordingSource):
         self,
         env: str | list[str],
         agent: str = "expert",
-        episodes: int = 20,
+        episodes: int | list[int] = 20,
         seed: int = 0,
         size: int = 192,
         noise: float = 0.0,
@@ -169,5 +169,9 @@ class PlayedRecordings(RecordingSource):
 
     def prepare(self, root: Path) -> None:
         """Play what is not yet in ``root``."""
-        for env in [self.env] if isinstance(self.env, str) else self.env:
-            record(env, str(root), self.agent, self.episodes, self.seed, self.size, self.noise, self.workers)
+        envs = [self.env] if isinstance(self.env, str) else self.env
+        counts = [self.episodes] * len(envs) if isinstance(self.episodes, int) else self.episodes
+        if len(counts) != len(envs):
+            raise UserError(f"{len(envs)} games need one number of episodes or one for each, got {counts}")
+        for env, episodes in zip(envs, counts, strict=True):
+            record(env, str(root), self.agent, episodes, self.seed, self.size, self.noise, self.workers)

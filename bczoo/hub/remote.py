@@ -125,7 +125,7 @@ def _told(repository: str, revision: str | None, writing: bool = False) -> Itera
     except errors.RevisionNotFoundError as error:
         raise UserError(f"{repository} has no branch, tag or commit {revision!r}") from error
     except errors.LocalEntryNotFoundError as error:
-        raise UserError(f"{where} is not in the download cache and the Hub cannot be reached: {error}") from error
+        raise UserError(f"{where} is not in the download cache, and the Hub cannot be reached") from error
     except errors.LocalTokenNotFoundError as error:
         raise UserError("no access token is stored; `hf auth login` stores one, or set HF_TOKEN") from error
     except errors.HfHubHTTPError as error:

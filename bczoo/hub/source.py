@@ -103,7 +103,10 @@ def locate(
         raise UserError(f"{path} holds no policy: neither {CONFIG} (a published folder) nor checkpoints/{LAST} (a run)")
     name = str(source)
     if is_repository(name) and not name.startswith(("runs/", "checkpoints/", ".")):
-        return Source(fetch(name, revision, token, None, cache_dir, local_files_only), name)
+        try:
+            return Source(fetch(name, revision, token, None, cache_dir, local_files_only), name)
+        except UserError as error:
+            raise UserError(f"there is no folder {name} here, and on the Hugging Face Hub: {error}") from error
     beside = [str(p) for p in path.parent.iterdir()] if path.parent.is_dir() else []
     close = difflib.get_close_matches(name, beside, n=1)
     hint = f"; did you mean {close[0]}?" if close else ""

@@ -1,0 +1,169 @@
+"""``checkpoints.md``, written from a data file and from the records that lie beside the weights.
+
+Place in the pipeline: ``bczoo zoo table``. The data file (``checkpoints/zoo.yaml``) says which weights there are, how
+they are made and what is wrong with them; numbers come from the policies themselves and from their ``training.json``,
+so that nobody copies a number by hand. A test fails when the page is not what the command writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from bczoo.errors import UserError
+from bczoo.hub.folder import read_folder
+from bczoo.model.policy import BCPolicy
+
+SECTIONS = {"trained", "published"}
+ENTRIES = {
+    "trained": {"folder", "architecture", "recipe", "description", "flaws", "license"},
+    "published": {"name", "architecture", "hub", "folder", "license", "training", "flaws"},
+}
+
+
+@dataclass
+class Page:
+    """The page as it should be.
+
+    Args:
+        status: exit status: 1 if ``check`` found another page on disk.
+    """
+
+    status: int = 0
+
+
+def table(data: str = "checkpoints/zoo.yaml", out: str = "checkpoints.md", check: bool = False) -> Page:
+    """Write the table of checkpoints from its data file.
+
+    Args:
+        data: the data file; folders in it are relative to the folder that it lies in.
+        out: the page.
+        check: write nothing; the exit status is 1 if the page is not up to date.
+    """
+    text = page(Path(data))
+    if check:
+        fresh = Path(out).is_file() and Path(out).read_text(encoding="utf-8") == text
+        print(f"{out} is up to date" if fresh else f"{out} is stale; `bczoo zoo table` writes it")
+        return Page(status=int(not fresh))
+    Path(out).write_text(text, encoding="utf-8")
+    print(out)
+    return Page()
+
+
+def page(path: Path) -> str:
+    """The page's text.
+
+    Raises:
+        UserError: the data file is missing, or an entry of it is unknown or incomplete.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no {path}; run this in the repository, or name the file with --data")
+    zoo = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if set(zoo) != SECTIONS:
+        raise UserError(f"{path} needs the sections {sorted(SECTIONS)}, it has {sorted(zoo)}")
+    for section, rows in zoo.items():
+        for i, row in enumerate(rows):
+            if differing := sorted(ENTRIES[section] ^ set(row)):
+                raise UserError(f"{path}: {section}[{i}] has unknown or missing entries: {differing}")
+    return "\n".join([*_head(), *_trained(zoo["trained"], path.parent), *_published(zoo["published"])]) + "\n"
+
+
+def _head() -> list[str]:
+    return [
+        "# Checkpoints",
+        "",
+        "<!-- written by `bczoo zoo table` from checkpoints/zoo.yaml; do not edit -->",
+        "",
+        "An architecture (`600m`) and a set of weights are different things: the configurations in `configs/` are",
+        "architectures, ready to train; here are weights. Parameters are counted as in the paper: in all, and those of",
+        "the image encoder, the backbone and the action decoder.",
+    ]
+
+
+def _trained(rows: list[dict[str, Any]], root: Path) -> list[str]:
+    lines = ["", "## Trained with bczoo, in this repository", ""]
+    lines += ["| weights | architecture | parameters | data | training | licence |", "|---|---|---|---|---|---|"]
+    details: list[str] = []
+    for row in rows:
+        published = read_folder(root / row["folder"])
+        with torch.device("meta"):
+            policy = BCPolicy(**published.config)
+        record, name = published.record, f"{root.name}/{row['folder']}"
+        training, data = record["training"], record["data"]
+        lines.append(
+            f"| `{name}` | `{row['architecture']}` | {_parameters(policy)} | {data['train']['hours']:.2f} h, "
+            f"{data['train']['recordings']} recordings | {training['steps']} steps, {training['seconds'] / 60:.1f} min "
+            f"({training['device']}) | {row['license']} |"
+        )
+        details += ["", f"### {name}", "", row["description"], ""]
+        details += [f"    {line}" for line in row["recipe"].strip().splitlines()]
+        details += ["", *_returns(record), *_perplexities(record, policy)]
+        details += ["", "Known flaws:", "", *(f"- {flaw}" for flaw in row["flaws"])]
+    return [*lines, *details]
+
+
+def _returns(record: Mapping[str, Any]) -> list[str]:
+    lines = ["| game | policy | expert | random | games each |", "|---|---:|---:|---:|---:|"]
+    for env, played in record.get("play", {}).items():
+        players = played["players"]
+        cells = [
+            f"{players[p]['mean']:.1f} ({players[p]['low']:.1f} to {players[p]['high']:.1f})" if p in players else ""
+            for p in ("policy", "expert", "random")
+        ]
+        lines.append(f"| `{env}` | {' | '.join(cells)} | {players['policy']['episodes']} |")
+    return [*lines, "", "Mean return in games that were not trained on, with its 95 % interval."]
+
+
+def _perplexities(record: Mapping[str, Any], policy: BCPolicy) -> list[str]:
+    metrics = record.get("metrics", {})
+    groups = [g.name for g in policy.action_space.groups if f"val/perplexity/{g.name}" in metrics]
+    if not groups:
+        return []
+    lines = ["", "| action group | perplexity | at change points | accuracy |", "|---|---:|---:|---:|"]
+    for group in groups:
+        values = [metrics.get(f"val/{kind}/{group}") for kind in ("perplexity", "change_perplexity", "accuracy")]
+        lines.append(f"| `{group}` | {' | '.join('' if v is None else f'{v:.3f}' for v in values)} |")
+    causality = "" if any("causality" in k for k in metrics) else " The causality score was not measured."
+    return [*lines, "", f"On validation recordings.{causality}"]
+
+
+def _published(rows: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        "",
+        "## Published Pixels2Play policies, ready to convert",
+        "",
+        "The weights of [Scaling Behavior Cloning Improves Causal Reasoning](https://arxiv.org/abs/2601.04575). They",
+        "are not hosted here; two commands turn them into policies for bczoo. The conversion is tested on reference",
+        "values computed with the published code (logits, and actions streamed over the wrap of the memory). The files",
+        "themselves have not been downloaded and converted by this project yet.",
+        "",
+        "| weights | architecture | parameters | source | training (paper) | licence |",
+        "|---|---|---|---|---|---|",
+    ]
+    commands: list[str] = []
+    for row in rows:
+        with torch.device("meta"):
+            policy = BCPolicy.from_config(row["architecture"], pretrained=False)
+        lines.append(
+            f"| {row['name']} | `{row['architecture']}` | {_parameters(policy)} | "
+            f"[{row['hub']}](https://huggingface.co/{row['hub']}), `{row['folder']}/` | {row['training']} | "
+            f"{row['license']} |"
+        )
+        commands += [
+            f"    hf download {row['hub']} --include '{row['folder']}/*' --local-dir open-p2p",
+            f"    bczoo convert open-p2p open-p2p/{row['folder']} {row['name']} --license {row['license']}",
+            "",
+        ]
+    flaws = {flaw: None for row in rows for flaw in row["flaws"]}  # each once, in order
+    return [*lines, "", *commands, "Known flaws:", "", *(f"- {flaw}" for flaw in flaws)]
+
+
+def _parameters(policy: BCPolicy) -> str:
+    counts = policy.parameter_counts()
+    total, *parts = (counts[k] / 1e6 for k in ("total", "image", "backbone", "decoder"))
+    return f"{total:.2f} M ({' + '.join(f'{p:.2f}' for p in parts)})"
