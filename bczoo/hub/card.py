@@ -13,13 +13,21 @@ from typing import TYPE_CHECKING, Any
 from bczoo.actions import BinnedGroup
 
 if TYPE_CHECKING:
+    import torch
+
     from bczoo.model.policy import BCPolicy
 
 TAGS = ["bczoo", "behavior-cloning", "imitation-learning", "video-games", "game-playing"]
 Record = Mapping[str, Any]
 
 
-def model_card(name: str, policy: BCPolicy, record: Record, license: str | None = None) -> str:
+def model_card(
+    name: str,
+    policy: BCPolicy,
+    record: Record,
+    license: str | None = None,
+    dtype: torch.dtype | None = None,
+) -> str:
     """Text of README.md.
 
     Args:
@@ -27,19 +35,24 @@ def model_card(name: str, policy: BCPolicy, record: Record, license: str | None 
         policy: the policy.
         record: what its run recorded; may be empty.
         license: of the weights, by its name on the Hub; the record's if left out.
+        dtype: type that the weights are saved in, if it is not the policy's own.
     """
     license = license or record.get("license")
     parts = [
         _head(name, record, license),
         f"# {name}",
-        _introduction(policy),
+        _introduction(policy, dtype),
         _use(name, policy),
-        _measured(record),
+        _measured(record, rounded=dtype not in (None, _own_dtype(policy))),
         _training(record),
         _flaws(record),
         f"## Licence\n\n{license}" if license else "## Licence\n\nNo licence was stated for these weights.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _own_dtype(policy: BCPolicy) -> torch.dtype:
+    return next(policy.parameters()).dtype
 
 
 def _head(name: str, record: Record, license: str | None) -> str:
@@ -82,7 +95,7 @@ def _on_hub(source: str) -> bool:
     return is_repository(source) and not source.startswith(("runs/", "checkpoints/", "."))
 
 
-def _introduction(policy: BCPolicy) -> str:
+def _introduction(policy: BCPolicy, dtype: torch.dtype | None) -> str:
     spec, counts = policy.input_spec, policy.parameter_counts()
     groups = [
         f"| `{g.name}` | {g.tokens} | {g.choices} | "
@@ -97,7 +110,7 @@ def _introduction(policy: BCPolicy) -> str:
             "[Scaling Behavior Cloning Improves Causal Reasoning](https://arxiv.org/abs/2601.04575).",
             "",
             f"- {counts['total']:,} parameters: backbone {counts['backbone']:,}, decoder {counts['decoder']:,}, "
-            f"image encoder {counts['image']:,}",
+            f"image encoder {counts['image']:,}; saved as {str(dtype or _own_dtype(policy)).removeprefix('torch.')}",
             f"- frames: {spec.frame_size} x {spec.frame_size} pixels, RGB, brought to this size with the filter "
             f"`{spec.resize}` (the agent does it)",
             f"- {spec.fps:g} steps a second, memory of {spec.window} steps",
@@ -119,10 +132,11 @@ def _use(name: str, policy: BCPolicy) -> str:
 ```python
 from bczoo import BCPolicy
 
-policy = BCPolicy.from_pretrained("{name}")          # this folder, or org/name on the Hub
+policy = BCPolicy.from_pretrained("{name}")  # this folder, or org/name on the Hub
 agent = policy.agent(temperature=1.0, seed=0)
-decision = agent.step(frame{text})                     # a frame: uint8 (height, width, 3); {size} x {size} inside
-decision.values                                      # what to press and how far to move
+# a frame is uint8 (height, width, 3) of any size; it is brought to {size} x {size}
+decision = agent.step(frame{text})
+print(decision.values)  # what to press and how far to move
 ```
 
 Fine-tune it on your own recordings:
@@ -132,7 +146,7 @@ bczoo fit --config finetune --model.init_from {name} --data.root my_game
 ```"""
 
 
-def _measured(record: Record) -> str:
+def _measured(record: Record, rounded: bool) -> str:
     steps = record.get("training", {}).get("steps")
     lines: list[str] = []
     for env, played in record.get("play", {}).items():
@@ -149,9 +163,11 @@ def _measured(record: Record) -> str:
             lines += [f"| `{k}` | {v:.4f} |" for k, v in values.items()]
     if not lines:
         return "## Measured\n\nNothing was measured when this folder was written."
-    causality = any("causality" in k for k in record.get("metrics", {}))
-    note = [] if causality else ["", "The causality score was not measured."]
-    return "\n".join(["## Measured", *lines, *note])
+    if not any("causality" in k for k in record.get("metrics", {})):
+        lines += ["", "The causality score was not measured."]
+    if rounded:
+        lines += ["", "All of this was measured before the weights were rounded to the type that they are saved in."]
+    return "\n".join(["## Measured", *lines])
 
 
 def _at(step: int, steps: int | None) -> str:
@@ -176,7 +192,8 @@ def _training(record: Record) -> str:
         )
     source = {k: v for k, v in data.get("source", {}).items() if k != "class" and v is not None}
     if source:
-        lines.append(f"- recorded from: {', '.join(f'{k} {v}' for k, v in source.items())}")
+        said = {k: ", ".join(map(str, v)) if isinstance(v, list) else v for k, v in source.items()}
+        lines.append(f"- recorded: {'; '.join(f'{k} {v}' for k, v in said.items())}")
     lines.append(
         f"- {training['steps']} steps in {training['seconds']:.0f} s on {training['devices']} x {training['device']}, "
         f"precision {training['precision']}, seed {training['seed']}"

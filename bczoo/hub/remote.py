@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from bczoo.errors import UserError
 from bczoo.hub.folder import CARD, CONFIG, INDEX, RECORD, WEIGHTS, read_folder
@@ -110,7 +111,7 @@ def _told(repository: str, revision: str | None, writing: bool = False) -> Itera
     from huggingface_hub import errors
 
     where = f"{repository}@{revision}" if revision else repository
-    no_connection = errors.HfHubHTTPError.__bases__[0]  # the base of all errors of its HTTP library
+    no_connection: Any = errors.HfHubHTTPError.__bases__[0]  # the base of all errors of its HTTP library
     try:
         yield
     except errors.GatedRepoError as error:
