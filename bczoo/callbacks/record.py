@@ -1,8 +1,7 @@
 """What a run did and what came out of it, as plain JSON beside its checkpoints.
 
-Place in the pipeline: a callback that every run of the command line has; ``bczoo export`` puts the record into the
-published folder (``training.json``), and the model card and the table of checkpoints are written from it. Numbers
-carry the step they were measured at, so that a card never shows a number of other weights as theirs.
+Place in the pipeline: a callback that every run of the command line has; :mod:`bczoo.record` says what it writes and
+who reads it.
 """
 
 from __future__ import annotations
@@ -22,8 +21,7 @@ import torch
 import bczoo
 from bczoo.callbacks.play import PlayGame
 from bczoo.configs import FOLDER
-
-RUN_RECORD = "record.json"
+from bczoo.record import RUN_RECORD, play_entry, read_record
 
 
 class RunRecord(L.Callback):
@@ -88,25 +86,10 @@ class RunRecord(L.Callback):
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         path = Path(trainer.default_root_dir) / RUN_RECORD
-        if not whole and path.is_file():
-            content = json.loads(path.read_text()) | content
+        if not whole:
+            content = read_record(path) | content
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content, indent=2) + "\n")
-
-
-def play_entry(results: dict[str, Any], seed: int, step: int) -> dict[str, Any]:
-    """Returns in play as the record keeps them: mean and 95 % interval by player.
-
-    Args:
-        results: :class:`bczoo.games.play.PlayResult` by player.
-        seed: of the first game.
-        step: optimiser steps that the policy had been trained for.
-    """
-    players = {
-        name: {"mean": r.mean, "low": r.interval[0], "high": r.interval[1], "episodes": len(r.returns)}
-        for name, r in results.items()
-    }
-    return {"seed": seed, "step": step, "players": players}
 
 
 def _command() -> str:

@@ -13,7 +13,6 @@ from bczoo.agent import PolicyPlayer
 from bczoo.errors import UserError
 from bczoo.games.game import game_names, make_game
 from bczoo.games.play import PlayResult, check_playable, play, play_in_processes, record_play, score_table
-from bczoo.hub.commands import read_record
 from bczoo.hub.source import locate
 
 
@@ -53,7 +52,7 @@ def play_policy(
     found = locate(policy, revision)
     loaded = found.load(device=device)
     if env is None:
-        known = list(read_record(found).get("play", {}))
+        known = list(found.record.get("play", {}))
         if not known:
             raise UserError(f"which game? This policy was measured in none; --env is one of {', '.join(game_names())}")
         env = known[0]

@@ -1,16 +1,16 @@
 """The model card (README.md) of a published policy, written from what is known of it and from nothing else.
 
 Place in the pipeline: ``save_pretrained`` and ``bczoo export`` call :func:`model_card` with the record that the run
-left (``bczoo.callbacks.record``). The head of the card is what the Hugging Face Hub reads: library, tags, licence,
+left (:mod:`bczoo.record`). The head of the card is what the Hugging Face Hub reads: library, tags, licence,
 results. A number that was measured on weights of another step says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from bczoo.actions import BinnedGroup
+from bczoo.record import Record
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from bczoo.model.policy import BCPolicy
 
 TAGS = ["bczoo", "behavior-cloning", "imitation-learning", "video-games", "game-playing"]
-Record = Mapping[str, Any]
 
 
 def model_card(

@@ -6,14 +6,13 @@ Place in the pipeline: thin functions around :mod:`bczoo.hub.source`, :mod:`bczo
 
 from __future__ import annotations
 
-import json
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from bczoo.hub.folder import read_folder
 from bczoo.hub.remote import fetch, push
-from bczoo.hub.source import Source, locate
+from bczoo.hub.source import locate
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -37,15 +36,9 @@ def export(
     """
     found = locate(source)
     policy = found.load()
-    record = read_record(found) | ({"license": license} if license else {}) | ({"flaws": flaws} if flaws else {})
+    record = found.record | ({"license": license} if license else {}) | ({"flaws": flaws} if flaws else {})
     folder = policy.save_pretrained(out, DTYPES[dtype] if dtype else None, license, record)
     print(f"{folder}: {policy.parameter_counts()['total']:,} parameters; bczoo push {folder} org/name publishes it")
-
-
-def read_record(source: Source) -> dict[str, Any]:
-    """What is known of a policy's training; empty if nothing is."""
-    path = source.record_path
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def push_folder(

@@ -28,11 +28,12 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from bczoo.configs import without_imagenet
 from bczoo.errors import UserError
+from bczoo.record import PUBLISHED_RECORD, read_record
 
 if TYPE_CHECKING:
     from bczoo.model.policy import BCPolicy
 
-CONFIG, WEIGHTS, CARD, RECORD = "config.json", "model.safetensors", "README.md", "training.json"
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 INDEX = f"{WEIGHTS}.index.json"
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 SHARD_SIZE = "5GB"
@@ -72,8 +73,7 @@ class PublishedFolder:
     @property
     def record(self) -> dict[str, Any]:
         """What is known of the training (``training.json``); empty if there is nothing."""
-        path = self.path / RECORD
-        return _read_json(path) if path.is_file() else {}
+        return read_record(self.path / PUBLISHED_RECORD)
 
 
 # ---------------------------------------------------------------------------------------------------- writing
@@ -114,11 +114,13 @@ def write_folder(
         (fresh / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         (fresh / CARD).write_text(card, encoding="utf-8")
         if record:
-            (fresh / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            (fresh / PUBLISHED_RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         written = {path.name for path in fresh.iterdir()}
         folder.mkdir(exist_ok=True)
         for path in list(folder.iterdir()):
-            if path.name not in written and (path.name in (WEIGHTS, INDEX, RECORD) or SHARD.fullmatch(path.name)):
+            if path.name not in written and (
+                path.name in (WEIGHTS, INDEX, PUBLISHED_RECORD) or SHARD.fullmatch(path.name)
+            ):
                 path.unlink()
         for file in sorted(written):
             os.replace(fresh / file, folder / file)

@@ -24,7 +24,6 @@ from torch import Tensor
 from bczoo.actions import ActionSpace
 from bczoo.errors import UserError
 from bczoo.hub.card import model_card
-from bczoo.hub.commands import read_record
 from bczoo.hub.folder import write_folder
 from bczoo.hub.source import locate
 from bczoo.hub.state import plain_state
@@ -107,7 +106,7 @@ def to_open_p2p(source: str, out: str) -> None:
     config = open_p2p_config(policy)
     state = to_theirs(policy)
     kept = sorted(k for k, v in state.items() if v.dtype == torch.float32 and k.endswith(IN_BFLOAT16))
-    step = int(read_record(found).get("training", {}).get("steps", 0))
+    step = int(found.record.get("training", {}).get("steps", 0))
     folder = Path(out)
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; give a new folder")

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from bczoo.errors import UserError
-from bczoo.hub.folder import CARD, CONFIG, INDEX, RECORD, WEIGHTS, read_folder
+from bczoo.hub.folder import CARD, CONFIG, INDEX, WEIGHTS, read_folder
+from bczoo.record import PUBLISHED_RECORD
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
-FILES = [CONFIG, WEIGHTS, INDEX, "model-*-of-*.safetensors", CARD, RECORD]
+FILES = [CONFIG, WEIGHTS, INDEX, "model-*-of-*.safetensors", CARD, PUBLISHED_RECORD]
 
 
 def is_repository(name: str) -> bool:

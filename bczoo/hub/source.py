@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from bczoo.callbacks.checkpoint import LAST
-from bczoo.callbacks.record import RUN_RECORD
 from bczoo.configs import without_imagenet
 from bczoo.errors import UserError
 from bczoo.hub.folder import CONFIG, load_folder, read_folder, read_weights
 from bczoo.hub.remote import fetch, is_repository
 from bczoo.hub.state import read_checkpoint
+from bczoo.record import PUBLISHED_RECORD, RUN_RECORD, read_record
 
 if TYPE_CHECKING:
     from bczoo.model.policy import BCPolicy
@@ -67,9 +67,9 @@ class Source:
         return without_imagenet(checkpoint["config"]), checkpoint["state"]
 
     @property
-    def record_path(self) -> Path:
-        """Where the record of the training is, if there is one."""
-        return self.path / "training.json" if self.published else self.path.parent.parent / RUN_RECORD
+    def record(self) -> dict[str, Any]:
+        """What is known of the training; empty if nothing is."""
+        return read_record(self.path / PUBLISHED_RECORD if self.published else self.path.parent.parent / RUN_RECORD)
 
 
 def locate(
