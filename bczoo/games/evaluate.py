@@ -52,9 +52,13 @@ def play_policy(
     found = locate(policy, revision)
     loaded = found.load(device=device)
     if env is None:
-        known = list(found.record.get("play", {}))
+        # only games by name: a record may be anyone's, and module:function would import what it says
+        known = [name for name in found.record.get("play") or () if name in game_names()]
         if not known:
-            raise UserError(f"which game? This policy was measured in none; --env is one of {', '.join(game_names())}")
+            raise UserError(
+                f"which game? No game is known that this policy was measured in; --env is one of "
+                f"{', '.join(game_names())}, or module:function for your own"
+            )
         env = known[0]
     game = make_game(env)
     check_playable(game, loaded.input_spec)

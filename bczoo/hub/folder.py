@@ -28,7 +28,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from bczoo.configs import without_imagenet
 from bczoo.errors import UserError
-from bczoo.record import PUBLISHED_RECORD, read_record
+from bczoo.record import PUBLISHED_RECORD, read_json, read_record
 
 if TYPE_CHECKING:
     from bczoo.model.policy import BCPolicy
@@ -41,7 +41,6 @@ SHARD_SIZE = "5GB"
 FORMAT_VERSION = 1
 UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}  # n -> what makes a config of version n + 1
 
-LARGEST_FILE = 4 << 20  # bytes of a JSON file
 LARGEST_NUMBER = 1_000_000  # any number in config.json
 MOST_PARAMETERS = 20_000  # tensors of a policy
 FLOATS = {"F64", "F32", "F16", "BF16"}
@@ -196,7 +195,7 @@ def _build(published: PublishedFolder, cls: type[BCPolicy] | None) -> BCPolicy:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    content = _read_json(path)
+    content = read_json(path)
     version = content.get("format_version")
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise UserError(f"{path} is not of a bczoo policy: it has no format_version")
@@ -228,7 +227,7 @@ def _read_headers(folder: Path) -> dict[str, StoredTensor]:
         return _read_header(single)
     if not index.is_file():
         raise UserError(f"{folder} has no weights: neither {WEIGHTS} nor {INDEX}")
-    shards = _read_json(index).get("weight_map")
+    shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict) or not all(isinstance(f, str) for f in shards.values()):
         raise UserError(f"{index} has no weight_map from names to files")
     for file in sorted(set(shards.values())):
@@ -281,18 +280,6 @@ def _compare(folder: Path, expected: Mapping[str, Tensor], stored: Mapping[str, 
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if path.stat().st_size > LARGEST_FILE:
-        raise UserError(f"{path} is larger than {LARGEST_FILE >> 20} MiB")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__} instead of an object")
-    return content
 
 
 @contextmanager
