@@ -21,7 +21,7 @@ from bczoo.model.policy import BCPolicy
 
 SECTIONS = {"trained", "published"}
 ENTRIES = {
-    "trained": {"folder", "architecture", "recipe", "description", "flaws", "license"},
+    "trained": {"folder", "architecture", "recipe", "description"},
     "published": {"name", "architecture", "hub", "folder", "license", "training", "flaws"},
 }
 
@@ -98,12 +98,12 @@ def _trained(rows: list[dict[str, Any]], root: Path) -> list[str]:
         lines.append(
             f"| `{name}` | `{row['architecture']}` | {_parameters(policy)} | {data['train']['hours']:.2f} h, "
             f"{data['train']['recordings']} recordings | {training['steps']} steps, {training['seconds'] / 60:.1f} min "
-            f"({training['device']}) | {row['license']} |"
+            f"({training['device']}) | {record['license']} |"
         )
         details += ["", f"### {name}", "", row["description"], ""]
         details += [f"    {line}" for line in row["recipe"].strip().splitlines()]
         details += ["", *_returns(record), *_perplexities(record, policy)]
-        details += ["", "Known flaws:", "", *(f"- {flaw}" for flaw in row["flaws"])]
+        details += ["", "Known flaws:", "", *(f"- {flaw}" for flaw in record["flaws"])]
     return [*lines, *details]
 
 
