@@ -370,7 +370,10 @@ WRONG_STATES = {
     "transposed": (lambda s: s | {SINK: s[SINK].transpose(1, 2)}, [SINK]),
     "a sink without axes": (lambda s: s | {SINK: s[SINK].flatten()}, [SINK]),
     "counts for a bias": (lambda s: s | {BIAS: torch.ones(20, dtype=torch.int64)}, [BIAS]),
-    "fractions for a count": (lambda s: s | {COUNTER: torch.tensor(0.5)}, [COUNTER]),
+    "fractions for a count": (
+        lambda s: s | {n: torch.tensor(0.5) for n in (COUNTER, f"bc_transformer.{COUNTER}")},
+        [COUNTER],
+    ),
     "alias of other values": (lambda s: s | {ALIAS: s[ALIAS] + 1}, ["different from what they repeat", ALIAS]),
     "alias of another shape": (lambda s: s | {ALIAS: s[ALIAS][:5]}, ["different from what they repeat", ALIAS]),
     "no original": (lambda s: without(s, ALIAS.removeprefix("bc_transformer.")), ["missing", ALIAS[15:]]),
