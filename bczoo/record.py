@@ -9,6 +9,8 @@ number carries the optimiser step it was measured at, so that no card shows a nu
     training  {steps, epochs, seconds, seed, precision, devices, device, torch}
     metrics   {step, "val/loss", "val/perplexity/<group>", ...}         test_metrics the same
     play      {<game>: {seed, step, players {<who>: {mean, low, high, episodes}}}}
+    weights_step                                   of an exported checkpoint that is not the run's last
+    license, flaws                                 what was said when it was exported
 """
 
 from __future__ import annotations
@@ -29,8 +31,39 @@ Record = Mapping[str, Any]
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """The record in a file; empty if there is none."""
-    return read_json(path) if path.is_file() else {}
+    """The record in a file; empty if there is none.
+
+    Raises:
+        UserError: it is not laid out as a record; says where.
+    """
+    record = read_json(path) if path.is_file() else {}
+    try:
+        _check(record)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not the record of a training run: {error!r}; delete it or record anew") from error
+    return record
+
+
+def _check(record: Record) -> None:
+    """Touch everything that is read of a record, so that a wrong one fails here and not in the middle of a card."""
+    numbers = [record.get("weights_step", 0)]
+    for what in ("metrics", "test_metrics"):
+        if what in record:
+            numbers += [record[what]["step"], *record[what].values()]
+    for played in record.get("play", {}).values():
+        numbers += [played["seed"], played["step"]]
+        for player in played["players"].values():
+            numbers += [player[k] for k in ("mean", "low", "high", "episodes")]
+    if training := record.get("training", {}):
+        numbers += [training[k] for k in ("steps", "seconds", "devices", "seed")]
+        str(training["device"]), str(training["precision"])
+    data = record.get("data", {})
+    if "train" in data:
+        numbers += [data["train"]["recordings"], data["train"]["hours"], data["batch_size"]]
+        ", ".join(data["root"])
+    data.get("source", {}).items()
+    list(record.get("flaws", []))
+    sum(numbers)
 
 
 def read_json(path: Path) -> dict[str, Any]:

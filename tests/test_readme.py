@@ -16,7 +16,7 @@ from bczoo import cli, configs
 
 REPOSITORY = Path(__file__).parent.parent
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-PAGES = ["README.md", "checkpoints.md"]
+PAGES = ["README.md", "checkpoints.md", "docs/finetuning.md"]
 BLOCK = re.compile(r"(?:^(?: {4}.*)?\n)+", re.MULTILINE)  # indented lines, and empty ones between them
 
 

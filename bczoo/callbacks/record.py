@@ -30,6 +30,7 @@ class RunRecord(L.Callback):
     def __init__(self) -> None:
         self._seconds_before = 0.0  # of the run that this one goes on with
         self._started: float | None = None
+        self._validated_at = 0  # optimiser steps
 
     def state_dict(self) -> dict[str, Any]:
         return {"seconds": self._seconds}
@@ -59,7 +60,7 @@ class RunRecord(L.Callback):
                     "device": _device(trainer),
                     "torch": torch.__version__,
                 },
-                "metrics": {"step": trainer.global_step, **_metrics(trainer)},
+                "metrics": {"step": self._validated_at, **metrics} if (metrics := _metrics(trainer)) else {},
                 "play": {},
             },
             whole=True,
@@ -75,6 +76,7 @@ class RunRecord(L.Callback):
         self._write(trainer, {"test_metrics": {"step": _step(trainer), **_metrics(trainer)}})
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._validated_at = trainer.global_step
         if trainer.state.fn == "validate":
             self._write(trainer, {"metrics": {"step": _step(trainer), **_metrics(trainer)}})
 

@@ -84,8 +84,13 @@ def _head(name: str, record: Record, license: str | None) -> str:
 
 def _of_these_weights(record: Record) -> dict[str, Any]:
     """Returns in play that were measured on the weights of the last step."""
-    steps = record.get("training", {}).get("steps")
-    return {env: p for env, p in record.get("play", {}).items() if p["step"] == steps and "policy" in p["players"]}
+    step = _weights_step(record)
+    return {env: p for env, p in record.get("play", {}).items() if p["step"] == step and "policy" in p["players"]}
+
+
+def _weights_step(record: Record) -> int | None:
+    """Optimiser steps that the weights have seen."""
+    return record.get("weights_step", record.get("training", {}).get("steps"))
 
 
 def _on_hub(source: str) -> bool:
@@ -146,7 +151,7 @@ bczoo fit --config finetune --model.init_from {name} --data.root my_game
 
 
 def _measured(record: Record, rounded: bool) -> str:
-    steps = record.get("training", {}).get("steps")
+    steps = _weights_step(record)
     lines: list[str] = []
     for env, played in record.get("play", {}).items():
         lines += ["", f"Return in `{env}`, unseen games from seed {played['seed']}{_at(played['step'], steps)}:", ""]
@@ -193,10 +198,12 @@ def _training(record: Record) -> str:
     if source:
         said = {k: ", ".join(map(str, v)) if isinstance(v, list) else v for k, v in source.items()}
         lines.append(f"- recorded: {'; '.join(f'{k} {v}' for k, v in said.items())}")
-    lines.append(
-        f"- {training['steps']} steps in {training['seconds']:.0f} s on {training['devices']} x {training['device']}, "
-        f"precision {training['precision']}, seed {training['seed']}"
-    )
+    machine = f"{training['devices']} x {training['device']}"
+    if (step := _weights_step(record)) == training["steps"]:
+        took = f"{step} steps in {training['seconds']:.0f} s on {machine}"
+    else:
+        took = f"weights of step {step}, from a run that was recorded at step {training['steps']}, on {machine}"
+    lines.append(f"- {took}, precision {training['precision']}, seed {training['seed']}")
     lines.append(f"- bczoo {record.get('bczoo', 'of unknown version')}, torch {training.get('torch', '?')}")
     return "\n".join(lines)
 

@@ -35,8 +35,11 @@ def export(
         flaws: known flaws of these weights, for the card.
     """
     found = locate(source)
+    record = found.record
+    if record.get("weights_step") == record.get("training", {}).get("steps"):
+        record.pop("weights_step", None)
     policy = found.load()
-    record = found.record | ({"license": license} if license else {}) | ({"flaws": flaws} if flaws else {})
+    record = record | ({"license": license} if license else {}) | ({"flaws": flaws} if flaws else {})
     folder = policy.save_pretrained(out, DTYPES[dtype] if dtype else None, license, record)
     print(f"{folder}: {policy.parameter_counts()['total']:,} parameters; bczoo push {folder} org/name publishes it")
 

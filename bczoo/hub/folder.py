@@ -11,23 +11,21 @@ In memory there is one copy of the weights: the policy is built without them, an
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch import Tensor
 
 from bczoo.configs import without_imagenet
 from bczoo.errors import UserError
+from bczoo.hub.build import Header, build_without_weights, check_config, some
 from bczoo.record import PUBLISHED_RECORD, read_json, read_record
 
 if TYPE_CHECKING:
@@ -41,8 +39,7 @@ SHARD_SIZE = "5GB"
 FORMAT_VERSION = 1
 UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}  # n -> what makes a config of version n + 1
 
-LARGEST_NUMBER = 1_000_000  # any number in config.json
-MOST_PARAMETERS = 20_000  # tensors of a policy
+LARGEST_HEADER = 16 << 20  # bytes of the header of a weights file; that of the 1.2b takes 0.1 MB
 FLOATS = {"F64", "F32", "F16", "BF16"}
 
 
@@ -98,23 +95,26 @@ def write_folder(
     """
     from huggingface_hub import save_torch_state_dict
 
-    folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file; give a folder to write the policy to")
+    folder = Path(folder).resolve()
+    if any(path.is_file() for path in (folder, *folder.parents)):
+        raise UserError(f"{folder} is a file or lies in one; give a folder to write the policy to")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG).is_file():
         raise UserError(f"{folder} holds other things than a policy; give a new or an empty folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     content = {"format_version": FORMAT_VERSION, "library_name": "bczoo", "policy": without_imagenet(config)}
     # Into a folder beside it first: a policy that is mapped from the old files goes on living, and an interruption
     # leaves the old folder whole.
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as name:
-        fresh = Path(name)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as beside:
+        fresh = Path(beside)
         save_torch_state_dict(dict(state), fresh, max_shard_size=shard_size)
         (fresh / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         (fresh / CARD).write_text(card, encoding="utf-8")
         if record:
             (fresh / PUBLISHED_RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         written = {path.name for path in fresh.iterdir()}
+        mode = (fresh / CONFIG).stat().st_mode  # safetensors writes files that only their owner may read
+        for name in written:
+            (fresh / name).chmod(mode)
         folder.mkdir(exist_ok=True)
         for path in list(folder.iterdir()):
             if path.name not in written and (
@@ -140,13 +140,9 @@ def read_folder(folder: str | Path, cls: type[BCPolicy] | None = None) -> Publis
         raise UserError(f"{folder} is not a published policy: it has no {CONFIG}; `bczoo export` writes one")
     config = _read_config(folder / CONFIG)
     tensors = _read_headers(folder)
-    published = PublishedFolder(folder, config, tensors)
-    with torch.device("meta"), _parameters():
-        policy = _build(published, cls)
-    if differing := sorted(config.keys() ^ policy.config.keys()):
-        raise UserError(f"{folder / CONFIG}: these entries of 'policy' are unknown or missing: {', '.join(differing)}")
-    _compare(folder, policy.state_dict(), tensors)
-    return published
+    headers = {name: Header(t.shape, t.dtype in FLOATS) for name, t in tensors.items()}
+    check_config(config, headers, folder / CONFIG, cls)
+    return PublishedFolder(folder, config, tensors)
 
 
 def load_folder(
@@ -164,8 +160,7 @@ def load_folder(
         dtype: brings the weights to this type; as they were saved if left out.
     """
     published = read_folder(folder, cls)
-    with _parameters(on_meta=True):
-        policy = _build(published, cls)
+    policy = build_without_weights(published.config, published.path / CONFIG, cls)
     policy.load_state_dict(read_weights(published, device, dtype), assign=True)
     return policy.to(device).eval()
 
@@ -183,18 +178,7 @@ def read_weights(
     return state
 
 
-def _build(published: PublishedFolder, cls: type[BCPolicy] | None) -> BCPolicy:
-    from bczoo.model.policy import BCPolicy
-
-    try:
-        return (cls or BCPolicy)(**without_imagenet(published.config))
-    except UserError as error:
-        raise UserError(f"{published.path / CONFIG}: {error}") from error
-    except Exception as error:  # whatever a wrong value leads to, it is the file that is wrong
-        raise UserError(f"{published.path / CONFIG} does not describe a policy: {error}") from error
-
-
-def _read_config(path: Path) -> dict[str, Any]:
+def _read_config(path: Path) -> Any:
     content = read_json(path)
     version = content.get("format_version")
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
@@ -205,20 +189,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         )
     for old in range(version, FORMAT_VERSION):
         content = UPGRADES[old](content)
-    policy = content.get("policy")
-    if not isinstance(policy, dict):
-        raise UserError(f"{path} has no section 'policy'")
-    _check_numbers(policy, path)
-    return policy
-
-
-def _check_numbers(value: Any, path: Path, where: str = "policy") -> None:
-    """Numbers of a config are small; a huge one would make building the policy take all memory or for ever."""
-    if isinstance(value, int | float) and not (math.isfinite(value) and abs(value) <= LARGEST_NUMBER):
-        raise UserError(f"{path}: {where} is {value}, which no policy needs")
-    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, entry in entries:
-        _check_numbers(entry, path, f"{where}.{key}")
+    return content.get("policy")
 
 
 def _read_headers(folder: Path) -> dict[str, StoredTensor]:
@@ -240,12 +211,16 @@ def _read_headers(folder: Path) -> dict[str, StoredTensor]:
         tensors |= _read_header(folder / file)
     wrong = sorted(k for k in tensors.keys() | shards.keys() if k not in tensors or shards.get(k) != tensors[k].file)
     if wrong:
-        raise UserError(f"{index} and the shards beside it do not agree on {_some(wrong)}")
+        raise UserError(f"{index} and the shards beside it do not agree on {some(wrong)}")
     return tensors
 
 
 def _read_header(path: Path) -> dict[str, StoredTensor]:
     try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+        if length > LARGEST_HEADER:
+            raise OSError(f"its header would take {length:,} bytes")
         with safe_open(path, framework="pt") as weights:
             names = list(weights.keys())
             slices = [weights.get_slice(name) for name in names]
@@ -255,53 +230,3 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
             }
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is not a whole safetensors file ({error}); download or export it again") from error
-
-
-def _compare(folder: Path, expected: Mapping[str, Tensor], stored: Mapping[str, StoredTensor]) -> None:
-    """Raise unless the weights are those of the policy that config.json describes."""
-    problems = {
-        "missing": [n for n in expected if n not in stored],
-        "not of this policy": [n for n in stored if n not in expected],
-        "misshaped": [
-            f"{n} {list(s.shape)} instead of {list(expected[n].shape)}"
-            for n, s in stored.items()
-            if n in expected and s.shape != tuple(expected[n].shape)
-        ],
-        "of the wrong type": [
-            f"{n} ({s.dtype})"
-            for n, s in stored.items()
-            if n in expected and (s.dtype in FLOATS) != expected[n].is_floating_point()
-        ],
-    }
-    found = "; ".join(f"{what}: {_some(names)}" for what, names in problems.items() if names)
-    if found:
-        raise UserError(f"the weights in {folder} are not those of its {CONFIG}: {found}")
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-@contextmanager
-def _parameters(on_meta: bool = False) -> Iterator[None]:
-    """While a policy is built: stop one that never ends, and take parameters off memory as soon as they are there.
-
-    Args:
-        on_meta: keep no values; they come from the file. Buffers are kept, some of them are in no file.
-    """
-    count = 0
-
-    def registered(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
-        nonlocal count
-        if parameter is None:
-            return None
-        count += 1
-        if count > MOST_PARAMETERS:
-            raise UserError(f"the policy described has more than {MOST_PARAMETERS:,} parameter tensors")
-        return nn.Parameter(parameter.to("meta"), parameter.requires_grad) if on_meta else None
-
-    handle = register_module_parameter_registration_hook(registered)  # type: ignore[arg-type]
-    try:
-        yield
-    finally:
-        handle.remove()

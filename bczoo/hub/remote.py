@@ -132,8 +132,15 @@ def _told(repository: str, revision: str | None, writing: bool = False) -> Itera
         raise UserError("no access token is stored; `hf auth login` stores one, or set HF_TOKEN") from error
     except errors.HfHubHTTPError as error:
         right = " The token needs the right to write." if writing else ""
-        raise UserError(f"the Hub refused {where}: {error}.{right}") from error
+        raise UserError(f"the Hub refused {where}: {_line(error)}.{right}") from error
     except errors.HFValidationError as error:
-        raise UserError(f"{repository!r} is no repository name on the Hub: {error}") from error
+        raise UserError(f"{repository!r} is no repository name on the Hub: {_line(error)}") from error
+    except ValueError as error:  # a file name that leads out of the folder
+        raise UserError(f"{where} is refused: {_line(error)}") from error
     except (OSError, no_connection) as error:
-        raise UserError(f"the connection to the Hub failed at {where}: {error}; try again") from error
+        raise UserError(f"the connection to the Hub failed at {where}: {_line(error)}; try again") from error
+
+
+def _line(error: Exception) -> str:
+    """An error's message in one line."""
+    return " ".join(str(error).split())

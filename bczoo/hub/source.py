@@ -17,9 +17,10 @@ from torch import Tensor
 from bczoo.callbacks.checkpoint import LAST
 from bczoo.configs import without_imagenet
 from bczoo.errors import UserError
+from bczoo.hub.build import Header, build_without_weights, check_config
 from bczoo.hub.folder import CONFIG, load_folder, read_folder, read_weights
 from bczoo.hub.remote import fetch, is_repository
-from bczoo.hub.state import read_checkpoint
+from bczoo.hub.state import Checkpoint, read_checkpoint
 from bczoo.record import PUBLISHED_RECORD, RUN_RECORD, read_record
 
 if TYPE_CHECKING:
@@ -49,13 +50,11 @@ class Source:
         dtype: torch.dtype | None = None,
     ) -> BCPolicy:
         """The policy, in evaluation mode."""
-        from bczoo.model.policy import BCPolicy
-
         if self.published:
             return load_folder(self.path, cls, device, dtype)
-        checkpoint = read_checkpoint(self.path)
-        policy = (cls or BCPolicy)(**without_imagenet(checkpoint["config"]))
-        policy.load_state_dict(checkpoint["state"])
+        checkpoint = self._checkpoint(cls)
+        policy = build_without_weights(checkpoint.config, self.path, cls)
+        policy.load_state_dict({k: v.clone() for k, v in checkpoint.state.items()}, assign=True)
         return policy.to(device=device, dtype=dtype).eval()
 
     def config_and_weights(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -63,13 +62,24 @@ class Source:
         if self.published:
             published = read_folder(self.path)
             return without_imagenet(published.config), read_weights(published, dtype=torch.float32)
+        checkpoint = self._checkpoint()
+        return without_imagenet(checkpoint.config), checkpoint.state
+
+    def _checkpoint(self, cls: type[BCPolicy] | None = None) -> Checkpoint:
+        """The checkpoint, checked to be of one policy."""
         checkpoint = read_checkpoint(self.path)
-        return without_imagenet(checkpoint["config"]), checkpoint["state"]
+        headers = {k: Header(tuple(t.shape), t.is_floating_point()) for k, t in checkpoint.state.items()}
+        check_config(checkpoint.config, headers, self.path, cls)
+        return checkpoint
 
     @property
     def record(self) -> dict[str, Any]:
         """What is known of the training; empty if nothing is."""
-        return read_record(self.path / PUBLISHED_RECORD if self.published else self.path.parent.parent / RUN_RECORD)
+        if self.published:
+            return read_record(self.path / PUBLISHED_RECORD)
+        record = read_record(self.path.parent.parent / RUN_RECORD)
+        # a run may go on, or start anew, beside a checkpoint that is kept
+        return record | {"weights_step": read_checkpoint(self.path).step} if record else record
 
 
 def locate(

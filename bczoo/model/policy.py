@@ -179,7 +179,7 @@ class BCPolicy(L.LightningModule):
         from bczoo.hub.folder import write_folder
         from bczoo.hub.state import plain_state
 
-        card = model_card(Path(folder).name, self, record or {}, license, dtype)
+        card = model_card(Path(folder).resolve().name, self, record or {}, license, dtype)
         return write_folder(folder, self.config, plain_state(self, dtype), card, record, shard_size)
 
     def push_to_hub(
