@@ -54,9 +54,7 @@ def _check(record: Record) -> None:
         numbers += [played["seed"], played["step"]]
         for player in played["players"].values():
             numbers += [player[k] for k in ("mean", "low", "high", "episodes")]
-    if training := record.get("training", {}):
-        numbers += [training[k] for k in ("steps", "seconds", "devices", "seed")]
-        str(training["device"]), str(training["precision"])
+    numbers += [v for k, v in record.get("training", {}).items() if k in ("steps", "seconds", "devices", "seed")]
     data = record.get("data", {})
     if "train" in data:
         numbers += [data["train"]["recordings"], data["train"]["hours"], data["batch_size"]]

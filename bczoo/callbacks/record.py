@@ -7,6 +7,7 @@ who reads it.
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import shlex
@@ -105,7 +106,9 @@ def _is_shipped(word: str) -> bool:
 
 
 def _metrics(trainer: L.Trainer) -> dict[str, float]:
-    return {k: round(float(v), 6) for k, v in sorted(trainer.callback_metrics.items()) if not k.startswith("train/")}
+    """What evaluation logged; NaN, such as a perplexity of nothing, is no JSON and left out."""
+    values = {k: float(v) for k, v in sorted(trainer.callback_metrics.items()) if not k.startswith("train/")}
+    return {k: round(v, 6) for k, v in values.items() if math.isfinite(v)}
 
 
 def _step(trainer: L.Trainer) -> int:

@@ -24,6 +24,7 @@ from bczoo.callbacks.record import RunRecord
 from bczoo.cli.parser import SuggestingParser
 from bczoo.configs import find
 from bczoo.errors import UserError
+from bczoo.model.policy import TRAINING_SETTINGS
 
 
 class TrainerParser(SuggestingParser, LightningArgumentParser):
@@ -104,12 +105,15 @@ class TrainerCLI(LightningCLI):
         return str(keeper.path)
 
     def _check_same_policy(self, path: Path) -> None:
-        """Raise if a checkpoint's weights are not those of the policy that is configured."""
+        """Raise if a checkpoint's weights are not those of the policy that is configured, or were trained otherwise."""
         saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         theirs = {k: v.shape for k, v in saved["state_dict"].items()}
-        if theirs == {k: v.shape for k, v in self.model.state_dict().items()}:
+        before, now = saved.get(TRAINING_SETTINGS, {}), getattr(self.model, "training_settings", {})
+        same_weights = theirs == {k: v.shape for k, v in self.model.state_dict().items()}
+        if same_weights and (before == now or self.subcommand != "fit"):
             return
-        before, now = _flat(saved.get("hyper_parameters", {})), _flat(dict(self.model.hparams))
+        before = _flat(saved.get("hyper_parameters", {}) | before)
+        now = _flat(dict(self.model.hparams) | now)
         changed = [f"{k}: {before.get(k)} -> {now.get(k)}" for k in sorted(before | now) if before.get(k) != now.get(k)]
         raise UserError(
             f"{path} holds another policy than the one configured ({'; '.join(changed[:5])}); give the same options, "

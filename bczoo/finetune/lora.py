@@ -31,7 +31,7 @@ class LoRA:
 
     @property
     def scale(self) -> float:
-        return self.alpha / self.rank
+        return self.alpha / max(self.rank, 1)
 
 
 def add_lora(module: nn.Module, lora: LoRA) -> None:

@@ -7,6 +7,7 @@ trained and how. What comes out is a plain :class:`bczoo.BCPolicy`.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, get_args
 
@@ -82,6 +83,7 @@ class FineTune(BCPolicy):
         self._carried = str(carried)
         self.frozen_for = {k: v for k, v in _by_part(freeze, "freeze").items() if v is not False and v != 0}
         self.learning_rate = _by_part(learning_rate, "learning_rate")
+        self.lora = lora
         self.lora_scale = lora.scale if lora else None
         if lora is not None:
             if self.frozen_for.pop("transformer", None) is not None:
@@ -141,13 +143,22 @@ class FineTune(BCPolicy):
 
     # ------------------------------------------------------------------ training
 
+    def setup(self, stage: str) -> None:
+        """Embed the instruction, for training and evaluation alike."""
+        if self.instruction is None or self.text_encoder is None:
+            return
+        self._embedded = self.text_encoder([self.instruction])[0]
+        if len(self._embedded) != self.input_spec.text_dim:
+            raise UserError(
+                f"the text encoder makes embeddings of {len(self._embedded)} values, but the policy takes "
+                f"{self.input_spec.text_dim}; choose the encoder that the source was trained with"
+            )
+
     def on_fit_start(self) -> None:
         """Say what was carried over and what of the data does not fit."""
         if self.trainer.is_global_zero:
             print(f"{self.init_from}: {self._carried}")
             print(comparison(self.input_spec, getattr(self.trainer, "datamodule", None)))
-        if self.instruction is not None and self.text_encoder is not None:
-            self._embedded = self.text_encoder([self.instruction])[0]
 
     def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
         # In one process a frozen part needs no gradients at all. Several processes agreed on the parameters that they
@@ -163,7 +174,17 @@ class FineTune(BCPolicy):
                 for parameter in self._trainable[part]:
                     parameter.grad = None
 
+    @property
+    def training_settings(self) -> dict[str, Any]:
+        return {
+            "init_from": self.init_from,
+            "lora": dataclasses.asdict(self.lora) if self.lora else None,
+            "freeze": self.frozen_for,
+            "learning_rate": self.learning_rate,
+        }
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
         if self.lora_scale is not None:
             checkpoint[LORA_SCALE] = self.lora_scale
 

@@ -27,7 +27,7 @@ class CarriedOver:
 
     Args:
         state: complete state dict of the target.
-        fresh: names of entries without any counterpart in the source.
+        fresh: names of entries of which nothing was in the source.
         left: names of entries of the source that the target has no use for.
         groups: per action group of the target a line that says what became of its choices.
     """
@@ -73,14 +73,15 @@ def carry_over(
                 misfits.append(f"{name} is missing")
             out.state[name] = own
             out.fresh.append(name)
-        elif group is not None:
-            out.state[name] = _with_rows(own, theirs, choice_rows[group])
-        elif _is_per_token(name):
-            lead = len(theirs) - source.tokens  # rows before the action tokens, such as the decision latent's
-            moved = [(i, i) for i in range(lead)] + [(a + lead, b + lead) for a, b in token_rows]
-            out.state[name] = _with_rows(own, theirs, moved)
-        elif theirs.shape == own.shape:
+        elif group is None and not _is_per_token(name) and theirs.shape == own.shape:
             out.state[name] = theirs.to(own.dtype)
+        elif (group is not None or _is_per_token(name)) and theirs.shape[1:] == own.shape[1:]:
+            lead = 0 if group else len(theirs) - source.tokens  # rows before the action tokens: the decision latent's
+            moved = choice_rows[group] if group else [(a + lead, b + lead) for a, b in token_rows]
+            rows = [*((i, i) for i in range(lead)), *moved]
+            out.state[name] = _with_rows(own, theirs, rows)
+            if not rows:
+                out.fresh.append(name)
         else:
             misfits.append(f"{name} is {list(theirs.shape)} in the source and {list(own.shape)} here")
     out.left = [name for name in weights if name not in fresh]
@@ -109,8 +110,6 @@ def _with_rows(fresh: Tensor, theirs: Tensor, rows: Rows) -> Tensor:
         return theirs.to(fresh.dtype)
     if not rows:
         return fresh
-    if fresh.shape[1:] != theirs.shape[1:]:
-        raise UserError(f"rows of {list(theirs.shape[1:])} do not fit into {list(fresh.shape)}")
     to, of = (torch.tensor(column) for column in zip(*rows, strict=True))
     out = fresh.clone()
     out[to] = theirs[of].to(fresh.dtype)

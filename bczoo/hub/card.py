@@ -198,12 +198,13 @@ def _training(record: Record) -> str:
     if source:
         said = {k: ", ".join(map(str, v)) if isinstance(v, list) else v for k, v in source.items()}
         lines.append(f"- recorded: {'; '.join(f'{k} {v}' for k, v in said.items())}")
-    machine = f"{training['devices']} x {training['device']}"
-    if (step := _weights_step(record)) == training["steps"]:
-        took = f"{step} steps in {training['seconds']:.0f} s on {machine}"
-    else:
-        took = f"weights of step {step}, from a run that was recorded at step {training['steps']}, on {machine}"
-    lines.append(f"- {took}, precision {training['precision']}, seed {training['seed']}")
+    step, steps = _weights_step(record), training.get("steps")
+    took = f"{step} steps" if step == steps else f"weights of step {step}, from a run that was recorded at step {steps}"
+    if step == steps and "seconds" in training:
+        took += f" in {training['seconds']:.0f} s"
+    if "device" in training:
+        took += f" on {training.get('devices', 1)} x {training['device']}"
+    lines.append("- " + ", ".join([took, *(f"{k} {training[k]}" for k in ("precision", "seed") if k in training)]))
     lines.append(f"- bczoo {record.get('bczoo', 'of unknown version')}, torch {training.get('torch', '?')}")
     return "\n".join(lines)
 

@@ -81,9 +81,7 @@ def from_open_p2p(source: str, out: str, checkpoint: str | None = None, license:
     path = _choose_checkpoint(folder, checkpoint)
     config = _read_config(folder / CONFIG_FILE)
     weights = _read_state(path)
-    arguments = policy_arguments(config, weights, folder / CONFIG_FILE)
-    with torch.device("meta"):
-        policy = BCPolicy(**arguments)
+    policy = _build(config, weights, folder / CONFIG_FILE)
     state = to_ours(policy, weights, path)
     where = path.resolve()
     record = {"converted_from": f"Pixels2Play {where.parent.name}/{where.name}", "license": license}
@@ -168,6 +166,11 @@ def to_ours(policy: BCPolicy, weights: Mapping[str, Tensor], where: Path) -> dic
             for n, shape in expected.items()
             if n in weights and tuple(weights[n].shape) != shape
         ],
+        "of the wrong type": [
+            theirs
+            for ours, theirs in names.items()
+            if theirs in weights and weights[theirs].is_floating_point() != own[ours].is_floating_point()
+        ],
         "different from what they repeat": [
             alias for alias, n in aliases.items() if alias in weights and not _same(weights[alias], weights.get(n))
         ],
@@ -242,14 +245,25 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     return state
 
 
+def _build(config: Mapping[str, Any], weights: Mapping[str, Tensor], where: Path) -> BCPolicy:
+    """The policy of a ``model_config.yaml``, without memory."""
+    try:
+        with torch.device("meta"):
+            return BCPolicy(**policy_arguments(config, weights, where))
+    except UserError:
+        raise
+    except Exception as error:  # whatever a wrong value leads to, it is the file that is wrong
+        raise UserError(f"{where} does not describe a policy: {error!r}") from error
+
+
 def policy_arguments(config: Mapping[str, Any], weights: Mapping[str, Tensor], where: Path) -> dict[str, Any]:
     """Arguments of our policy for a ``model_config.yaml``, defaults as in the published code.
 
     What its decoder section says is ignored by the published code, so the decoder is read off the weights.
     """
-    model, shared = config["policy_model"], config.get("shared") or {}
-    tokenizer = shared.get("tokenizer") or {}
-    text = (shared.get("text_tokenizer_config") or {}).get("text_embedding_shape", [1, 768])
+    model, shared = config["policy_model"], _section(config, "shared", where)
+    tokenizer = _section(shared, "tokenizer", where)
+    text = _section(shared, "text_tokenizer_config", where).get("text_embedding_shape", [1, 768])
     width, layers = model.get("transformer_dim", 128), model.get("n_transformer_layers", 4)
     heads, window = model.get("n_q_head", 8), shared.get("n_seq_timesteps", 3)
     height, frame = shared.get("frame_height", 192), shared.get("frame_width", 192)
@@ -264,8 +278,12 @@ def policy_arguments(config: Mapping[str, Any], weights: Mapping[str, Tensor], w
     }
     if wrong := [f"{name} is {got!r}, wanted is {want!r}" for name, (got, want) in wanted.items() if got != want]:
         raise UserError(f"{where} describes a policy that bczoo does not have: {'; '.join(wrong)}")
+    numbers = {"transformer_dim": width, "n_transformer_layers": layers, "n_q_head": heads, "n_seq_timesteps": window}
+    if words := [f"{name} is {value!r}" for name, value in numbers.items() if not isinstance(value, int)]:
+        raise UserError(f"{where} has no number where one is needed: {', '.join(words)}")
     blocks = {m[1] for n in weights if (m := re.match(re.escape(BLOCKS["decoder"]) + r"\.(\d+)\.", n))}
-    sinks = weights.get(f"{BLOCKS['decoder']}.0.self_attention.k_sinks")
+    found = [t.shape for n, t in weights.items() if n.startswith(BLOCKS["decoder"]) and n.endswith("_sinks")]
+    decoder_heads, sinks = next(((s[1], s[2]) for s in found if len(s) == 4), (8, int(bool(found))))
     return {
         "transformer": {
             "class_path": "bczoo.PolicyTransformer",
@@ -280,7 +298,7 @@ def policy_arguments(config: Mapping[str, Any], weights: Mapping[str, Tensor], w
         "encoder": {
             "class_path": "bczoo.ImageEncoder",
             "init_args": {
-                "tokens": (tokenizer.get("conv_tokenizer_config") or {}).get("num_tokens", 1),
+                "tokens": _section(tokenizer, "conv_tokenizer_config", where).get("num_tokens", 1),
                 "frame_size": frame,
                 "pretrained": False,
             },
@@ -289,8 +307,8 @@ def policy_arguments(config: Mapping[str, Any], weights: Mapping[str, Tensor], w
             "class_path": "bczoo.ActionDecoder",
             "init_args": {
                 "layers": len(blocks),
-                "heads": 8 if sinks is None else sinks.shape[1],
-                "sinks": 0 if sinks is None else sinks.shape[2],
+                "heads": decoder_heads,
+                "sinks": sinks,
             },
         },
         "text_dim": text[1],
@@ -299,6 +317,13 @@ def policy_arguments(config: Mapping[str, Any], weights: Mapping[str, Tensor], w
         "window": window,
         "z_loss": model.get("z_loss_weight", 1e-4),
     }
+
+
+def _section(config: Mapping[str, Any], name: str, where: Path) -> Mapping[str, Any]:
+    section = config.get(name) or {}
+    if not isinstance(section, Mapping):
+        raise UserError(f"{where}: {name} is {section!r} instead of a section")
+    return section
 
 
 def open_p2p_config(policy: BCPolicy) -> dict[str, Any]:

@@ -44,6 +44,8 @@ from bczoo.spec import Batch, InputSpec
 if TYPE_CHECKING:
     from bczoo.agent import Agent
 
+TRAINING_SETTINGS = "bczoo_training_settings"  # key of a checkpoint
+
 
 def published_optimizer(parameters: Iterable) -> Optimizer:
     """AdamW with the published settings (the 1.2b takes a learning rate of 3e-5)."""
@@ -310,6 +312,14 @@ class BCPolicy(L.LightningModule):
             out[f"ids.{name}"] = logits.argmax(dim=-1)
             out[f"probability.{name}"] = logits.float().softmax(dim=-1).gather(-1, taken).squeeze(-1)
         return out
+
+    @property
+    def training_settings(self) -> dict[str, Any]:
+        """What of the training has to stay when a run is resumed, as plain JSON; see :class:`bczoo.FineTune`."""
+        return {}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[TRAINING_SETTINGS] = self.training_settings
 
     def parameter_groups(self) -> list[Any]:
         """What the optimiser gets: parameters, or groups of them as torch's optimisers take them."""
