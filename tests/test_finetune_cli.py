@@ -164,6 +164,19 @@ def test_evaluation_of_a_fine_tuned_policy(source, recordings, capsys):
     assert Path("runs/finetune/predictions.safetensors").is_file()
 
 
+def test_evaluation_under_another_scale_is_refused(source, recordings, capsys):
+    """The scale of the matrices is no weight, so it has to be given again; another one would be another policy."""
+    assert finetune(source, recordings, "--model.lora.rank", 2, steps=2) == 0
+    before = Path("runs/finetune/record.json").read_text()
+    common = ["--config", "finetune", "--model.init_from", source, "--data.root", recordings, *QUIET]
+    common += ["--data.num_workers", 0, "--model.lora.rank", 2]
+    capsys.readouterr()
+    assert bczoo("validate", *common, "--model.lora.alpha", 32) == 1
+    assert "alpha: 16 -> 32" in one_line(capsys)
+    assert Path("runs/finetune/record.json").read_text() == before
+    assert bczoo("validate", *common, "--model.freeze", "null") == 0  # which changes nothing about the policy
+
+
 @pytest.mark.parametrize("lora", [["--model.lora.rank", 2], ["--model.lora", "{rank: 2, alpha: 4}"]], ids=len)
 def test_lora(source, recordings, lora):
     assert finetune(source, recordings, *lora, steps=2) == 0

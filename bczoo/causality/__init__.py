@@ -1,0 +1,1 @@
+"""Does a policy act on what it sees? Causality score, action reliance, and what to hold beside them."""

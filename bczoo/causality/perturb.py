@@ -1,0 +1,93 @@
+"""What a policy is shown instead: the perturbations of the causality score.
+
+Place in the pipeline: a batch of frames and their image tokens in, image tokens of the replacements out, and where
+they really differ. In evaluation mode an image token depends on its own frame alone, so ``swap`` and ``freeze`` take
+tokens that are already there and cost no encoder pass.
+
+Shape legend: B batch, T steps, H = W frame size, I image tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from bczoo.errors import UserError
+from bczoo.model.policy import BCPolicy
+from bczoo.spec import Batch
+
+Kind = Literal["swap", "freeze", "blank", "noise"]
+KINDS: tuple[str, ...] = get_args(Kind)
+FREEZE_STEPS = 10  # half a second
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """Image tokens that take the place of the recorded ones.
+
+    Args:
+        images: (B, T, I, D).
+        where: (B, T) bool, steps that have a replacement at all.
+    """
+
+    images: Tensor
+    where: Tensor
+
+
+def swap(policy: BCPolicy, batch: Batch, images: Tensor) -> Replacement:
+    """The frame of another clip of the batch, at another moment; of the same clip where the batch has only one."""
+    where = batch["valid"]
+    index = where.flatten().nonzero()[:, 0]  # readable frames, clip by clip
+    partner = index.roll(len(index) // 2)
+    out = images.flatten(0, 1).clone()
+    out[index] = out[partner]
+    return Replacement(out.view_as(images), where & (len(index) > 1))
+
+
+def freeze(policy: BCPolicy, batch: Batch, images: Tensor, steps: int = FREEZE_STEPS) -> Replacement:
+    """The frame of ``steps`` steps ago; the first steps of a window have none."""
+    steps = min(steps, images.shape[1] - 1)
+    out = images.roll(steps, dims=1)
+    where = batch["valid"] & batch["valid"].roll(steps, dims=1)
+    where[:, :steps] = False
+    return Replacement(out, where)
+
+
+def blank(policy: BCPolicy, batch: Batch, images: Tensor) -> Replacement:
+    """The clip's mean colour."""
+    frames = batch["frames"]
+    colour = frames.float().mean(dim=(1, 3, 4)).round().to(torch.uint8)  # (B, 3)
+    flat = colour[:, None, :, None, None].expand(-1, 1, -1, *frames.shape[-2:]).contiguous()
+    return Replacement(policy.encode(flat).expand_as(images), batch["valid"])
+
+
+def noise(policy: BCPolicy, batch: Batch, images: Tensor) -> Replacement:
+    """Independent random pixels, the same for the same clip whatever batch it comes in."""
+    frames = torch.stack([_random_frames(batch, i) for i in range(len(images))])
+    return Replacement(policy.encode(frames), batch["valid"])
+
+
+def _random_frames(batch: Batch, row: int) -> Tensor:
+    seed = int(batch["recording"][row]) * 1_000_003 + int(batch["start"][row])
+    generator = torch.Generator().manual_seed(seed & 0xFFFFFFFF)
+    frames = batch["frames"][row]
+    return torch.randint(0, 256, frames.shape, dtype=torch.uint8, generator=generator).to(frames.device)
+
+
+def replace(kind: str, policy: BCPolicy, batch: Batch, images: Tensor) -> Replacement:
+    """The perturbation of a name.
+
+    Args:
+        kind: swap, freeze, blank or noise.
+        policy: the policy, in evaluation mode.
+        batch: a batch of windows.
+        images: image tokens of its frames (B, T, I, D).
+    """
+    functions: dict[str, Callable[..., Replacement]] = {"swap": swap, "freeze": freeze, "blank": blank, "noise": noise}
+    if kind not in functions:
+        raise UserError(f"there is no perturbation {kind!r}; choose of {', '.join(KINDS)}")
+    return functions[kind](policy, batch, images)

@@ -1,0 +1,79 @@
+"""Causality score and action reliance of every step of a window (paper 2601.04575, section 4).
+
+Place in the pipeline: a policy and a batch in, nats per step and action group out; ``bczoo.causality.metrics`` averages
+them. With p(a | h) the chain over an action's tokens, teacher-forced with the recorded action::
+
+    causality        sum_i KL( p(a_i | a_<i, h) || p(a_i | a_<i, h') ),  h' saw another picture at the last m steps
+    action reliance  the same with h' that saw other past actions and the recorded pictures
+
+Shape legend: B batch, T steps, n tokens and V choices of a group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from bczoo.causality.streams import latents_of_both
+from bczoo.model.decoder import Logits
+from bczoo.model.policy import BCPolicy
+
+Nats = dict[str, Tensor]  # per group (B, T)
+
+
+def kl(p: Logits, q: Logits) -> Nats:
+    """KL divergence between the distributions of two sets of logits, summed over the tokens of each group, in nats."""
+    out = {}
+    for name, logits in p.items():
+        log_p, log_q = logits.double().log_softmax(-1), q[name].double().log_softmax(-1)
+        out[name] = (log_p.exp() * (log_p - log_q)).sum((-1, -2)).float()  # (B, T)
+    return out
+
+
+@torch.no_grad()
+def causality(
+    policy: BCPolicy,
+    images: Tensor,
+    replacements: Tensor,
+    actions: Mapping[str, Tensor],
+    text: Tensor | None = None,
+    replaced: int = 1,
+) -> tuple[Nats, Logits]:
+    """Causality score of every step, in one pass; also the logits of the recorded window.
+
+    Args:
+        policy: the policy, in evaluation mode.
+        images: image tokens (B, T, I, D) of the recorded frames.
+        replacements: image tokens (B, T, I, D) of what is shown instead.
+        actions: per group recorded ids (B, T, n).
+        text: (B, T, E) or None.
+        replaced: m, how many steps up to t show their replacement when t decides.
+    """
+    plain, other, embedded = latents_of_both(policy, images, replacements, actions, text, replaced)
+    logits = policy.decoder(plain, embedded)
+    return kl(logits, policy.decoder(other, embedded)), logits
+
+
+@torch.no_grad()
+def action_reliance(
+    policy: BCPolicy,
+    images: Tensor,
+    logits: Logits,
+    actions: Mapping[str, Tensor],
+    other_actions: Mapping[str, Tensor],
+    text: Tensor | None = None,
+) -> Nats:
+    """The same divergence where past actions are replaced and the pictures are the recorded ones.
+
+    Args:
+        logits: of the recorded window, from :func:`causality`.
+        other_actions: per group ids (B, T, n) that stand in for the past actions.
+    """
+    taken = policy.tokens.actions(policy.action_embedding(other_actions))
+    x = torch.cat([policy.tokens.observation(images, text), taken], dim=2)
+    y = policy.transformer(x.flatten(1, 2), policy.layout).unflatten(1, x.shape[1:3])
+    first = policy.layout.action_out
+    latents = y[:, :, first : first + policy.decoder.latents]
+    return kl(logits, policy.decoder(latents, policy.action_embedding(actions)))

@@ -1,0 +1,126 @@
+"""All counterfactual decisions of a window in one pass: a second stream of tokens beside the recorded one.
+
+Place in the pipeline: the causality score asks, for every step t of a window, what the policy would have decided had
+it seen another picture at t (or at the last m steps), everything before unchanged. Done one step at a time that takes
+T forwards. Here the replaced steps ride along in the same forward: for every t a short stream of tokens that looks at
+the recorded steps before it and at itself, under the very mask rule of the policy (``bczoo.model.masks``), at the very
+positions of the steps it replaces. The recorded tokens do not see the streams, so they come out as always.
+
+Shape legend: B batch, T steps, S tokens of a step, L = T * S, P slot of action_out, m replaced steps, R = (m - 1) * S +
+P + 1 tokens of a stream (R = m * S where the backbone predicts the action tokens itself), D width, K sinks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from bczoo.model.attention import WindowAttention, flex, resolve_backend, sdpa
+from bczoo.model.blocks import Rotation
+from bczoo.model.layout import StepLayout
+from bczoo.model.masks import may_attend
+from bczoo.model.policy import BCPolicy
+
+
+def stream_length(layout: StepLayout, replaced: int) -> int:
+    """R: the stream ends with the last token that the decoder reads."""
+    last = layout.length if layout.causal_actions else layout.action_out + 1
+    return (replaced - 1) * layout.length + last
+
+
+def streams_mask(layout: StepLayout, steps: int, history: int, replaced: int, sinks: int = 0) -> Callable[..., Any]:
+    """The mask over recorded tokens followed by one stream per step, in FlexAttention's form."""
+    size, ride = layout.length, stream_length(layout, replaced)
+    recorded = steps * size
+
+    def place(token: Any) -> tuple[Any, Any, Any]:
+        """Stream (-1: recorded), step and slot of a token."""
+        in_stream = token >= recorded
+        target, index = (token - recorded) // ride, (token - recorded) % ride
+        stream = torch.where(in_stream, target, -1)
+        step = torch.where(in_stream, target - replaced + 1 + index // size, token // size)
+        return stream, step, torch.where(in_stream, index % size, token % size)
+
+    def mask(batch: Any, head: Any, q: Any, kv: Any) -> Any:
+        q_stream, q_step, q_slot = place(q)
+        kv_stream, kv_step, kv_slot = place(kv - sinks)
+        allowed = may_attend(layout, history, q_step, q_slot, kv_step, kv_slot)
+        before_stream = (kv_stream == -1) & ((q_stream == -1) | (kv_step <= q_stream - replaced))
+        in_window = (kv_step >= 0) | (q_step < 0)  # steps before the first are fillers that see only each other
+        allowed = allowed & ((kv_stream == q_stream) | before_stream) & in_window
+        return allowed | (kv < sinks) if sinks else allowed
+
+    return mask
+
+
+@lru_cache(maxsize=64)
+def _attention(
+    layout: StepLayout,
+    steps: int,
+    history: int,
+    replaced: int,
+    sinks: int,
+    device: torch.device,
+    backend: Literal["sdpa", "flex"],
+) -> WindowAttention:
+    length = steps * (layout.length + stream_length(layout, replaced))
+    mask = streams_mask(layout, steps, history, replaced, sinks)
+    with torch.inference_mode(False):
+        if backend == "flex":
+            from torch.nn.attention.flex_attention import create_block_mask
+
+            return WindowAttention(
+                create_block_mask(mask, None, None, length, sinks + length, device=str(device)), flex
+            )
+        q = torch.arange(length, device=device)[:, None]
+        return WindowAttention(mask(0, 0, q, torch.arange(sinks + length, device=device)[None]), sdpa)
+
+
+def latents_of_both(
+    policy: BCPolicy,
+    images: Tensor,
+    replacements: Tensor,
+    actions: Mapping[str, Tensor],
+    text: Tensor | None = None,
+    replaced: int = 1,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the decoder reads, as recorded and with the pictures of the last steps replaced.
+
+    Args:
+        policy: the policy, in evaluation mode.
+        images: image tokens (B, T, I, D) of the recorded frames, ``policy.encode(frames)``.
+        replacements: image tokens (B, T, I, D) of the frames that take their place.
+        actions: per group recorded ids (B, T, n).
+        text: (B, T, E), as in :meth:`BCPolicy.forward`.
+        replaced: m, how many steps up to t show their replacement when t decides.
+
+    Returns:
+        recorded and counterfactual latents, each (B, T, latents, D), and the embedded actions (B, T, A, D).
+    """
+    layout, transformer = policy.layout, policy.transformer
+    embedded = policy.action_embedding(actions)  # (B, T, A, D)
+    taken = policy.tokens.actions(embedded)
+    recorded = torch.cat([policy.tokens.observation(images, text), taken], dim=2)  # (B, T, S, D)
+    other = torch.cat([policy.tokens.observation(replacements, text), taken], dim=2)
+    steps, size = recorded.shape[1:3]
+    ride = stream_length(layout, replaced)
+    # step t - m + 1 .. t of the replaced window for every t; before the first step anything may stand
+    which = torch.arange(steps, device=images.device)[:, None] + torch.arange(1 - replaced, 1, device=images.device)
+    streams = other[:, which.clamp(min=0)].flatten(2, 3)[:, :, :ride]  # (B, T, R, D)
+    x = torch.cat([recorded.flatten(1, 2), streams.flatten(1, 2)], dim=1)  # (B, L + T * R, D)
+    index = torch.arange(ride, device=images.device)
+    positions = torch.cat([torch.arange(steps * size, device=images.device), ((which[:, :1] * size) + index).flatten()])
+    backend = resolve_backend(transformer.backend, x.device)
+    attends = [
+        _attention(layout, steps, min(h, steps), replaced, transformer.sinks, x.device, backend)
+        for h in transformer.histories
+    ]
+    y = transformer.run(x, Rotation.at(positions, transformer.head_dim), attends)
+    n, first = policy.decoder.latents, layout.action_out
+    plain = y[:, : steps * size].unflatten(1, (steps, size))[:, :, first : first + n]
+    at = (replaced - 1) * size + first
+    return plain, y[:, steps * size :].unflatten(1, (steps, ride))[:, :, at : at + n], embedded

@@ -1,0 +1,188 @@
+"""Causality score: the one-pass computation against one forward per step, and what it must say of known policies."""
+
+import golden_case
+import pytest
+import tiny
+import torch
+
+from bczoo import ActionDecoder, BackboneHeads, IndependentHeads
+from bczoo.causality.metrics import CausalityMetrics, evaluate
+from bczoo.causality.perturb import KINDS, replace
+from bczoo.causality.scores import action_reliance, causality, kl
+from bczoo.causality.streams import stream_length, streams_mask
+from bczoo.model.layout import StepLayout
+from bczoo.model.masks import dense_mask, draw
+
+
+def step_by_step(policy, batch, other_images, m):
+    """The score as it is defined: one forward per step, with the last m pictures replaced."""
+    encode = policy.encode
+    images = encode(batch["frames"])
+    text = batch.get("text")
+    out = {}
+    try:
+        plain = policy(batch["frames"], batch["actions"], text)
+        for t in range(images.shape[1]):
+            shown = images.clone()
+            shown[:, max(0, t - m + 1) : t + 1] = other_images[:, max(0, t - m + 1) : t + 1]
+            policy.encode = lambda frames, shown=shown: shown
+            nats = kl(plain, policy(batch["frames"], batch["actions"], text))
+            for name, values in nats.items():
+                out.setdefault(name, []).append(values[:, t])
+    finally:
+        del policy.encode
+    return {name: torch.stack(values, dim=1) for name, values in out.items()}
+
+
+VARIANTS = {
+    "published": {},
+    "independent heads": {"decoder": IndependentHeads},
+    "no decoder": {"decoder": BackboneHeads},
+    "sinks and histories": {"transformer": {"sinks": 2, "history": [3, 1]}},
+    "many tokens": {"encoder": {"tokens": 3}, "thinking_tokens": 2},
+    "no text": {"text_dim": None},
+}
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
+@pytest.mark.parametrize("backend", ["sdpa", "flex"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_one_pass_equals_one_forward_per_step(variant, backend):
+    options = {"decoder": ActionDecoder, **VARIANTS[variant]}
+    options["transformer"] = {**options.get("transformer", {}), "attention": backend}
+    policy = tiny.tiny_policy(**options).eval()
+    with torch.no_grad():
+        for parameter in policy.parameters():  # a policy that has opinions
+            parameter.mul_(1.5)
+        batch = tiny.tiny_batch(policy, batch=3)
+        images = policy.encode(batch["frames"])
+        plain = policy(batch["frames"], batch["actions"], batch.get("text"))
+        for m in (1, 2, 4):
+            for kind in KINDS if m == 1 else ["swap"]:
+                other = replace(kind, policy, batch, images).images
+                fast, logits = causality(policy, images, other, batch["actions"], batch.get("text"), m)
+                slow = step_by_step(policy, batch, other, m)
+                for name in fast:
+                    torch.testing.assert_close(fast[name], slow[name], atol=1e-5, rtol=1e-4)
+                    torch.testing.assert_close(logits[name], plain[name], atol=1e-5, rtol=1e-5)
+                assert sum(v.sum() for v in fast.values()) > 0
+
+
+def test_one_pass_equals_one_forward_per_step_on_the_golden_policy():
+    policy, given = golden_case.golden_policy(), golden_case.inputs()
+    batch = {
+        "frames": given["frames"],
+        "actions": given["actions"],
+        "text": given["text"],
+        "user": given["counted"],
+        "valid": torch.ones_like(given["counted"]),
+        "recording": torch.arange(2),
+        "start": torch.zeros(2, dtype=torch.long),
+    }
+    with torch.no_grad():
+        images = policy.encode(batch["frames"])
+        for kind in KINDS:
+            other = replace(kind, policy, batch, images).images
+            fast, logits = causality(policy, images, other, batch["actions"], batch["text"])
+            slow = step_by_step(policy, batch, other, 1)
+            for name in fast:
+                torch.testing.assert_close(fast[name], slow[name], atol=1e-4, rtol=0)
+                torch.testing.assert_close(logits[name], golden_case.by_group("f32.logits")[name], atol=2e-5, rtol=0)
+
+
+def test_the_mask_of_a_stream_is_the_mask_of_the_steps_it_replaces():
+    """Streams of one step beside a window of three: the recorded part is as always, each stream a row block of it."""
+    layout = StepLayout(text=1, image=1, thinking=0, actions=2)
+    steps, size, ride = 3, layout.length, stream_length(layout, 1)
+    length = steps * (size + ride)
+    q, kv = torch.arange(length)[:, None], torch.arange(length)[None]
+    mask = streams_mask(layout, steps, steps, 1)(0, 0, q, kv)
+    window = dense_mask(layout, steps, steps)
+    recorded = steps * size
+    assert torch.equal(mask[:recorded, :recorded], window) and not mask[:recorded, recorded:].any()
+    for t in range(steps):
+        rows = slice(recorded + t * ride, recorded + (t + 1) * ride)
+        same = window[t * size : t * size + ride]
+        assert torch.equal(mask[rows, : t * size], same[:, : t * size]), draw(mask)
+        assert not mask[rows, t * size : recorded].any()
+        others = mask[rows, recorded:].clone()
+        assert torch.equal(others[:, t * ride : (t + 1) * ride], same[:, t * size : t * size + ride])
+        others[:, t * ride : (t + 1) * ride] = False
+        assert not others.any()
+
+
+def test_a_policy_that_does_not_look_scores_zero():
+    policy = tiny.tiny_policy().eval()
+    with torch.no_grad():
+        policy.encoder.norm.weight.zero_()  # every picture gives the same token
+    scores = evaluate(policy, tiny.tiny_batch(policy, batch=3), KINDS)
+    for nats, _ in scores.causality.values():
+        assert all(values.abs().max() < 1e-6 for values in nats.values())
+    assert sum(v.sum() for v in scores.reliance[0].values()) > 0
+
+
+def test_a_policy_without_a_past_does_not_rely_on_its_actions():
+    policy = tiny.tiny_policy(transformer={"history": 0}).eval()
+    batch = tiny.tiny_batch(policy, batch=3)
+    scores = evaluate(policy, batch)
+    assert all(values.abs().max() < 1e-6 for values in scores.reliance[0].values())
+    assert sum(v.sum() for v in scores.causality["swap"][0].values()) > 0
+
+
+def test_the_score_of_two_states_is_the_divergence_of_two_coins():
+    p, q = torch.tensor(0.9), torch.tensor(0.2)
+    logits = {"keys": torch.stack([p, 1 - p]).log().view(1, 1, 1, 2)}
+    other = {"keys": torch.stack([q, 1 - q]).log().view(1, 1, 1, 2)}
+    expected = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+    torch.testing.assert_close(kl(logits, other)["keys"], expected.view(1, 1))
+
+
+def test_action_reliance_equals_a_forward_with_other_actions():
+    policy = tiny.tiny_policy(decoder=IndependentHeads).eval()  # no chain, so the logits see past actions only
+    batch = tiny.tiny_batch(policy, batch=2)
+    other = {k: v.flip(0) for k, v in batch["actions"].items()}
+    with torch.no_grad():
+        images = policy.encode(batch["frames"])
+        plain = policy(batch["frames"], batch["actions"], batch["text"])
+        nats = action_reliance(policy, images, plain, batch["actions"], other, batch["text"])
+        expected = kl(plain, policy(batch["frames"], other, batch["text"]))
+    for name, values in nats.items():
+        torch.testing.assert_close(values, expected[name], atol=1e-6, rtol=1e-5)
+
+
+def test_means_are_over_counted_steps_whatever_batches_they_came_in():
+    policy = tiny.tiny_policy().eval()
+    batch = tiny.tiny_batch(policy, batch=3)
+    batch["user"][0, 2:] = False
+    batch["valid"][1, 3:] = False
+    scores = evaluate(policy, batch, ["swap", "freeze"])
+    metrics = CausalityMetrics(policy.action_space, ["swap", "freeze"])
+    metrics.update(scores)
+    out = metrics.compute()
+    nats, where = scores.causality["swap"]
+    assert where.sum() == (batch["user"] & batch["valid"]).sum()
+    total = sum(nats.values())[where].mean()
+    torch.testing.assert_close(out["causality"], total)
+    torch.testing.assert_close(out["causality/keys"], nats["keys"][where].mean())
+    reliance, counted = scores.reliance
+    torch.testing.assert_close(out["action_reliance"], sum(reliance.values())[counted].mean())
+    share = out["causality"] / (out["causality"] + out["action_reliance"])
+    torch.testing.assert_close(out["visual_share"], share)
+    assert "causality_freeze/mouse_dx" in out
+
+
+def test_replacements_are_pictures_from_elsewhere():
+    policy = tiny.tiny_policy().eval()
+    batch = tiny.tiny_batch(policy, batch=2)
+    batch["valid"][1, 4:] = False
+    with torch.no_grad():
+        images = policy.encode(batch["frames"])
+        shown = {kind: replace(kind, policy, batch, images) for kind in KINDS}
+    assert not shown["swap"].where[1, 4] and shown["swap"].where.sum() == 9
+    for b, t in shown["swap"].where.nonzero().tolist():
+        assert not torch.equal(shown["swap"].images[b, t], images[b, t])
+    assert not shown["freeze"].where[:, :4].any()  # half a second is longer than this window
+    assert torch.equal(shown["freeze"].images[0, 4], images[0, 0])
+    assert torch.equal(shown["blank"].images[0, 0], shown["blank"].images[0, 4])
+    again = replace("noise", policy, {k: v[1:] if not isinstance(v, dict) else v for k, v in batch.items()}, images[1:])
+    torch.testing.assert_close(again.images[0], shown["noise"].images[1])
