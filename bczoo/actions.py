@@ -195,6 +195,8 @@ class ActionSpace:
         for group in self.groups:
             if not (group.name.isidentifier() and not group.name.startswith("_")):
                 raise UserError(f"an action group needs a plain name such as mouse_dx, got {group.name!r}")
+            if not isinstance(group, BinnedGroup) and len(set(group.names)) != len(group.names):
+                raise UserError(f"action group {group.name!r} names something twice: {', '.join(group.names)}")
             if not (1 <= group.tokens <= MOST_TOKENS and group.choices > 1):
                 raise UserError(
                     f"action group {group.name!r} has {group.tokens} tokens of {group.choices} choices; it needs 1 to "

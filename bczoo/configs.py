@@ -41,7 +41,7 @@ def find(name: str) -> Path:
     if path.parts[:1] == ("configs",) and (FOLDER / Path(*path.parts[1:])).is_file():
         return FOLDER / Path(*path.parts[1:])
     close = difflib.get_close_matches(path.stem, names(), n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+    hint = f"; did you mean {close[0]!r}?" if close else "."
     raise UserError(f"no configuration file {name!r}{hint} Shipped by name: {', '.join(names())}")
 
 
@@ -83,6 +83,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 def without_imagenet(init_args: Mapping[str, Any]) -> dict[str, Any]:
     """A policy's arguments with an encoder that loads no ImageNet weights; other encoders stay as they are."""
     encoder = init_args.get("encoder") or {"class_path": "bczoo.ImageEncoder"}
-    if not encoder["class_path"].endswith("ImageEncoder"):
+    takes = "pretrained" in encoder.get("init_args", {}) or encoder["class_path"] == "bczoo.ImageEncoder"
+    if not takes:
         return dict(init_args)
     return {**init_args, "encoder": merge(encoder, {"init_args": {"pretrained": False}})}

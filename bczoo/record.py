@@ -4,7 +4,8 @@ Place in the pipeline: :class:`bczoo.callbacks.record.RunRecord` writes it into 
 copies it into the published folder, and the model card, the table of checkpoints and ``bczoo play`` read it. Every
 number carries the optimiser step it was measured at, so that no card shows a number of other weights as theirs::
 
-    bczoo, command, init_from                      what ran
+    run, bczoo, command                            what ran; run is also in the checkpoints of that run
+    init_from, base_model, lora, freeze, ...       of a fine-tuning; see FineTune.training_settings
     data      {root, fraction, train {recordings, hours}, val, source, batch_size, augmented}
     training  {steps, epochs, seconds, seed, precision, devices, device, torch}
     metrics   {step, "val/loss", "val/perplexity/<group>", ...}         test_metrics the same
@@ -16,6 +17,7 @@ number carries the optimiser step it was measured at, so that no card shows a nu
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,29 +41,42 @@ def read_record(path: Path) -> dict[str, Any]:
     record = read_json(path) if path.is_file() else {}
     try:
         _check(record)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(f"{path} is not the record of a training run: {error!r}; delete it or record anew") from error
     return record
 
 
+def weights_step(record: Record) -> int | None:
+    """Optimiser steps that the weights have seen."""
+    return record.get("weights_step", record.get("training", {}).get("steps"))
+
+
 def _check(record: Record) -> None:
-    """Touch everything that is read of a record, so that a wrong one fails here and not in the middle of a card."""
+    """Look at everything that is read of a record, so that a wrong one fails here and not in the middle of a card."""
     numbers = [record.get("weights_step", 0)]
+    lines = [record.get(k) or "" for k in ("command", "bczoo", "init_from", "base_model", "instruction", "license")]
     for what in ("metrics", "test_metrics"):
         if what in record:
             numbers += [record[what]["step"], *record[what].values()]
-    for played in record.get("play", {}).values():
+    for env, played in record.get("play", {}).items():
+        lines.append(env)
         numbers += [played["seed"], played["step"]]
         for player in played["players"].values():
             numbers += [player[k] for k in ("mean", "low", "high", "episodes")]
-    numbers += [v for k, v in record.get("training", {}).items() if k in ("steps", "seconds", "devices", "seed")]
-    data = record.get("data", {})
+    training, data = record.get("training", {}), record.get("data", {})
+    numbers += [v for k, v in training.items() if k in ("steps", "seconds", "devices", "seed")]
+    lines += [training.get(k, "") for k in ("device", "precision", "torch")]
     if "train" in data:
         numbers += [data["train"]["recordings"], data["train"]["hours"], data["batch_size"]]
-        ", ".join(data["root"])
+    for what in (data.get("root", []), record.get("flaws", [])):
+        if not isinstance(what, list):
+            raise TypeError(f"{what!r} is no list")
+        lines += what
     data.get("source", {}).items()
-    list(record.get("flaws", []))
-    sum(numbers)
+    if wrong := [n for n in numbers if not (isinstance(n, int | float) and math.isfinite(n))]:
+        raise TypeError(f"{wrong[0]!r} is no number")
+    if wrong := [line for line in lines if not isinstance(line, str) or "\n" in line]:
+        raise TypeError(f"{wrong[0]!r} is no line of text")
 
 
 def read_json(path: Path) -> dict[str, Any]:

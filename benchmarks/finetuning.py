@@ -19,7 +19,7 @@ import yaml
 
 from bczoo.configs import find
 
-# the same peak and shape of the learning rate for both, all parts trained
+# all parts trained from the first step, and the rate in the shape that it has from scratch; its peak there is 2e-3
 FINETUNE = [
     *("--model.freeze", "null", "--model.learning_rate", "null", "--model.optimizer.lr", "1e-3"),
     *("--model.lr_scheduler.warmup", "0.2", "--trainer.gradient_clip_val", "null"),
@@ -59,10 +59,8 @@ def main() -> None:
     parser.add_argument("--out", default="runs/finetuning")
     parser.add_argument("options", nargs="*", help="further options of bczoo fit for both, after --")
     args = parser.parse_args()
-    data = yaml.safe_load(find(args.task).read_text())["data"]["init_args"]
-    env = data["source"]["init_args"]["env"]
-    size = str(data["source"]["init_args"]["size"])
-    bczoo("record", "--env", env, "--episodes", "6", "--seed", "500", "--size", size, "--out", data["val_root"])
+    source = yaml.safe_load(find(args.task).read_text())["data"]["init_args"]["source"]
+    env = source["init_args"]["env"]
     records: dict[str, list[dict]] = {}
     for seed in args.seeds:
         for way, options in ways(args).items():

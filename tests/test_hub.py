@@ -175,7 +175,7 @@ out["branches"] = command("pull", "me/policy", "--revision", "pieces", "--out", 
     rough = policy.bfloat16()
     assert out["main"] == out["loaded"]["main"] == answer(rough) and out["dtype"] == "torch.float32"
 
-    assert on_hub(hub, "me/policy", "try/2") == contents(tmp_path / "other") | {"training.json": local["training.json"]}
+    assert on_hub(hub, "me/policy", "try/2") == contents(tmp_path / "other")
     pieces = on_hub(hub, "me/policy", "pieces")
     assert "model.safetensors" not in pieces and "model.safetensors.index.json" in pieces
     assert contents(tmp_path / "pieces") == pieces and b"cc-by-4.0" in pieces["README.md"]
@@ -324,11 +324,13 @@ def test_what_was_fetched_works_without_the_hub(hub, published, tmp_path):
     policy, folder = published
     commit = hub.add("me/policy", contents(folder))
     hub.add("me/policy", {"README.md": b"# newer\n"})
+    hub.add("me/second", contents(folder))
     fetch = """
 import socket
 from pathlib import Path
 out["here"] = [load("me/policy"), load("me/policy", revision=given["commit"])]
 out["elsewhere here"] = load("me/policy", cache_dir=given["cache"])
+out["second"] = attempt(load, "me/second", local_files_only=True)
 Path(given["marker"]).touch()  # the Hub goes away
 address = ("127.0.0.1", int(given["url"].rpartition(":")[2]))
 while True:
@@ -356,6 +358,7 @@ out["push"] = command("push", given["folder"], "me/policy")
     seen = len(hub.requests)
     assert down["here"] == [answer(policy)] * 2 and down["elsewhere here"] == answer(policy)
     assert len(downloads(hub, "model.safetensors")) == 2  # once for each of the two caches
+    assert down["second"].startswith("UserError: ") and not any("me/second" in r.path for r in hub.requests)
     offline = client(env | {"HF_HUB_OFFLINE": "1"}, code, **given)
     for out in (down, offline):
         for how in ("local", "plain", "commit", "elsewhere"):

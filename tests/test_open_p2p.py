@@ -184,7 +184,7 @@ def test_play_of_the_converted_policy_past_the_wrap_of_the_window(policy):
 def test_the_folder_tells_architecture_origin_and_licence(policy, converted):
     assert policy.config == golden.golden_policy("auto").config | {"text_encoder": GemmaTextEncoder().spec}
     record = json.loads((converted / "training.json").read_text())
-    assert record == {"converted_from": f"Pixels2Play golden/{CHECKPOINT}", "license": "mit"}
+    assert record == {"converted_from": f"Pixels2Play golden/{CHECKPOINT}", "license": "mit", "training": {"steps": 7}}
     card = (converted / "README.md").read_text()
     assert "license: mit" in card and f"Converted from `Pixels2Play golden/{CHECKPOINT}`" in card
 

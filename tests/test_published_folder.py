@@ -716,7 +716,7 @@ CONTENTS = {
 @pytest.mark.parametrize("content", CONTENTS)
 def test_configs_that_cannot_be_read_are_refused(content, folder):
     (folder / "config.json").write_bytes(CONTENTS[content])
-    assert_refused(folder, "config.json")
+    assert_refused(folder, "config.json", "larger than" if content.startswith("50 MB") else "")
 
 
 def test_what_is_no_policy_says_what_it_lacks(folder):
@@ -971,6 +971,16 @@ def with_hyper_parameters(**changes):
     return lambda good: good | {"hyper_parameters": good["hyper_parameters"] | changes}
 
 
+def holding_itself() -> list:
+    ring: list = []
+    ring.append(ring)
+    return ring
+
+
+def sparse(good: dict) -> dict:
+    return good | {"state_dict": {k: v.to_sparse() if v.ndim == 2 else v for k, v in good["state_dict"].items()}}
+
+
 CHECKPOINTS = {
     "a list": lambda good: [good],
     "nothing": lambda good: {},
@@ -984,10 +994,13 @@ CHECKPOINTS = {
     "no weights": lambda good: good | {"state_dict": {}},
     "weights a list": lambda good: good | {"state_dict": [torch.zeros(2)]},
     "weights of words": lambda good: good | {"state_dict": dict.fromkeys(good["state_dict"], "weight")},
+    "sparse weights": sparse,
     "steps a word": lambda good: good | {"global_step": "many"},
+    "a list that holds itself": with_hyper_parameters(window=holding_itself()),
 }
 
 
+@pytest.mark.filterwarnings("ignore:Validating sparse")
 @pytest.mark.parametrize("spoilt", CHECKPOINTS)
 def test_checkpoints_that_are_no_policy_are_refused(spoilt, plain, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -1020,7 +1033,17 @@ def test_checkpoints_that_were_damaged_are_refused(plain, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"{", b"[]", bomb("[", "]", 400_000), b'{"play": {"doom": {}}}', b'{"metrics": 5}']
+    "content",
+    [
+        b"{",
+        b"[]",
+        bomb("[", "]", 400_000),
+        b'{"play": {"doom": {}}}',
+        b'{"metrics": 5}',
+        b'{"metrics": {"step": 1, "val/loss": 1' + b"0" * 400 + b"}}",
+        b'{"init_from": 5}',
+    ],
+    ids=["half", "list", "bomb", "play", "metrics", "number", "source"],
 )
 def test_a_broken_record_is_told_and_does_not_keep_a_policy_from_playing(
     content, folder, tmp_path, capsys, monkeypatch
@@ -1054,7 +1077,7 @@ before = peak()
 
 
 @needs_proc
-def test_what_a_hostile_folder_claims_takes_no_memory(plain, tmp_path):
+def test_what_a_hostile_policy_claims_takes_no_memory(plain, tmp_path):
     def spoilt(name: str) -> Path:
         return Path(shutil.copytree(plain[1], tmp_path / name))
 
@@ -1075,21 +1098,33 @@ def test_what_a_hostile_folder_claims_takes_no_memory(plain, tmp_path):
         both / "model.safetensors",
         lambda header: header["tokens.text_projection.weight"].update(shape=[32, 10**6]),
     )
+    with torch.device("meta"):
+        large = large_policy()
+    good = torch.load(checkpoint_of(copy.deepcopy(plain[0]), tmp_path / "good.ckpt"), weights_only=True)
+    # a number that is said to fill a matrix; two vectors whose product is one
+    filled = {k: torch.zeros((), dtype=v.dtype).expand(v.shape) for k, v in large.state_dict().items()}
+    torch.save(good | {"hyper_parameters": large.config, "state_dict": filled}, tmp_path / "filled.ckpt")
+    vectors = {"base_layer": torch.zeros(1), "lora_A.default": torch.zeros(1, 12_000)}
+    vectors |= {"lora_B.default": torch.zeros(12_000, 1)}
+    product = good["state_dict"] | {f"transformer.more.{k}.weight": v for k, v in vectors.items()}
+    torch.save(good | {"state_dict": product, "bczoo_lora_scale": 1.0}, tmp_path / "product.ckpt")
     code = """
-for folder in given["hostile"]:
+for path in given["hostile"]:
+    before = peak()
     try:
-        BCPolicy.from_pretrained(folder)
-        out[folder] = "loaded"
+        BCPolicy.from_pretrained(path)
+        out[path] = ["loaded", 0]
     except UserError as error:
-        out[folder] = str(error)
-out["grown"] = peak() - before
+        out[path] = [str(error), 0]
+    out[path][1] = peak() - before
 """
-    hostile = [p for p in tmp_path.iterdir() if p.is_dir()]
+    hostile = sorted(p for p in tmp_path.iterdir() if p.name != "good.ckpt")
     out = python(PEAK + code, small=plain[1], hostile=hostile)
-    assert out.pop("grown") < 300_000_000
-    assert len(out) == 9
-    for folder, message in out.items():
-        assert folder in message
+    assert len(out) == len(hostile) == 11
+    for path, (message, _) in out.items():
+        assert path in message
+    grown = {Path(path).name: size for path, (_, size) in out.items()}
+    assert sum(grown.values()) < 300_000_000, grown
 
 
 def save_large(folder: Path, policy) -> int:
@@ -1165,13 +1200,13 @@ def bczoo(*words: object) -> int:
 
 @pytest.fixture(scope="module")
 def runs(recordings, tmp_path_factory):
-    """A folder with two runs in the same place: three steps, the last one not validated any more, then four."""
+    """Three runs in the same place: three steps, the last one not validated any more, then four, and other four."""
     here = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(here)
-        for steps, kept in ((3, "first"), (4, "second")):
+        for seed, (steps, kept) in enumerate([(3, "first"), (4, "second"), (4, "third")]):
             assert bczoo(
-                "fit", "--config", "tiny", "--data.root", recordings, "--data.batch_size", 2,
+                "fit", "--config", "tiny", "--seed_everything", seed, "--data.root", recordings, "--data.batch_size", 2,
                 "--data.val_fraction", 0.5, "--trainer.max_steps", steps,
                 "--trainer.val_check_interval", 2, "--trainer.limit_val_batches", 2,
                 "--trainer.num_sanity_val_steps", 0, "--trainer.accelerator", "cpu", "--trainer.logger", "false",
@@ -1254,6 +1289,17 @@ def test_numbers_of_another_checkpoint_say_so(interrupted, runs, tmp_path):
     assert "4 steps in" not in text
     if record.get("metrics"):
         assert "measured at step 4 of 3, not on these weights" in text
+
+
+def test_numbers_of_another_run_are_not_taken_for_those_of_a_kept_checkpoint(runs, tmp_path):
+    """The third run has as many steps as the second one, whose checkpoint it kept."""
+    (kept,) = (p for p in (runs / "third" / "checkpoints").glob("before-*.ckpt") if read_checkpoint(p).step == 4)
+    assert_same_state(read_checkpoint(kept).state, read_checkpoint(runs / "second" / "checkpoints" / "last.ckpt").state)
+    assert bczoo("export", kept, tmp_path / "policy") == 0
+    text, _, _ = exported(tmp_path / "policy")
+    theirs = json.loads((runs / "third" / "record.json").read_text())
+    assert theirs["metrics"]["step"] == 4
+    assert cell("val/loss", theirs) not in text or "not on these weights" in text
 
 
 def test_returns_in_play_are_shown_for_the_weights_they_were_measured_on(runs, tmp_path):

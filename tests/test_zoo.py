@@ -35,7 +35,7 @@ def test_a_stale_page_is_found_and_written_anew(copy, capsys):
     record.write_text(json.dumps(content))
     before = Path("checkpoints.md").read_text()
     assert main(["zoo", "table", "--check", "true"]) == 1
-    assert "stale" in capsys.readouterr().out and Path("checkpoints.md").read_text() == before
+    assert "stale" in capsys.readouterr().err and Path("checkpoints.md").read_text() == before
     assert main(["zoo", "table"]) == 0
     assert "| `doom/basic` | 12.3 " in Path("checkpoints.md").read_text()
     assert main(["zoo", "table", "--check", "true"]) == 0

@@ -26,7 +26,7 @@ class PlayGame(L.Callback):
         seed: of the first game; keep it away from the seeds of the recordings, so that the games are unseen.
         parallel: games that the policy plays side by side.
         temperature: of the policy's sampling.
-        text: instruction to the policy; null for none.
+        text: instruction to the policy; if left out, that of the fine-tuning, or none.
         video: where to write an mp4 of one game of the policy; null for none.
         video_seconds: longest length of the video.
         threads: processor threads of the policy in play; a small policy is faster with one. null for torch's choice.
@@ -57,7 +57,8 @@ class PlayGame(L.Callback):
         if not trainer.is_global_zero or trainer.interrupted:
             return
         game = make_game(self.env)
-        player = PolicyPlayer(pl_module, self.text, temperature=self.temperature)  # type: ignore[arg-type]
+        text = self.text or getattr(pl_module, "instruction", None)
+        player = PolicyPlayer(pl_module, text, temperature=self.temperature)  # type: ignore[arg-type]
         training, threads = pl_module.training, torch.get_num_threads()
         torch.set_num_threads(self.threads or threads)
         try:

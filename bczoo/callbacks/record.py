@@ -13,6 +13,7 @@ import platform
 import shlex
 import sys
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +30,16 @@ class RunRecord(L.Callback):
     """Keeps ``record.json`` in the run's folder: data, compute, metrics, returns in play."""
 
     def __init__(self) -> None:
+        self._run = uuid.uuid4().hex  # the same in the record and in the checkpoints of a run
         self._seconds_before = 0.0  # of the run that this one goes on with
         self._started: float | None = None
-        self._validated_at = 0  # optimiser steps
+        self._measured: dict[str, float] = {}  # by the last validation
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self._seconds}
+        return {"run": self._run, "seconds": self._seconds, "measured": self._measured}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._run, self._measured = state_dict["run"], state_dict["measured"]
         self._seconds_before = float(state_dict["seconds"])
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -49,7 +52,7 @@ class RunRecord(L.Callback):
             {
                 "bczoo": bczoo.__version__,
                 "command": _command(),
-                "init_from": getattr(pl_module, "init_from", None),
+                **getattr(pl_module, "training_settings", {}),
                 "data": _data(trainer),
                 "training": {
                     "steps": trainer.global_step,
@@ -61,7 +64,7 @@ class RunRecord(L.Callback):
                     "device": _device(trainer),
                     "torch": torch.__version__,
                 },
-                "metrics": {"step": self._validated_at, **metrics} if (metrics := _metrics(trainer)) else {},
+                **({"metrics": self._measured} if self._measured else {}),
                 "play": {},
             },
             whole=True,
@@ -74,12 +77,16 @@ class RunRecord(L.Callback):
             self._write(trainer, {"play": results})
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._write(trainer, {"test_metrics": {"step": _step(trainer), **_metrics(trainer)}})
+        if metrics := _metrics(trainer):
+            self._write(trainer, {"test_metrics": {"step": _step(trainer), **metrics}})
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._validated_at = trainer.global_step
+        metrics = _metrics(trainer)
+        if trainer.sanity_checking or not metrics:
+            return
+        self._measured = {"step": _step(trainer), **metrics}
         if trainer.state.fn == "validate":
-            self._write(trainer, {"metrics": {"step": _step(trainer), **_metrics(trainer)}})
+            self._write(trainer, {"metrics": self._measured})
 
     @property
     def _seconds(self) -> float:
@@ -90,19 +97,26 @@ class RunRecord(L.Callback):
             return
         path = Path(trainer.default_root_dir) / RUN_RECORD
         if not whole:
-            content = read_record(path) | content
+            known = read_record(path)
+            if known and known.get("run") != self._run:
+                return  # these numbers are of the weights of another run than the record that lies there
+            content = known | content
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=2) + "\n")
+        fresh = path.with_suffix(".tmp")
+        fresh.write_text(json.dumps(content | {"run": self._run}, indent=2, default=str) + "\n")
+        fresh.replace(path)
 
 
 def _command() -> str:
     """What was typed, with shipped configurations by their name."""
-    words = [str(Path(w).relative_to(FOLDER).with_suffix("")) if _is_shipped(w) else w for w in sys.argv[1:]]
-    return shlex.join([Path(sys.argv[0]).name, *words])
+    return shlex.join(["bczoo", *(_with_name(word) for word in sys.argv[1:])])
 
 
-def _is_shipped(word: str) -> bool:
-    return word.endswith(".yaml") and Path(word).is_relative_to(FOLDER)
+def _with_name(word: str) -> str:
+    option, equals, value = word.rpartition("=")
+    if value.endswith(".yaml") and Path(value).is_relative_to(FOLDER):
+        return f"{option}{equals}{Path(value).relative_to(FOLDER).with_suffix('').as_posix()}"
+    return word
 
 
 def _metrics(trainer: L.Trainer) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """Commands that are functions: their arguments are the options, their docstring is the help.
 
-Place in the pipeline: ``bczoo record``, ``bczoo data check``, ``bczoo data view``.
+Place in the pipeline: all commands but those of the trainer; ``bczoo.cli.FUNCTIONS`` lists them.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ class TrainerCLI(LightningCLI):
         callbacks[:] = [TQDMProgressBar() if type(c) is RichProgressBar else c for c in callbacks]
         if self.subcommand == "predict" and not any(isinstance(c, BasePredictionWriter) for c in callbacks):
             callbacks.append(WritePredictions(str(Path(trainer.default_root_dir) / "predictions.safetensors")))
-        if self.subcommand != "predict" and not any(isinstance(c, RunRecord) for c in callbacks):
+        if not any(isinstance(c, RunRecord) for c in callbacks):
             callbacks.append(RunRecord())
         return trainer
 
@@ -110,7 +110,8 @@ class TrainerCLI(LightningCLI):
         theirs = {k: v.shape for k, v in saved["state_dict"].items()}
         before, now = saved.get(TRAINING_SETTINGS, {}), getattr(self.model, "training_settings", {})
         same_weights = theirs == {k: v.shape for k, v in self.model.state_dict().items()}
-        if same_weights and (before == now or self.subcommand != "fit"):
+        same_function = same_weights and before.get("lora") == now.get("lora")
+        if same_function and (before == now or self.subcommand != "fit"):
             return
         before = _flat(saved.get("hyper_parameters", {}) | before)
         now = _flat(dict(self.model.hparams) | now)

@@ -49,6 +49,7 @@ class RecordingDataModule(L.LightningDataModule):
         augment: transforms of training clips, such as bczoo.PublishedAugmentations; none if
             left out.
         source: produces recordings in root before training, if they are not there yet.
+        val_source: the same for val_root.
         pin_memory: page-locked batches; if left out, where the trainer uses a GPU.
     """
 
@@ -68,6 +69,7 @@ class RecordingDataModule(L.LightningDataModule):
         strict: bool = False,
         augment: list[Transform] | None = None,
         source: RecordingSource | None = None,
+        val_source: RecordingSource | None = None,
         pin_memory: bool | None = None,
     ) -> None:
         super().__init__()
@@ -89,6 +91,7 @@ class RecordingDataModule(L.LightningDataModule):
         self.strict = strict
         self.augment = ClipAugment(augment) if augment else None
         self.source = source
+        self.val_source = val_source
         self.pin_memory = pin_memory
         self._parts: dict[str, tuple[Index, np.ndarray]] = {}
         self._loaders: dict[str, WindowLoader] = {}  # the last one of each part
@@ -117,11 +120,13 @@ class RecordingDataModule(L.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Have missing recordings produced and bring the indexes up to date (one process of each node)."""
-        if self.source is not None:
-            roots = as_paths(self.root)
-            if len(roots) > 1:
-                raise UserError(f"a source fills one root, but data.root lists {len(roots)}")
-            self.source.prepare(roots[0])
+        for source, root in ((self.source, self.root), (self.val_source, self.val_root)):
+            if source is None:
+                continue
+            roots = as_paths(root or [])
+            if len(roots) != 1:
+                raise UserError(f"a source fills one root, but data.root or data.val_root lists {len(roots)}")
+            source.prepare(roots[0])
         for root in (self.root, self.val_root, self.test_root):
             if root is not None:
                 self._open(root, scan=True)
@@ -197,9 +202,7 @@ class RecordingDataModule(L.LightningDataModule):
                 hours = float(index.n_frames[recordings].sum()) / index.target.fps / 3600
                 out[part] = {"recordings": len(recordings), "hours": round(hours, 4)}
         if self.source is not None:
-            out["source"] = {"class": type(self.source).__name__} | {
-                k: v for k, v in vars(self.source).items() if not k.startswith("_")
-            }
+            out["source"] = self.source.describe()
         return out | {"batch_size": self.batch_size, "augmented": self.augment is not None}
 
     def on_exception(self, exception: BaseException) -> None:

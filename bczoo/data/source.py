@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import Any
 
 
 class RecordingSource(ABC):
@@ -20,3 +21,7 @@ class RecordingSource(ABC):
         Args:
             root: folder of recordings, which may not exist yet.
         """
+
+    def describe(self) -> dict[str, Any]:
+        """What the recordings are, as plain JSON, for the record of a training run."""
+        return {}

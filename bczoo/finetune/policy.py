@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, get_args
 
 import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -40,7 +41,7 @@ class FineTune(BCPolicy):
         revision: branch, tag or commit on the Hub.
         action_space: another action space, by name or as data; what both know is carried over by name. null keeps
             the source's.
-        instruction: what to do, in words, for recordings that carry no instruction; null for none.
+        instruction: what to do, in words, at steps that carry no instruction; null for none.
         text_dim: gives text to a policy that has none; null keeps what the source has.
         text_encoder: embeds the instruction; null keeps the source's.
         window: steps of a training window and of the memory in play; null keeps the source's.
@@ -67,7 +68,8 @@ class FineTune(BCPolicy):
         optimizer: Callable[[Iterable], Optimizer] = published_optimizer,
         lr_scheduler: Callable[[Optimizer, int], LRScheduler] | None = None,
     ) -> None:
-        config, weights = locate(init_from, revision).config_and_weights()
+        found = locate(init_from, revision)
+        config, weights = found.config_and_weights()
         source_space = ActionSpace.from_dict(config["action_space"])
         config = merge(config, {k: v for k, v in {"text_dim": text_dim, "window": window}.items() if v is not None})
         if "frozen" in config["encoder"].get("init_args", {}):
@@ -77,7 +79,7 @@ class FineTune(BCPolicy):
         if text_encoder is not None:
             config["text_encoder"] = text_encoder
         super().__init__(**config, optimizer=optimizer, lr_scheduler=lr_scheduler)
-        self.init_from = init_from
+        self.init_from, self.revision, self.base_model = init_from, revision, found.repository
         carried = carry_over(weights, source_space, self.state_dict(), self.action_space)
         self.load_state_dict(carried.state)
         self._carried = str(carried)
@@ -101,6 +103,14 @@ class FineTune(BCPolicy):
         for part, steps in self.frozen_for.items():
             if steps is True:
                 _require(self._trainable[part], False)
+        self._still_frozen: set[str] | None = None
+        if not any(p.requires_grad for p in self.parameters()):
+            raise UserError("freeze leaves nothing to train; let at least one part learn")
+
+    @classmethod
+    def from_pretrained(cls, source: Any, *args: Any, **kwargs: Any) -> BCPolicy:
+        """A plain :class:`BCPolicy`; to train on, give the source to the constructor."""
+        return BCPolicy.from_pretrained(source, *args, **kwargs)
 
     # ------------------------------------------------------------------ parts
 
@@ -125,13 +135,6 @@ class FineTune(BCPolicy):
                     module.eval()
         return self
 
-    def configure_optimizers(self) -> Any:
-        """As in :class:`BCPolicy`, with one parameter group for every part that has its own learning rate."""
-        for part, steps in self.frozen_for.items():
-            if steps is not True:
-                _require(self._trainable[part], True)  # the optimiser has to know what thaws later
-        return super().configure_optimizers()
-
     def parameter_groups(self) -> list[dict[str, Any]]:
         groups: list[dict[str, Any]] = []
         rest = {id(p): p for p in self.parameters() if p.requires_grad}
@@ -145,6 +148,9 @@ class FineTune(BCPolicy):
 
     def setup(self, stage: str) -> None:
         """Embed the instruction, for training and evaluation alike."""
+        for part, steps in self.frozen_for.items():
+            if steps is not True:
+                _require(self._trainable[part], True)  # the optimiser and DDP have to know what thaws later
         if self.instruction is None or self.text_encoder is None:
             return
         self._embedded = self.text_encoder([self.instruction])[0]
@@ -161,11 +167,15 @@ class FineTune(BCPolicy):
             print(comparison(self.input_spec, getattr(self.trainer, "datamodule", None)))
 
     def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
-        # In one process a frozen part needs no gradients at all. Several processes agreed on the parameters that they
-        # average at the start, so there the gradients are made and dropped.
-        if self.trainer.world_size == 1:
+        frozen = {part for part in self.frozen_for if self._frozen(part)}
+        if frozen == self._still_frozen:
+            return
+        self._still_frozen = frozen
+        # On one device a frozen part needs no gradients at all. DDP settled at the start which parameters it averages,
+        # so there the gradients are made and dropped.
+        if isinstance(self.trainer.strategy, SingleDeviceStrategy):
             for part in self.frozen_for:
-                _require(self._trainable[part], not self._frozen(part))
+                _require(self._trainable[part], part not in frozen)
         self.train()
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -178,6 +188,9 @@ class FineTune(BCPolicy):
     def training_settings(self) -> dict[str, Any]:
         return {
             "init_from": self.init_from,
+            "revision": self.revision,
+            "base_model": self.base_model,
+            "instruction": self.instruction,
             "lora": dataclasses.asdict(self.lora) if self.lora else None,
             "freeze": self.frozen_for,
             "learning_rate": self.learning_rate,

@@ -41,7 +41,7 @@ def play_policy(
         seed: of the first game.
         parallel: games that the policy plays side by side.
         temperature: of the policy's sampling.
-        text: instruction to the policy.
+        text: instruction to the policy; the one it was fine-tuned under if left out.
         video: mp4 file to write one game of the policy to.
         video_seconds: longest length of the video.
         compare: let the expert and the random player play too.
@@ -62,6 +62,8 @@ def play_policy(
         env = known[0]
     game = make_game(env)
     check_playable(game, loaded.input_spec)
+    if text is None and (text := found.record.get("instruction")):
+        print(f"instruction: {text}")
     if threads:
         torch.set_num_threads(threads)
     player = PolicyPlayer(loaded, text, temperature=temperature)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -166,6 +167,9 @@ class PlayedRecordings(RecordingSource):
         self.size = size
         self.noise = noise
         self.workers = workers
+
+    def describe(self) -> dict[str, Any]:
+        return {"env": self.env, "agent": self.agent, "episodes": self.episodes, "seed": self.seed, "noise": self.noise}
 
     def prepare(self, root: Path) -> None:
         """Play what is not yet in ``root``."""

@@ -7,6 +7,7 @@ memory first, and its names and shapes are compared with those of the weights.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from bczoo.model.policy import BCPolicy
 
 LARGEST_NUMBER = 1_000_000  # any number in a config
-MOST_PARAMETERS = 20_000  # tensors of a policy
+MOST_TENSORS = 20_000  # parameters of a policy, each counted as one
 
 
 class Header(NamedTuple):
@@ -42,14 +43,22 @@ def check_config(config: Any, stored: Mapping[str, Header], where: Path, cls: ty
         where: the file that the config is from, for errors.
         cls: class of the policy; BCPolicy if left out.
     """
-    if not isinstance(config, Mapping):
-        raise UserError(f"{where}: a policy is described by an object, not by a {type(config).__name__}")
-    _check_numbers(config, where)
-    with torch.device("meta"), _parameters():
-        policy = _build(config, where, cls)
+    policy = described(config, where, cls)
     if differing := sorted(config.keys() ^ policy.config.keys()):
         raise UserError(f"{where}: these entries of the policy are unknown or missing: {', '.join(differing)}")
     _compare(policy.state_dict(), stored, where)
+
+
+def described(config: Any, where: Path, cls: type[BCPolicy] | None = None) -> BCPolicy:
+    """The policy that a config describes, without memory (on the meta device)."""
+    if not isinstance(config, Mapping):
+        raise UserError(f"{where}: a policy is described by an object, not by a {type(config).__name__}")
+    try:
+        check_numbers(config, where)
+    except RecursionError as error:
+        raise UserError(f"{where} does not describe a policy: it is nested without end") from error
+    with torch.device("meta"), _parameters():
+        return _build(config, where, cls)
 
 
 def build_without_weights(config: Mapping[str, Any], where: Path, cls: type[BCPolicy] | None = None) -> BCPolicy:
@@ -69,13 +78,13 @@ def _build(config: Mapping[str, Any], where: Path, cls: type[BCPolicy] | None) -
         raise UserError(f"{where} does not describe a policy: {error}") from error
 
 
-def _check_numbers(value: Any, where: Path, entry: str = "policy") -> None:
+def check_numbers(value: Any, where: Path, entry: str = "policy") -> None:
     """Numbers of a config are small; a huge one would make building the policy take all memory or for ever."""
     if isinstance(value, int | float) and not abs(value) <= LARGEST_NUMBER:  # NaN is not, either
         raise UserError(f"{where}: {entry} is {value}, which no policy needs")
     entries = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
     for key, below in entries:
-        _check_numbers(below, where, f"{entry}.{key}")
+        check_numbers(below, where, f"{entry}.{key}")
 
 
 def _compare(expected: Mapping[str, Tensor], stored: Mapping[str, Header], where: Path) -> None:
@@ -107,15 +116,15 @@ def _parameters(on_meta: bool = False) -> Iterator[None]:
     Args:
         on_meta: keep no values; they come from the file. Buffers are kept, some of them are in no file.
     """
-    count = 0
+    count, builder = 0, threading.get_ident()
 
     def registered(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
         nonlocal count
-        if parameter is None:
+        if parameter is None or threading.get_ident() != builder:  # the hook is seen by all threads
             return None
         count += 1
-        if count > MOST_PARAMETERS:
-            raise UserError(f"the policy described has more than {MOST_PARAMETERS:,} parameter tensors")
+        if count > MOST_TENSORS:
+            raise UserError(f"the policy described has more than {MOST_TENSORS:,} parameter tensors")
         return nn.Parameter(parameter.to("meta"), parameter.requires_grad) if on_meta else None
 
     handle = register_module_parameter_registration_hook(registered)  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from bczoo.actions import BinnedGroup
-from bczoo.record import Record
+from bczoo.record import Record, weights_step
 
 if TYPE_CHECKING:
     import torch
@@ -69,12 +69,11 @@ def _head(name: str, record: Record, license: str | None) -> str:
         )
         for env, played in _of_these_weights(record).items()
     ]
-    base = record.get("init_from")
     data = ModelCardData(
         library_name="bczoo",
         license=license,
         tags=TAGS,
-        base_model=base if base and _on_hub(base) else None,
+        base_model=record.get("base_model"),
         model_name=name if results else None,
         eval_results=results or None,
         inference=False,  # no widget: the Hub has none that plays games
@@ -84,19 +83,8 @@ def _head(name: str, record: Record, license: str | None) -> str:
 
 def _of_these_weights(record: Record) -> dict[str, Any]:
     """Returns in play that were measured on the weights of the last step."""
-    step = _weights_step(record)
+    step = weights_step(record)
     return {env: p for env, p in record.get("play", {}).items() if p["step"] == step and "policy" in p["players"]}
-
-
-def _weights_step(record: Record) -> int | None:
-    """Optimiser steps that the weights have seen."""
-    return record.get("weights_step", record.get("training", {}).get("steps"))
-
-
-def _on_hub(source: str) -> bool:
-    from bczoo.hub.remote import is_repository
-
-    return is_repository(source) and not source.startswith(("runs/", "checkpoints/", "."))
 
 
 def _introduction(policy: BCPolicy, dtype: torch.dtype | None) -> str:
@@ -136,7 +124,7 @@ def _use(name: str, policy: BCPolicy) -> str:
 ```python
 from bczoo import BCPolicy
 
-policy = BCPolicy.from_pretrained("{name}")  # this folder, or org/name on the Hub
+policy = BCPolicy.from_pretrained("{name}")  # path of this folder, or org/{name} on the Hub
 agent = policy.agent(temperature=1.0, seed=0)
 # a frame is uint8 (height, width, 3) of any size; it is brought to {size} x {size}
 decision = agent.step(frame{text})
@@ -151,7 +139,7 @@ bczoo fit --config finetune --model.init_from {name} --data.root my_game
 
 
 def _measured(record: Record, rounded: bool) -> str:
-    steps = _weights_step(record)
+    steps = weights_step(record)
     lines: list[str] = []
     for env, played in record.get("play", {}).items():
         lines += ["", f"Return in `{env}`, unseen games from seed {played['seed']}{_at(played['step'], steps)}:", ""]
@@ -187,6 +175,11 @@ def _training(record: Record) -> str:
     lines = ["## Training", ""]
     if record.get("init_from"):
         lines.append(f"- started from `{record['init_from']}`")
+    for what in ("freeze", "learning_rate", "lora"):
+        if record.get(what):
+            lines.append(f"- {what.replace('_', ' ')}: {record[what]}")
+    if record.get("instruction"):
+        lines.append(f"- instruction, where a step had none of its own: {record['instruction']!r}")
     if record.get("command"):
         lines.append(f"- command: `{record['command']}`")
     if "train" in data:
@@ -198,7 +191,7 @@ def _training(record: Record) -> str:
     if source:
         said = {k: ", ".join(map(str, v)) if isinstance(v, list) else v for k, v in source.items()}
         lines.append(f"- recorded: {'; '.join(f'{k} {v}' for k, v in said.items())}")
-    step, steps = _weights_step(record), training.get("steps")
+    step, steps = weights_step(record), training.get("steps")
     took = f"{step} steps" if step == steps else f"weights of step {step}, from a run that was recorded at step {steps}"
     if step == steps and "seconds" in training:
         took += f" in {training['seconds']:.0f} s"

@@ -1,4 +1,4 @@
-"""The commands ``bczoo export``, ``push``, ``pull`` and ``zoo table``.
+"""The commands ``bczoo export``, ``push`` and ``pull``.
 
 Place in the pipeline: thin functions around :mod:`bczoo.hub.source`, :mod:`bczoo.hub.folder` and
 :mod:`bczoo.hub.remote`; their docstrings are the help.
@@ -35,11 +35,8 @@ def export(
         flaws: known flaws of these weights, for the card.
     """
     found = locate(source)
-    record = found.record
-    if record.get("weights_step") == record.get("training", {}).get("steps"):
-        record.pop("weights_step", None)
     policy = found.load()
-    record = record | ({"license": license} if license else {}) | ({"flaws": flaws} if flaws else {})
+    record = found.record | ({"license": license} if license else {}) | ({"flaws": flaws} if flaws else {})
     folder = policy.save_pretrained(out, DTYPES[dtype] if dtype else None, license, record)
     print(f"{folder}: {policy.parameter_counts()['total']:,} parameters; bczoo push {folder} org/name publishes it")
 

@@ -102,8 +102,8 @@ def write_folder(
         raise UserError(f"{folder} holds other things than a policy; give a new or an empty folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     content = {"format_version": FORMAT_VERSION, "library_name": "bczoo", "policy": without_imagenet(config)}
-    # Into a folder beside it first: a policy that is mapped from the old files goes on living, and an interruption
-    # leaves the old folder whole.
+    # Into a folder beside it first, and read back, so that what cannot be loaded is never put in place. Files are
+    # replaced, not written over: a policy that is mapped from the old ones goes on living.
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as beside:
         fresh = Path(beside)
         save_torch_state_dict(dict(state), fresh, max_shard_size=shard_size)
@@ -115,14 +115,15 @@ def write_folder(
         mode = (fresh / CONFIG).stat().st_mode  # safetensors writes files that only their owner may read
         for name in written:
             (fresh / name).chmod(mode)
+        read_folder(fresh)
         folder.mkdir(exist_ok=True)
+        for file in sorted(written, key=lambda file: file == CONFIG):  # the config last
+            os.replace(fresh / file, folder / file)
         for path in list(folder.iterdir()):
             if path.name not in written and (
                 path.name in (WEIGHTS, INDEX, PUBLISHED_RECORD) or SHARD.fullmatch(path.name)
             ):
                 path.unlink()
-        for file in sorted(written):
-            os.replace(fresh / file, folder / file)
     return folder
 
 
@@ -138,7 +139,7 @@ def read_folder(folder: str | Path, cls: type[BCPolicy] | None = None) -> Publis
     folder = Path(folder)
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder} is not a published policy: it has no {CONFIG}; `bczoo export` writes one")
-    config = _read_config(folder / CONFIG)
+    config = read_config(folder / CONFIG)
     tensors = _read_headers(folder)
     headers = {name: Header(t.shape, t.dtype in FLOATS) for name, t in tensors.items()}
     check_config(config, headers, folder / CONFIG, cls)
@@ -178,7 +179,8 @@ def read_weights(
     return state
 
 
-def _read_config(path: Path) -> Any:
+def read_config(path: Path) -> Any:
+    """Arguments of the policy of a ``config.json``, brought to today's format; they are not checked yet."""
     content = read_json(path)
     version = content.get("format_version")
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
@@ -194,6 +196,8 @@ def _read_config(path: Path) -> Any:
 
 def _read_headers(folder: Path) -> dict[str, StoredTensor]:
     single, index = folder / WEIGHTS, folder / INDEX
+    if single.is_file() and index.is_file():
+        raise UserError(f"{folder} holds both {WEIGHTS} and {INDEX}; delete the one that is not of this policy")
     if single.is_file():
         return _read_header(single)
     if not index.is_file():

@@ -11,7 +11,6 @@ Every entry is accounted for: missing, extra, misshaped or contradicting ones ar
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,13 +22,15 @@ from torch import Tensor
 
 from bczoo.actions import ActionSpace
 from bczoo.errors import UserError
+from bczoo.hub.build import check_numbers, described
 from bczoo.hub.card import model_card
 from bczoo.hub.folder import write_folder
 from bczoo.hub.source import locate
-from bczoo.hub.state import plain_state
+from bczoo.hub.state import load_tensors, plain_state
 from bczoo.model.decoder import ActionDecoder
 from bczoo.model.encoder import ImageEncoder, torchvision_names
 from bczoo.model.policy import BCPolicy
+from bczoo.record import LARGEST_FILE, weights_step
 
 CONFIG_FILE = "model_config.yaml"
 CHECKPOINT = re.compile(r"checkpoint-step=(\d+)\.ckpt")
@@ -80,13 +81,15 @@ def from_open_p2p(source: str, out: str, checkpoint: str | None = None, license:
     folder = Path(source)
     path = _choose_checkpoint(folder, checkpoint)
     config = _read_config(folder / CONFIG_FILE)
-    weights = _read_state(path)
-    policy = _build(config, weights, folder / CONFIG_FILE)
+    content = load_tensors(path)
+    weights, step = content["state_dict"], content.get("global_step")
+    policy = described(policy_arguments(config, weights, folder / CONFIG_FILE), folder / CONFIG_FILE)
     state = to_ours(policy, weights, path)
     where = path.resolve()
-    record = {"converted_from": f"Pixels2Play {where.parent.name}/{where.name}", "license": license}
-    card = model_card(Path(out).name, policy, record, license)
-    write_folder(out, policy.config, state, card, {k: v for k, v in record.items() if v})
+    record: dict[str, Any] = {"converted_from": f"Pixels2Play {where.parent.name}/{where.name}"}
+    record |= {"license": license} if license else {}
+    record |= {"training": {"steps": step}} if isinstance(step, int) else {}
+    write_folder(out, policy.config, state, model_card(Path(out).resolve().name, policy, record), record)
     print(f"{out}: {policy.parameter_counts()['total']:,} parameters, from {path.name}")
 
 
@@ -104,10 +107,10 @@ def to_open_p2p(source: str, out: str) -> None:
     config = open_p2p_config(policy)
     state = to_theirs(policy)
     kept = sorted(k for k, v in state.items() if v.dtype == torch.float32 and k.endswith(IN_BFLOAT16))
-    step = int(found.record.get("training", {}).get("steps", 0))
+    step = weights_step(found.record) or 0
     folder = Path(out)
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty; give a new folder")
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise UserError(f"{folder} is a file or not empty; give a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG_FILE).write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     path = folder / f"checkpoint-step={step:08d}.ckpt"
@@ -158,8 +161,9 @@ def to_ours(policy: BCPolicy, weights: Mapping[str, Tensor], where: Path) -> dic
     names = published_names(policy)
     expected = {theirs: published_shape(ours, tuple(own[ours].shape)) for ours, theirs in names.items()}
     aliases = {ALIAS + theirs: theirs for theirs in expected if theirs.startswith(TOKENIZER)}
+    repeated = any(alias in weights for alias in aliases)  # all of them or none
     problems = {
-        "missing": [n for n in expected if n not in weights],
+        "missing": [n for n in [*expected, *(aliases if repeated else ())] if n not in weights],
         "not known": [n for n in weights if n not in expected and n not in aliases],
         "misshaped": [
             f"{n} {list(weights[n].shape)} instead of {list(shape)}"
@@ -225,35 +229,16 @@ def _choose_checkpoint(folder: Path, name: str | None) -> Path:
 def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path} is missing; it tells the architecture of the checkpoint beside it")
+    if path.stat().st_size > LARGEST_FILE:
+        raise UserError(f"{path} is larger than {LARGEST_FILE >> 20} MiB")
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not YAML: {error}") from error
     if not isinstance(config, dict) or not isinstance(config.get("policy_model"), dict):
         raise UserError(f"{path} has no section policy_model")
+    check_numbers({k: config.get(k) for k in ("policy_model", "shared")}, path)
     return config
-
-
-def _read_state(path: Path) -> dict[str, Tensor]:
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise UserError(f"{path} cannot be read without executing code in it, so it is not: {error}") from error
-    state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
-        raise UserError(f"{path} has no state_dict of tensors")
-    return state
-
-
-def _build(config: Mapping[str, Any], weights: Mapping[str, Tensor], where: Path) -> BCPolicy:
-    """The policy of a ``model_config.yaml``, without memory."""
-    try:
-        with torch.device("meta"):
-            return BCPolicy(**policy_arguments(config, weights, where))
-    except UserError:
-        raise
-    except Exception as error:  # whatever a wrong value leads to, it is the file that is wrong
-        raise UserError(f"{where} does not describe a policy: {error!r}") from error
 
 
 def policy_arguments(config: Mapping[str, Any], weights: Mapping[str, Tensor], where: Path) -> dict[str, Any]:
@@ -344,6 +329,7 @@ def open_p2p_config(policy: BCPolicy) -> dict[str, Any]:
         "kv_heads": transformer["kv_heads"] not in (None, transformer["heads"]),
         "ffn_width": transformer["ffn_width"] is not None,
         "no text": config["text_dim"] is None,
+        f"frames resized with {config['resize']}": config["resize"] != "hamming",
         f"{config['fps']:g} steps a second": config["fps"] != 20,
     }
     if found := [what for what, wrong in problems.items() if wrong]:

@@ -11,11 +11,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from bczoo.errors import UserError
-from bczoo.hub.folder import CARD, CONFIG, INDEX, WEIGHTS, read_folder
+from bczoo.hub.folder import CARD, CONFIG, INDEX, WEIGHTS, read_config, read_folder
 from bczoo.record import PUBLISHED_RECORD
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
@@ -48,20 +49,30 @@ def fetch(
     Raises:
         UserError: no such repository or revision, no access, no network.
     """
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 
     with _told(repository, revision):
+        given: Any = {"revision": revision, "token": token, "local_files_only": local_files_only}
+        where: Any = {"local_dir": out, "cache_dir": cache_dir}
+        # the config first: many repositories have weights of these names, and not everyone's are wanted
+        read_config(Path(hf_hub_download(repository, CONFIG, **given, **where)))
+        if out is not None and not local_files_only:
+            _remove_others(Path(out), HfApi(token=token).list_repo_files(repository, revision=revision))
         return Path(
             snapshot_download(
                 repository,
-                revision=revision,
-                token=token,
-                local_dir=out,
-                cache_dir=cache_dir,
                 allow_patterns=FILES,
-                local_files_only=local_files_only,
+                **given,
+                **where,
             )
         )
+
+
+def _remove_others(folder: Path, wanted: list[str]) -> None:
+    """Remove what an older download left: weights in another number of files would be taken for today's."""
+    for path in folder.iterdir():
+        if path.name not in wanted and any(fnmatch(path.name, pattern) for pattern in FILES):
+            path.unlink()
 
 
 def push(
@@ -100,7 +111,7 @@ def push(
             repo_id=repository,
             revision=revision,
             allow_patterns=FILES,
-            delete_patterns=[f for f in FILES if f.endswith(("safetensors", "index.json"))],
+            delete_patterns=[f for f in FILES if f not in (CONFIG, CARD)],  # what older weights left behind
             commit_message=message or "Upload a bczoo policy",
         )
     return commit.commit_url
@@ -135,6 +146,8 @@ def _told(repository: str, revision: str | None, writing: bool = False) -> Itera
         raise UserError(f"the Hub refused {where}: {_line(error)}.{right}") from error
     except errors.HFValidationError as error:
         raise UserError(f"{repository!r} is no repository name on the Hub: {_line(error)}") from error
+    except UserError:
+        raise
     except ValueError as error:  # a file name that leads out of the folder
         raise UserError(f"{where} is refused: {_line(error)}") from error
     except (OSError, no_connection) as error:

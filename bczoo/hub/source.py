@@ -17,11 +17,11 @@ from torch import Tensor
 from bczoo.callbacks.checkpoint import LAST
 from bczoo.configs import without_imagenet
 from bczoo.errors import UserError
-from bczoo.hub.build import Header, build_without_weights, check_config
+from bczoo.hub.build import build_without_weights, check_config
 from bczoo.hub.folder import CONFIG, load_folder, read_folder, read_weights
 from bczoo.hub.remote import fetch, is_repository
 from bczoo.hub.state import Checkpoint, read_checkpoint
-from bczoo.record import PUBLISHED_RECORD, RUN_RECORD, read_record
+from bczoo.record import PUBLISHED_RECORD, RUN_RECORD, read_record, weights_step
 
 if TYPE_CHECKING:
     from bczoo.model.policy import BCPolicy
@@ -68,8 +68,7 @@ class Source:
     def _checkpoint(self, cls: type[BCPolicy] | None = None) -> Checkpoint:
         """The checkpoint, checked to be of one policy."""
         checkpoint = read_checkpoint(self.path)
-        headers = {k: Header(tuple(t.shape), t.is_floating_point()) for k, t in checkpoint.state.items()}
-        check_config(checkpoint.config, headers, self.path, cls)
+        check_config(checkpoint.config, checkpoint.headers, self.path, cls)
         return checkpoint
 
     @property
@@ -77,9 +76,11 @@ class Source:
         """What is known of the training; empty if nothing is."""
         if self.published:
             return read_record(self.path / PUBLISHED_RECORD)
-        record = read_record(self.path.parent.parent / RUN_RECORD)
-        # a run may go on, or start anew, beside a checkpoint that is kept
-        return record | {"weights_step": read_checkpoint(self.path).step} if record else record
+        record, checkpoint = read_record(self.path.parent.parent / RUN_RECORD), read_checkpoint(self.path)
+        # another run may have been started beside a checkpoint, or the same one gone on
+        if not record or record.get("run") != checkpoint.run:
+            return {}
+        return record if checkpoint.step == weights_step(record) else record | {"weights_step": checkpoint.step}
 
 
 def locate(
@@ -119,7 +120,7 @@ def locate(
             raise UserError(f"there is no folder {name} here, and on the Hugging Face Hub: {error}") from error
     beside = [str(p) for p in path.parent.iterdir()] if path.parent.is_dir() else []
     close = difflib.get_close_matches(name, beside, n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
+    hint = f"; did you mean {close[0]}?" if close else "."
     raise UserError(
         f"there is no policy {name!r}{hint} A policy is a published folder, a run such as runs/quickstart, "
         "a .ckpt file, or org/name on the Hugging Face Hub"

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from bczoo.errors import UserError
+from bczoo.hub.build import Header, some
 
 if TYPE_CHECKING:
     from bczoo.model.policy import BCPolicy
 
+RUN_STATE = "RunRecord"  # where that callback's state is in a checkpoint
 LORA_SCALE = "bczoo_lora_scale"  # key of a checkpoint
 LORA_A, LORA_B = ".lora_A.default.weight", ".lora_B.default.weight"  # what peft appends to a layer's name
 
@@ -37,21 +39,34 @@ def plain(
     state: Mapping[str, Tensor], lora_scale: float | None = None, dtype: torch.dtype | None = None
 ) -> dict[str, Tensor]:
     """A state dict under plain names, LoRA merged: W + scale * B A, computed in float32."""
-    state = {".".join(part for part in name.split(".") if part != "_orig_mod"): t for name, t in state.items()}
-    adapted = {name.removesuffix(LORA_A) for name in state if name.endswith(LORA_A)}
     out: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        layer, _, rest = name.rpartition(".base_layer.")
-        if layer in adapted and rest == "weight":
+    for name, (tensor, matrices) in _entries(state).items():
+        tensor = tensor.detach()
+        if matrices is not None:
             if lora_scale is None:
                 raise UserError("these weights have LoRA matrices, but it is not known how to scale them")
-            a, b = state[layer + LORA_A].detach().float(), state[layer + LORA_B].detach().float()
-            tensor = (tensor.detach().float() + lora_scale * (b @ a)).to(tensor.dtype)
-        elif name.removesuffix(LORA_A) in adapted or name.removesuffix(LORA_B) in adapted:
-            continue
-        tensor = tensor.detach().cpu()
-        plain_name = f"{layer}.{rest}" if layer in adapted else name
-        out[plain_name] = tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+            a, b = (m.detach().float() for m in matrices)
+            if (len(b), a.shape[-1]) != tuple(tensor.shape):
+                raise UserError(f"the LoRA matrices of {name} are not of its shape")
+            tensor = (tensor.float() + lora_scale * (b @ a)).to(tensor.dtype)
+        tensor = tensor.cpu()
+        out[name] = tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+    return out
+
+
+def _entries(state: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, tuple[Tensor, Tensor] | None]]:
+    """Plain name to tensor and the LoRA matrices (A, B) to merge into it, if there are any."""
+    state = {".".join(part for part in name.split(".") if part != "_orig_mod"): t for name, t in state.items()}
+    adapted = {name.removesuffix(LORA_A) for name in state if name.endswith(LORA_A)}
+    out: dict[str, tuple[Tensor, tuple[Tensor, Tensor] | None]] = {}
+    for name, tensor in state.items():
+        layer, _, rest = name.rpartition(".base_layer.")
+        if layer in adapted and rest == "weight" and layer + LORA_B in state:
+            out[f"{layer}.weight"] = tensor, (state[layer + LORA_A], state[layer + LORA_B])
+        elif layer in adapted:
+            out[f"{layer}.{rest}"] = tensor, None
+        elif name.removesuffix(LORA_A) not in adapted and name.removesuffix(LORA_B) not in adapted:
+            out[name] = tensor, None
     return out
 
 
@@ -59,34 +74,59 @@ class Checkpoint(NamedTuple):
     """What a checkpoint of a training run holds of the policy.
 
     Args:
+        path: the file.
         config: arguments of the policy.
-        state: weights under plain names.
+        raw: weights as they were trained.
+        lora_scale: of their LoRA matrices.
         step: optimiser steps.
+        run: which run wrote it, as its record says.
     """
 
+    path: Path
     config: dict[str, Any]
-    state: dict[str, Tensor]
+    raw: dict[str, Tensor]
+    lora_scale: float | None
     step: int
+    run: str | None
+
+    @property
+    def headers(self) -> dict[str, Header]:
+        """Shape and kind of every weight under its plain name; nothing is computed."""
+        return {k: Header(tuple(t.shape), t.is_floating_point()) for k, (t, _) in _entries(self.raw).items()}
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """Weights under plain names, LoRA merged."""
+        try:
+            return plain(self.raw, self.lora_scale)
+        except (UserError, RuntimeError) as error:
+            raise UserError(f"the weights in {self.path} cannot be merged: {error}") from error
+
+
+def load_tensors(path: str | Path) -> dict[str, Any]:
+    """A file of ``torch.save``, without executing anything that is in it, and without tensors that claim to be more
+    than the file holds."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # a damaged file fails in any way
+        raise UserError(f"{path} cannot be read without executing code in it, so it is not: {error}") from error
+    state = content.get("state_dict") if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(t, Tensor) for k, t in state.items()):
+        raise UserError(f"{path} has no state_dict of tensors")
+    if odd := [k for k, t in state.items() if t.layout != torch.strided or t.device.type != "cpu"]:
+        raise UserError(f"{path} holds tensors that are no plain ones: {some(odd)}")
+    if larger := [k for k, t in state.items() if t.untyped_storage().nbytes() < t.numel() * t.element_size()]:
+        raise UserError(f"{path} holds less than its tensors claim: {some(larger)}")
+    return content
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """A checkpoint, without executing anything that is in it; the policy is not built yet."""
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # a damaged file fails in any way
-        raise UserError(f"{path} cannot be read as a checkpoint without executing code in it: {error}") from error
-    known = checkpoint if isinstance(checkpoint, dict) else {}
-    config, state = known.get("hyper_parameters"), known.get("state_dict")
-    step, scale = known.get("global_step", 0), known.get(LORA_SCALE)
-    if (
-        not isinstance(config, dict)
-        or not isinstance(state, dict)
-        or not all(isinstance(k, str) and isinstance(t, Tensor) for k, t in state.items())
-        or not isinstance(step, int)
-        or not isinstance(scale, float | int | None)
-    ):
+    content = load_tensors(path)
+    config, step, scale = content.get("hyper_parameters"), content.get("global_step", 0), content.get(LORA_SCALE)
+    callbacks = content.get("callbacks")
+    kept = callbacks.get(RUN_STATE) if isinstance(callbacks, dict) else None
+    run = kept.get("run") if isinstance(kept, dict) else None
+    if not isinstance(config, dict) or not isinstance(step, int) or not isinstance(scale, float | int | None):
         raise UserError(f"{path} is not a checkpoint of a bczoo policy")
-    try:
-        return Checkpoint(config, plain(state, scale), step)
-    except (UserError, KeyError, RuntimeError) as error:
-        raise UserError(f"the LoRA matrices in {path} cannot be merged: {error}") from error
+    return Checkpoint(Path(path), config, content["state_dict"], scale, step, run if isinstance(run, str) else None)

@@ -8,7 +8,6 @@ so that nobody copies a number by hand. A test fails when the page is not what t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 import yaml
 
 from bczoo.errors import UserError
+from bczoo.hub.build import described
 from bczoo.hub.folder import read_folder
 from bczoo.model.policy import BCPolicy
 
@@ -26,33 +26,22 @@ ENTRIES = {
 }
 
 
-@dataclass
-class Page:
-    """The page as it should be.
-
-    Args:
-        status: exit status: 1 if ``check`` found another page on disk.
-    """
-
-    status: int = 0
-
-
-def table(data: str = "checkpoints/zoo.yaml", out: str = "checkpoints.md", check: bool = False) -> Page:
+def table(data: str = "checkpoints/zoo.yaml", out: str = "checkpoints.md", check: bool = False) -> None:
     """Write the table of checkpoints from its data file.
 
     Args:
         data: the data file; folders in it are relative to the folder that it lies in.
         out: the page.
-        check: write nothing; the exit status is 1 if the page is not up to date.
+        check: write nothing; an error if the page is not up to date.
     """
     text = page(Path(data))
     if check:
-        fresh = Path(out).is_file() and Path(out).read_text(encoding="utf-8") == text
-        print(f"{out} is up to date" if fresh else f"{out} is stale; `bczoo zoo table` writes it")
-        return Page(status=int(not fresh))
+        if not Path(out).is_file() or Path(out).read_text(encoding="utf-8") != text:
+            raise UserError(f"{out} is stale; `bczoo zoo table` writes it")
+        print(f"{out} is up to date")
+        return
     Path(out).write_text(text, encoding="utf-8")
     print(out)
-    return Page()
 
 
 def page(path: Path) -> str:
@@ -91,9 +80,10 @@ def _trained(rows: list[dict[str, Any]], root: Path) -> list[str]:
     details: list[str] = []
     for row in rows:
         published = read_folder(root / row["folder"])
-        with torch.device("meta"):
-            policy = BCPolicy(**published.config)
+        policy = described(published.config, published.path)
         record, name = published.record, f"{root.name}/{row['folder']}"
+        if lacking := sorted({"training", "data", "license", "flaws"} - record.keys()):
+            raise UserError(f"{published.path} was exported without {', '.join(lacking)}; export it from its run")
         training, data = record["training"], record["data"]
         lines.append(
             f"| `{name}` | `{row['architecture']}` | {_parameters(policy)} | {data['train']['hours']:.2f} h, "
@@ -156,7 +146,7 @@ def _published(rows: list[dict[str, Any]]) -> list[str]:
         )
         commands += [
             f"    hf download {row['hub']} --include '{row['folder']}/*' --local-dir open-p2p",
-            f"    bczoo convert open-p2p open-p2p/{row['folder']} {row['name']} --license {row['license']}",
+            f"    bczoo convert open-p2p open-p2p/{row['folder']} {row['name']}",
             "",
         ]
     flaws = {flaw: None for row in rows for flaw in row["flaws"]}  # each once, in order

@@ -205,8 +205,10 @@ class BCPolicy(L.LightningModule):
         """
         import tempfile
 
-        from bczoo.hub.remote import push
+        from bczoo.hub.remote import is_repository, push
 
+        if not is_repository(repository):
+            raise UserError(f"{repository!r} is no repository name; give org/name")
         with tempfile.TemporaryDirectory() as folder:
             saved = self.save_pretrained(Path(folder) / repository.split("/")[-1], **options)
             return push(saved, repository, revision, private, token, message)
@@ -232,7 +234,7 @@ class BCPolicy(L.LightningModule):
         """Parameters in total and of the parts, as the paper counts them: the decoder without its heads."""
 
         def count(module: nn.Module) -> int:
-            return sum(p.numel() for p in module.parameters())
+            return sum(p.numel() for name, p in module.named_parameters() if ".lora_" not in f".{name}")
 
         return {
             "total": count(self),

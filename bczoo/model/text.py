@@ -43,8 +43,11 @@ class GemmaTextEncoder(TextEncoder):
             from transformers import AutoModel, AutoTokenizer
 
             try:
-                tokenizer = AutoTokenizer.from_pretrained(self.model_name)
-                model = AutoModel.from_pretrained(self.model_name, dtype=torch.float32)
+                tokenizer = AutoTokenizer.from_pretrained(self.model_name, trust_remote_code=False)
+                # no code and no pickle from elsewhere: the name may come with somebody's config
+                model = AutoModel.from_pretrained(
+                    self.model_name, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
+                )
             except OSError as error:
                 raise UserError(
                     f"the text encoder {self.model_name!r} could not be loaded ({error}); it needs one download, and "
