@@ -37,8 +37,8 @@ def export(
     found = locate(source)
     policy = found.load()
     record = found.record | ({"license": license} if license else {}) | ({"flaws": flaws} if flaws else {})
-    folder = policy.save_pretrained(out, DTYPES[dtype] if dtype else None, license, record)
-    print(f"{folder}: {policy.parameter_counts()['total']:,} parameters; bczoo push {folder} org/name publishes it")
+    policy.save_pretrained(out, DTYPES[dtype] if dtype else None, license, record)
+    print(f"{out}: {policy.parameter_counts()['total']:,} parameters; bczoo push {out} org/name publishes it")
 
 
 def push_folder(
