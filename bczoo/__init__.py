@@ -55,6 +55,7 @@ _EXPORTS = {
     "PlayedRecordings": "bczoo.games.record",
     "ResumableCheckpoint": "bczoo.callbacks.checkpoint",
     "PlayGame": "bczoo.callbacks.play",
+    "CausalityScore": "bczoo.callbacks.causality",
     "RunRecord": "bczoo.callbacks.record",
     "WritePredictions": "bczoo.callbacks.predictions",
     "WarmupCosine": "bczoo.schedules",
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from bczoo.actions import Decision as Decision
     from bczoo.agent import Agent as Agent
     from bczoo.agent import PolicyPlayer as PolicyPlayer
+    from bczoo.callbacks.causality import CausalityScore as CausalityScore
     from bczoo.callbacks.checkpoint import ResumableCheckpoint as ResumableCheckpoint
     from bczoo.callbacks.play import PlayGame as PlayGame
     from bczoo.callbacks.predictions import WritePredictions as WritePredictions

@@ -1,15 +1,17 @@
 """Causality score: the one-pass computation against one forward per step, and what it must say of known policies."""
 
 import golden_case
+import lightning as L
 import pytest
 import tiny
 import torch
 
-from bczoo import ActionDecoder, BackboneHeads, IndependentHeads
+from bczoo import ActionDecoder, BackboneHeads, CausalityScore, IndependentHeads
 from bczoo.causality.metrics import CausalityMetrics, evaluate
 from bczoo.causality.perturb import KINDS, replace
 from bczoo.causality.scores import action_reliance, causality, kl
 from bczoo.causality.streams import stream_length, streams_mask
+from bczoo.errors import UserError
 from bczoo.model.layout import StepLayout
 from bczoo.model.masks import dense_mask, draw
 
@@ -186,3 +188,28 @@ def test_replacements_are_pictures_from_elsewhere():
     assert torch.equal(shown["blank"].images[0, 0], shown["blank"].images[0, 4])
     again = replace("noise", policy, {k: v[1:] if not isinstance(v, dict) else v for k, v in batch.items()}, images[1:])
     torch.testing.assert_close(again.images[0], shown["noise"].images[1])
+
+
+def test_validation_logs_the_score_and_leaves_the_policy_alone():
+    policy = tiny.tiny_policy()
+    batches = [tiny.tiny_batch(policy, batch=n, seed=n) for n in (3, 2)]
+    batches[1]["user"][:] = False  # nothing to count in the last batch
+    before = {k: v.clone() for k, v in policy.state_dict().items()}
+    quiet = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = L.Trainer(callbacks=[CausalityScore(["swap", "blank"])], enable_checkpointing=False, **quiet)
+    for run in (trainer.validate, trainer.test):
+        (logged,) = run(policy, dataloaders=torch.utils.data.DataLoader(batches, batch_size=None), verbose=False)
+        metrics = CausalityMetrics(policy.action_space, ["swap", "blank"])
+        metrics.update(evaluate(policy.eval(), batches[0], ["swap", "blank"]))
+        part = "val" if run == trainer.validate else "test"
+        expected = {f"{part}/{k}": v.item() for k, v in metrics.compute().items()}
+        assert expected.keys() <= logged.keys()
+        assert all(logged[k] == pytest.approx(v, rel=1e-4) for k, v in expected.items())
+    assert all(torch.equal(v, before[k]) for k, v in policy.state_dict().items())
+
+
+def test_what_the_callback_cannot_do_is_told():
+    with pytest.raises(UserError, match=r"\['swpa'\].*swap, freeze, blank, noise"):
+        CausalityScore(["swpa"])
+    with pytest.raises(UserError, match="from 1 on"):
+        CausalityScore(replaced=0)

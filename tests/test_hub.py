@@ -326,7 +326,7 @@ def test_what_was_fetched_works_without_the_hub(hub, published, tmp_path):
     hub.add("me/policy", {"README.md": b"# newer\n"})
     hub.add("me/second", contents(folder))
     fetch = """
-import socket
+import socket, time
 from pathlib import Path
 out["here"] = [load("me/policy"), load("me/policy", revision=given["commit"])]
 out["elsewhere here"] = load("me/policy", cache_dir=given["cache"])
@@ -336,6 +336,7 @@ address = ("127.0.0.1", int(given["url"].rpartition(":")[2]))
 while True:
     try:
         socket.create_connection(address, timeout=1).close()
+        time.sleep(0.1)
     except OSError:
         break
 """
