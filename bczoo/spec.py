@@ -37,8 +37,10 @@ class InputSpec:
     resize: str = "hamming"
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.fps) and self.fps > 0 and self.window >= 1):
-            raise UserError(f"fps must be above 0 and window at least 1, got fps={self.fps}, window={self.window}")
+        if not (math.isfinite(self.fps) and self.fps > 0 and isinstance(self.window, int) and self.window >= 1):
+            raise UserError(
+                f"fps must be above 0 and window a whole number from 1 on, got fps={self.fps}, window={self.window}"
+            )
         if self.resize not in FILTERS:
             raise UserError(f"resize filter {self.resize!r} is not one of {', '.join(FILTERS)}")
 

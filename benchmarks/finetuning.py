@@ -18,6 +18,7 @@ from statistics import mean, stdev
 import yaml
 
 from bczoo.configs import find
+from bczoo.hub.source import locate
 
 # all parts trained from the first step, and the rate in the shape that it has from scratch; its peak there is 2e-3
 FINETUNE = [
@@ -47,18 +48,20 @@ def cells(records: list[dict], env: str) -> list[str]:
     perplexities = [[r["metrics"][f"val/change_perplexity/{n}"] for r in records] for n in names]
     values = [returns, *perplexities, [r["metrics"]["val/loss"] for r in records]]
     digits = [1, 2, 3, 3, 3]
-    return [f"{mean(v):.{d}f} ± {stdev(v):.{d}f}" for v, d in zip(values, digits, strict=True)]
+    spread = [f" ± {stdev(v):.{d}f}" if len(v) > 1 else "" for v, d in zip(values, digits, strict=True)]
+    return [f"{mean(v):.{d}f}{s}" for v, d, s in zip(values, digits, spread, strict=True)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", default="checkpoints/doom", help="policy to fine-tune")
-    parser.add_argument("--config", default="doom", help="configuration to train from scratch")
-    parser.add_argument("--task", default="tasks/defend_the_line")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--out", default="runs/finetuning")
+    parser.add_argument("--source", default="checkpoints/doom", help="policy to fine-tune (checkpoints/doom)")
+    parser.add_argument("--config", default="doom", help="configuration to train from scratch (doom)")
+    parser.add_argument("--task", default="tasks/defend_the_line", help="what both learn (tasks/defend_the_line)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="a run of each way per seed (0 1 2)")
+    parser.add_argument("--out", default="runs/finetuning", help="folder of the runs (runs/finetuning)")
     parser.add_argument("options", nargs="*", help="further options of bczoo fit for both, after --")
     args = parser.parse_args()
+    locate(args.source)  # before anything is trained
     source = yaml.safe_load(find(args.task).read_text())["data"]["init_args"]["source"]
     env = source["init_args"]["env"]
     records: dict[str, list[dict]] = {}

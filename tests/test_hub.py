@@ -126,6 +126,10 @@ def test_export_push_pull_and_play(hub, tmp_path):
     trainer.save_checkpoint(run / "checkpoints" / LAST)
     other.save_pretrained(tmp_path / "other")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "README.md").write_text("mine alone")
+    bare = {k: v for k, v in contents(tmp_path / "other").items() if k != "README.md"}
+    hub.add("me/bare", bare)
     shutil.copytree(tmp_path / "other", tmp_path / "spoilt")
     (tmp_path / "spoilt" / "model.safetensors").write_bytes(b"weights")
     out = client(
@@ -139,6 +143,7 @@ out["export"] = command("export", f"{root}/runs/mine", f"{root}/policy", "--lice
 out["push"] = command("push", f"{root}/policy", "me/policy", "--private", "true", "--message", "Walks.")
 out["pull"] = command("pull", "me/policy")
 out["pull out"] = command("pull", "me/policy", "--out", f"{root}/pulled")
+out["pulled"] = {name: len(open(f"{root}/pulled/{name}", "rb").read()) for name in given["files"]}
 out["main"] = load("me/policy")
 
 out["branch"] = command("push", f"{root}/other", "me/policy", "--revision", "try/2")
@@ -153,15 +158,19 @@ out["loaded"] = {r: load("me/policy", revision=r) for r in ("main", "try/2", "pi
 out["new loaded"] = {r: load("me/new", revision=out[r].rpartition("/")[2]) for r in ("new", "again", "whole again")}
 out["dtype"] = str(BCPolicy.from_pretrained("me/policy", dtype=torch.float32).encoder.project.weight.dtype)
 out["branches"] = command("pull", "me/policy", "--revision", "pieces", "--out", f"{root}/pieces")
+open(f"{root}/pulled/notes.txt", "w").write("mine alone")
+out["pull over"] = command("pull", "me/policy", "--revision", "pieces", "--out", f"{root}/pulled")
+out["pull beside"] = command("pull", "me/bare", "--out", f"{root}/project")
 """,
         root=tmp_path,
+        files=[*FILES, "training.json"],
     )
     for result in out["not"].values():
         one_line(result)
     for result in out["not a name"]:
         one_line(result, "org/name")
     created = [r for r in hub.requests if r.path == "/api/repos/create"]
-    assert len(created) == 6 and set(hub.repos) == {"me/policy", "me/new"}  # nothing went out for those
+    assert len(created) == 6 and set(hub.repos) == {"me/policy", "me/new", "me/bare"}  # nothing went out for those
     assert not any("refused" in r.path for r in hub.requests)
 
     assert out["export"][0] == 0 and "bczoo push" in out["export"][1]
@@ -171,7 +180,7 @@ out["branches"] = command("pull", "me/policy", "--revision", "pieces", "--out", 
     assert local.pop("notes.txt") == b"mine alone" and set(local) == FILES | {"training.json"}
     assert on_hub(hub, "me/policy") == local
     assert out["pull"][0] == out["pull out"][0] == 0
-    assert contents(out["pull"][1]) == contents(tmp_path / "pulled") == local
+    assert contents(out["pull"][1]) == local and out["pulled"] == {k: len(v) for k, v in local.items()}
     rough = policy.bfloat16()
     assert out["main"] == out["loaded"]["main"] == answer(rough) and out["dtype"] == "torch.float32"
 
@@ -179,6 +188,9 @@ out["branches"] = command("pull", "me/policy", "--revision", "pieces", "--out", 
     pieces = on_hub(hub, "me/policy", "pieces")
     assert "model.safetensors" not in pieces and "model.safetensors.index.json" in pieces
     assert contents(tmp_path / "pieces") == pieces and b"cc-by-4.0" in pieces["README.md"]
+    # a pull into the same folder leaves nothing of the weights before, and whatever else is there as it is
+    assert contents(tmp_path / "pulled") == pieces | {"notes.txt": b"mine alone"}
+    assert contents(tmp_path / "project") == bare | {"README.md": b"mine alone"}
     commit = out["commit"].rpartition("/")[2]
     assert hub.repos["me/policy"].branches["pieces"] == commit
     assert out["loaded"] == {"main": answer(rough)} | dict.fromkeys(("try/2", "pieces", commit), answer(other))

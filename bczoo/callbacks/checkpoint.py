@@ -83,6 +83,16 @@ class ResumableCheckpoint(Checkpoint):
             (self.dirpath / FINISHED).touch()
             print(f"the trained policy is in {self.path}")
 
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Say what an interrupted training can be resumed from."""
+        if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero and trainer.training:
+            kept = f"the same command goes on from step {self._saved_step}"
+            if not (self._own and self.path.is_file()):
+                kept = (
+                    f"nothing was saved yet (every {self.every_n_train_steps} steps), so the same command starts anew"
+                )
+            print(f"\ninterrupted at step {trainer.global_step}; {kept}")
+
     def state_dict(self) -> dict[str, Any]:
         return {"generators": self._generators}
 

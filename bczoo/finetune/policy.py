@@ -55,7 +55,7 @@ class FineTune(BCPolicy):
 
     def __init__(
         self,
-        init_from: str,
+        init_from: str = "",
         revision: str | None = None,
         action_space: str | dict[str, Any] | None = None,
         instruction: str | None = None,
@@ -68,6 +68,10 @@ class FineTune(BCPolicy):
         optimizer: Callable[[Iterable], Optimizer] = published_optimizer,
         lr_scheduler: Callable[[Optimizer, int], LRScheduler] | None = None,
     ) -> None:
+        if not init_from:
+            raise UserError(
+                "which policy to start from? --model.init_from org/name, a published folder, a run or a .ckpt"
+            )
         found = locate(init_from, revision)
         config, weights = found.config_and_weights()
         source_space = ActionSpace.from_dict(config["action_space"])

@@ -23,6 +23,7 @@ def play_policy(
     seed: int = 1_000_000,
     parallel: int = 10,
     temperature: float = 1.0,
+    greedy: bool = False,
     text: str | None = None,
     video: str | None = None,
     video_seconds: float = 60.0,
@@ -41,6 +42,7 @@ def play_policy(
         seed: of the first game.
         parallel: games that the policy plays side by side.
         temperature: of the policy's sampling.
+        greedy: take the most likely action instead of sampling.
         text: instruction to the policy; the one it was fine-tuned under if left out.
         video: mp4 file to write one game of the policy to.
         video_seconds: longest length of the video.
@@ -49,8 +51,12 @@ def play_policy(
         device: where the policy runs, cpu or cuda.
         revision: branch, tag or commit on the Hub.
     """
+    if temperature <= 0:
+        raise UserError(f"temperature must be above 0, got {temperature}; --greedy true takes the most likely action")
+    if video and Path(video).suffix != ".mp4":
+        raise UserError(f"a video is an mp4 file, got {video!r}")
     found = locate(policy, revision)
-    loaded = found.load(device=device)
+    loaded = found.load(device=usable_device(device))
     if env is None:
         # only games by name: a record may be anyone's, and module:function would import what it says
         known = [name for name in found.record.get("play") or () if name in game_names()]
@@ -66,7 +72,7 @@ def play_policy(
         print(f"instruction: {text}")
     if threads:
         torch.set_num_threads(threads)
-    player = PolicyPlayer(loaded, text, temperature=temperature)
+    player = PolicyPlayer(loaded, text, temperature=temperature, greedy=greedy)
     results = {"policy": play(game, player, episodes, seed, parallel=parallel)}
     if compare:
         for name in ("expert", "random") if game.expert else ("random",):
@@ -78,3 +84,15 @@ def play_policy(
         record_play(game, player, video, seed, max_seconds=video_seconds)
         print(f"a game of the policy: {video}")
     return results
+
+
+def usable_device(name: str) -> torch.device:
+    """The device of a name, if this machine has it."""
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"the device {name!r} cannot be used here; choose cpu, or cuda on a machine with a GPU"
+        ) from error
+    return device

@@ -10,8 +10,9 @@ from typing import Literal
 
 import torch
 
+from bczoo.errors import UserError
 from bczoo.hub.folder import read_folder
-from bczoo.hub.remote import fetch, push
+from bczoo.hub.remote import fetch, is_repository, push
 from bczoo.hub.source import locate
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -28,7 +29,7 @@ def export(
     """Write a trained policy as a folder that can be published, with a model card of its run.
 
     Args:
-        source: a run such as runs/quickstart, or a .ckpt file.
+        source: a run such as runs/quickstart, a .ckpt file, or an exported folder (to change its dtype or card).
         out: folder to write to; an older policy there is replaced.
         dtype: type of the saved weights; as they were trained if left out.
         license: of the weights, by its name on the Hub, such as mit.
@@ -71,6 +72,8 @@ def pull(repository: str, revision: str | None = None, out: str | None = None, t
         out: folder to download to; the download cache if left out.
         token: access token; the one that `hf auth login` stored if left out.
     """
+    if not is_repository(repository):
+        raise UserError(f"{repository!r} is no repository name; give org/name")
     folder = fetch(repository, revision, token, out)
     read_folder(folder)
     print(folder)

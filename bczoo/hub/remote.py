@@ -20,7 +20,8 @@ from bczoo.hub.folder import CARD, CONFIG, INDEX, WEIGHTS, read_config, read_fol
 from bczoo.record import PUBLISHED_RECORD
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
-FILES = [CONFIG, WEIGHTS, INDEX, "model-*-of-*.safetensors", CARD, PUBLISHED_RECORD]
+REPLACED = [WEIGHTS, INDEX, "model-*-of-*.safetensors", PUBLISHED_RECORD]  # by a later download
+FILES = [CONFIG, CARD, *REPLACED]
 
 
 def is_repository(name: str) -> bool:
@@ -49,13 +50,13 @@ def fetch(
     Raises:
         UserError: no such repository or revision, no access, no network.
     """
-    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
 
     with _told(repository, revision):
         given: Any = {"revision": revision, "token": token, "local_files_only": local_files_only}
         where: Any = {"local_dir": out, "cache_dir": cache_dir}
         # the config first: many repositories have weights of these names, and not everyone's are wanted
-        read_config(Path(hf_hub_download(repository, CONFIG, **given, **where)))
+        read_config(Path(snapshot_download(repository, allow_patterns=[CONFIG], **given, **where)) / CONFIG)
         if out is not None and not local_files_only:
             _remove_others(Path(out), HfApi(token=token).list_repo_files(repository, revision=revision))
         return Path(
@@ -71,7 +72,7 @@ def fetch(
 def _remove_others(folder: Path, wanted: list[str]) -> None:
     """Remove what an older download left: weights in another number of files would be taken for today's."""
     for path in folder.iterdir():
-        if path.name not in wanted and any(fnmatch(path.name, pattern) for pattern in FILES):
+        if path.name not in wanted and any(fnmatch(path.name, pattern) for pattern in REPLACED):
             path.unlink()
 
 

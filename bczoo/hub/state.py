@@ -109,7 +109,10 @@ def load_tensors(path: str | Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a damaged file fails in any way
-        raise UserError(f"{path} cannot be read without executing code in it, so it is not: {error}") from error
+        reason = " ".join((str(error) or repr(error)).split())
+        raise UserError(
+            f"{path} is no checkpoint of tensors and plain values, and code in it is not executed: {reason}"
+        ) from error
     state = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(t, Tensor) for k, t in state.items()):
         raise UserError(f"{path} has no state_dict of tensors")

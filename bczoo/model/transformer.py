@@ -9,6 +9,7 @@ Shape legend: B batch, T steps, S tokens of a step, L = T * S, D width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import get_args
 
 import torch
 import torch.utils.checkpoint
@@ -58,6 +59,8 @@ class PolicyTransformer(Part):
             raise UserError(
                 f"history has {len(histories)} entries for {layers} layers; give one number or one per layer"
             )
+        if attention not in get_args(Backend):
+            raise UserError(f"attention is one of {', '.join(get_args(Backend))}, got {attention!r}")
         self.width, self.sinks, self.backend, self.checkpointing = width, sinks, attention, checkpointing
         self.histories = [UNLIMITED if h is None else h for h in histories]
         self.blocks = nn.ModuleList(Block(width, heads, kv_heads, sinks, dropout, ffn_width) for _ in range(layers))
