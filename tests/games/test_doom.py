@@ -187,6 +187,8 @@ def test_nothing_is_left_behind(tmp_path, call, end):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
+        # a shell's background job ignores Ctrl-C, and so would what it starts
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         wait_for(lambda: len(engines(temporary)) >= 2, 30, "two engines run")
