@@ -191,12 +191,12 @@ def test_nothing_is_left_behind(tmp_path, call, end):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
-        wait_for(lambda: len(engines(temporary)) >= 2, 30, "two engines run")
+        wait_for(lambda: len(engines(temporary)) >= 2, 90, "two engines run")
         time.sleep(0.5)
         process.send_signal(end)
-        process.wait(20)
-        wait_for(lambda: not engines(temporary), 20, "all engines have ended")
-        wait_for(lambda: not list(temporary.glob("bczoo_doom_*")), 20, "their folders are gone")
+        process.wait(90)
+        wait_for(lambda: not engines(temporary), 90, "all engines have ended")
+        wait_for(lambda: not list(temporary.glob("bczoo_doom_*")), 90, "their folders are gone")
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # with the engines, should they still run
