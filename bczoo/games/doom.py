@@ -23,6 +23,7 @@ import os
 import shutil
 import tempfile
 import threading
+import time
 import weakref
 from typing import Any
 
@@ -136,7 +137,7 @@ class DoomEnv(gymnasium.Env):
         _open_envs.discard(self)
         self._engine.close()
         if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            _remove(self._folder)
             self._folder = None
 
     def _start(self) -> None:
@@ -173,6 +174,15 @@ class DoomEnv(gymnasium.Env):
             for label in state.labels
         ]
         return self._frame, {"objects": objects, "x": x, "y": y, "angle": angle, "health": health}
+
+
+def _remove(folder: str) -> None:
+    """Remove an engine's folder; one that was stopped while it started may still be writing there for a moment."""
+    for _ in range(50):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not os.path.exists(folder):
+            return
+        time.sleep(0.1)
 
 
 def doom_game(scenario: str) -> Game:
