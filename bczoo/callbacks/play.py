@@ -14,7 +14,7 @@ import torch
 
 from bczoo.agent import PolicyPlayer
 from bczoo.games.game import Game, make_game
-from bczoo.games.play import PlayResult, check_playable, play, play_in_processes, record_play, score_table
+from bczoo.games.play import PlayResult, check_playable, play_beside_baselines, record_play, score_table
 
 
 class PlayGame(L.Callback):
@@ -68,9 +68,7 @@ class PlayGame(L.Callback):
             pl_module.train(training)
 
     def _play(self, trainer: L.Trainer, game: Game, player: PolicyPlayer) -> None:
-        self.results = {"policy": play(game, player, self.episodes, self.seed, parallel=self.parallel)}
-        for name in ("expert", "random") if game.expert else ("random",):
-            self.results[name] = play_in_processes(game, name, self.episodes, self.seed)
+        self.results = play_beside_baselines(game, player, self.episodes, self.seed, self.parallel)
         print(f"\n{self.env}, {self.episodes} unseen games each\n{score_table(self.results)}")
         self._log(trainer)
         if self.video:

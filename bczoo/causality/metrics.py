@@ -64,7 +64,8 @@ def evaluate(
     on_actions = None
     if reliance:
         if not logits:
-            _, logits = causality(policy, images, images, batch["actions"], text)
+            embedded = policy.action_embedding(batch["actions"])
+            logits = policy.decoder(policy.latents(images, embedded, text), embedded)
         swapped, where = _other_actions(batch["actions"], batch["valid"])
         nats = action_reliance(policy, images, logits, batch["actions"], swapped, text)
         on_actions = nats, counted & where

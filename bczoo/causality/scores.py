@@ -71,9 +71,5 @@ def action_reliance(
         logits: of the recorded window, from :func:`causality`.
         other_actions: per group ids (B, T, n) that stand in for the past actions.
     """
-    taken = policy.tokens.actions(policy.action_embedding(other_actions))
-    x = torch.cat([policy.tokens.observation(images, text), taken], dim=2)
-    y = policy.transformer(x.flatten(1, 2), policy.layout).unflatten(1, x.shape[1:3])
-    first = policy.layout.action_out
-    latents = y[:, :, first : first + policy.decoder.latents]
+    latents = policy.latents(images, policy.action_embedding(other_actions), text)
     return kl(logits, policy.decoder(latents, policy.action_embedding(actions)))

@@ -12,7 +12,7 @@ import torch
 from bczoo.agent import PolicyPlayer
 from bczoo.errors import UserError
 from bczoo.games.game import game_names, make_game
-from bczoo.games.play import PlayResult, check_playable, play, play_in_processes, record_play, score_table
+from bczoo.games.play import PlayResult, check_playable, play_beside_baselines, record_play, score_table
 from bczoo.hub.source import locate
 
 
@@ -73,10 +73,7 @@ def play_policy(
     if threads:
         torch.set_num_threads(threads)
     player = PolicyPlayer(loaded, text, temperature=temperature, greedy=greedy)
-    results = {"policy": play(game, player, episodes, seed, parallel=parallel)}
-    if compare:
-        for name in ("expert", "random") if game.expert else ("random",):
-            results[name] = play_in_processes(game, name, episodes, seed)
+    results = play_beside_baselines(game, player, episodes, seed, parallel, compare)
     print(f"\n{env}, {episodes} games each, seeds from {seed}\n{score_table(results)}")
     print(f"\n{results['policy'].steps_per_second:.0f} steps a second over all games of the policy")
     if video:

@@ -174,6 +174,25 @@ def play_in_processes(
     )
 
 
+def play_beside_baselines(
+    game: Game, player: Player, episodes: int, seed: int = 0, parallel: int = 8, baselines: bool = True
+) -> dict[str, PlayResult]:
+    """The same games played by a policy, by the game's expert (where it has one) and at random.
+
+    Args:
+        game: what is played.
+        player: the policy.
+        episodes: how many games each of them plays.
+        seed: of the first game.
+        parallel: games that the policy plays side by side.
+        baselines: False for the policy alone.
+    """
+    results = {"policy": play(game, player, episodes, seed, parallel=parallel)}
+    for name in (("expert", "random") if game.expert else ("random",)) if baselines else ():
+        results[name] = play_in_processes(game, name, episodes, seed)
+    return results
+
+
 def score_table(results: Mapping[str, PlayResult]) -> str:
     """A Markdown table of players by name: mean return, its 95 % interval, episodes.
 

@@ -10,9 +10,8 @@ from typing import Literal
 
 import torch
 
-from bczoo.errors import UserError
 from bczoo.hub.folder import read_folder
-from bczoo.hub.remote import fetch, is_repository, push
+from bczoo.hub.remote import fetch, push, require_repository
 from bczoo.hub.source import locate
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -72,8 +71,7 @@ def pull(repository: str, revision: str | None = None, out: str | None = None, t
         out: folder to download to; the download cache if left out.
         token: access token; the one that `hf auth login` stored if left out.
     """
-    if not is_repository(repository):
-        raise UserError(f"{repository!r} is no repository name; give org/name")
+    require_repository(repository)
     folder = fetch(repository, revision, token, out)
     read_folder(folder)
     print(folder)

@@ -29,6 +29,12 @@ def is_repository(name: str) -> bool:
     return bool(REPOSITORY.fullmatch(name)) and ".." not in name
 
 
+def require_repository(name: str) -> None:
+    """Raise unless ``name`` could be a repository."""
+    if not is_repository(name):
+        raise UserError(f"{name!r} is no repository name; give org/name")
+
+
 def fetch(
     repository: str,
     revision: str | None = None,
@@ -99,8 +105,7 @@ def push(
     """
     from huggingface_hub import HfApi
 
-    if not is_repository(repository):
-        raise UserError(f"{repository!r} is no repository name; give org/name")
+    require_repository(repository)
     published = read_folder(folder)
     api = HfApi(token=token)
     with _told(repository, revision, writing=True):

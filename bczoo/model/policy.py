@@ -205,10 +205,9 @@ class BCPolicy(L.LightningModule):
         """
         import tempfile
 
-        from bczoo.hub.remote import is_repository, push
+        from bczoo.hub.remote import push, require_repository
 
-        if not is_repository(repository):
-            raise UserError(f"{repository!r} is no repository name; give org/name")
+        require_repository(repository)
         with tempfile.TemporaryDirectory() as folder:
             saved = self.save_pretrained(Path(folder) / repository.split("/")[-1], **options)
             return push(saved, repository, revision, private, token, message)
@@ -258,10 +257,20 @@ class BCPolicy(L.LightningModule):
         """
         self._check(frames, actions, text)
         embedded = self.action_embedding(actions)  # (B, T, A, D)
-        x = torch.cat([self.tokens.observation(self.encode(frames), text), self.tokens.actions(embedded)], dim=2)
+        return self.decoder(self.latents(self.encode(frames), embedded, text), embedded)
+
+    def latents(self, images: Tensor, embedded: Tensor, text: Tensor | None = None) -> Tensor:
+        """What the decoder reads of a window, (B, T, latents, D): one pass of the backbone.
+
+        Args:
+            images: image tokens (B, T, I, D), from :meth:`encode`.
+            embedded: embedded actions (B, T, A, D).
+            text: (B, T, E), or None.
+        """
+        x = torch.cat([self.tokens.observation(images, text), self.tokens.actions(embedded)], dim=2)
         y = self.transformer(x.flatten(1, 2), self.layout).unflatten(1, x.shape[1:3])  # (B, T, S, D)
         first = self.layout.action_out
-        return self.decoder(y[:, :, first : first + self.decoder.latents], embedded)
+        return y[:, :, first : first + self.decoder.latents]
 
     def encode(self, frames: Tensor) -> Tensor:
         """Image tokens (B, T, I, D) of frames (B, T, 3, H, W)."""
