@@ -87,3 +87,17 @@ def without_imagenet(init_args: Mapping[str, Any]) -> dict[str, Any]:
     if not takes:
         return dict(init_args)
     return {**init_args, "encoder": merge(encoder, {"init_args": {"pretrained": False}})}
+
+
+def with_config_paths(argv: list[str]) -> list[str]:
+    """The arguments with names of shipped configurations replaced by their paths."""
+    out = list(argv)
+    for i, argument in enumerate(out):
+        option, equals, value = argument.partition("=")
+        if option not in ("--config", "-c"):
+            continue
+        if equals:
+            out[i] = f"{option}={find(value)}"
+        elif i + 1 < len(out):
+            out[i + 1] = str(find(out[i + 1]))
+    return out

@@ -32,6 +32,23 @@ FUNCTIONS = {
         ("source", "out"),
     ),
     ("zoo", "table"): ("write the table of checkpoints from its data file", "bczoo.hub.zoo:table", ()),
+    ("causality",): (
+        "measure whether a policy acts on what it sees",
+        "bczoo.causality.report:causality_report",
+        ("policy",),
+    ),
+    ("attention",): (
+        "draw where a policy looks, and its mask",
+        "bczoo.causality.attention:attention_report",
+        ("policy",),
+    ),
+    ("gap",): ("measure what video files change in a policy's decisions", "bczoo.studies.gap:gap", ("policy",)),
+    ("study", "toy"): ("the toy world of causal confusion, networks of five depths", "bczoo.studies.toy:study_toy", ()),
+    ("study", "confusion"): (
+        "train many policies on Doom and compare measures of causal confusion",
+        "bczoo.studies.confusion:study_confusion",
+        (),
+    ),
     ("data", "check"): (
         "check recordings: counts, hours, actions, what is broken",
         "bczoo.data.check:check",

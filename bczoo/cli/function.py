@@ -14,6 +14,7 @@ import docstring_parser
 from jsonargparse import ArgumentParser
 
 from bczoo.cli.parser import SuggestingParser
+from bczoo.configs import with_config_paths
 
 
 class FunctionParser(SuggestingParser, ArgumentParser):
@@ -36,7 +37,10 @@ def run_function(command: tuple[str, ...], target: str, argv: list[str], positio
     for parameter in described.params:
         if parameter.arg_name in positional:
             parser.add_argument(parameter.arg_name, type=str, help=parameter.description)
+    parser.add_argument("--config", action="config", help="YAML file with options, or the name of a shipped one")
     parser.add_function_arguments(function, skip=set(positional), as_positional=False)
-    result = function(**parser.instantiate_classes(parser.parse_args(argv)).as_dict())
+    options = parser.instantiate_classes(parser.parse_args(with_config_paths(argv))).as_dict()
+    del options["config"]
+    result = function(**options)
     status = getattr(result, "status", 0)
     return status if isinstance(status, int) else 0

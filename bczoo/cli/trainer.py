@@ -22,7 +22,7 @@ from bczoo.callbacks.checkpoint import ResumableCheckpoint
 from bczoo.callbacks.predictions import WritePredictions
 from bczoo.callbacks.record import RunRecord
 from bczoo.cli.parser import SuggestingParser
-from bczoo.configs import find
+from bczoo.configs import with_config_paths
 from bczoo.errors import UserError
 from bczoo.model.policy import TRAINING_SETTINGS
 
@@ -149,17 +149,3 @@ def run_trainer(argv: list[str]) -> int:
         parser_kwargs={"prog": "bczoo", "version": bczoo.__version__},
     )
     return 0
-
-
-def with_config_paths(argv: list[str]) -> list[str]:
-    """The arguments with names of shipped configurations replaced by their paths."""
-    out = list(argv)
-    for i, argument in enumerate(out):
-        option, equals, value = argument.partition("=")
-        if option not in ("--config", "-c"):
-            continue
-        if equals:
-            out[i] = f"{option}={find(value)}"
-        elif i + 1 < len(out):
-            out[i + 1] = str(find(out[i + 1]))
-    return out
