@@ -1,31 +1,41 @@
-"""Validation metrics per action group.
+"""How well logits predict recorded actions, per action group (torchmetrics, reduced over ranks and the epoch).
 
-Place in the pipeline: validation and test steps update them with logits; Lightning reduces them over ranks and the
-epoch. Perplexity is exp(mean cross-entropy over all counted tokens of the epoch), not a mean of batch perplexities.
+Place in the pipeline: :func:`action_measures` turns logits into numbers per step; :class:`ActionMetrics` averages them,
+in validation or anywhere else, for any policy that gives logits; :func:`summarise` names what comes out::
+
+    perplexity, change_perplexity                 exp(mean cross-entropy over all counted tokens of the epoch)
+    accuracy, change_accuracy                     share of tokens whose most likely id is the recorded one
+    repeat_accuracy, change_repeat_accuracy       the same for whoever repeats the last action: the baseline beside it
+    persistence                                   probability put on the last action's ids, minus how often they recur
+    relative_cross_entropy                        cross-entropy over that of the ids' overall frequencies: 1 has learned
+                                                  no more than these frequencies, 0 knows everything
+
+Those with ``change`` are of the change points alone (:func:`change_points`), where repeating does not help.
 
 Shape legend: B batch, T steps, n tokens and V choices of a group.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, pad
-from torchmetrics import MeanMetric, Metric
-from torchmetrics.classification import MulticlassAccuracy
+from torch import Tensor
+from torch.nn.functional import one_hot, pad
+from torchmetrics import Metric
 
 from bczoo.actions import ActionSpace
-from bczoo.loss import IGNORED, Loss, labels
-from bczoo.model.groups import GroupModules
 
-
-class Perplexity(MeanMetric):
-    """exp(mean cross-entropy in nats); kept as a mean, so that one very unlikely token does not overflow it."""
-
-    def compute(self) -> Tensor:
-        return super().compute().exp()
+Measures = dict[str, tuple[Tensor, Tensor]]  # name -> values (B, T, ...), and at which steps (B, T) they count
+ACTION_MEASURES = (
+    "cross_entropy",
+    "accuracy",
+    "change_cross_entropy",
+    "change_accuracy",
+    "repeat_accuracy",
+    "change_repeat_accuracy",
+    "persistence",
+)
 
 
 def change_points(actions: Mapping[str, Tensor], counted: Tensor) -> Tensor:
@@ -37,48 +47,133 @@ def change_points(actions: Mapping[str, Tensor], counted: Tensor) -> Tensor:
         actions: per group ids (B, T, n).
         counted: (B, T) bool.
     """
-    differs = torch.stack([(ids[:, 1:] != ids[:, :-1]).any(-1) for ids in actions.values()]).any(0)  # (B, T - 1)
-    differs = differs & counted[:, 1:] & counted[:, :-1]
-    return pad(differs, (1, 0))
+    differs = torch.stack([(ids != _before(ids)).any(-1) for ids in actions.values()]).any(0)  # (B, T)
+    return differs & after_another(counted)
 
 
-class GroupMetrics(nn.Module):
-    """Mean loss over the counted steps, and perplexity and accuracy of every action group.
+def after_another(counted: Tensor) -> Tensor:
+    """Counted steps (B, T) whose step before counts too."""
+    return counted & pad(counted[:, :-1], (1, 0))
 
-    ``change_perplexity`` is the perplexity on the change points alone (:func:`change_points`).
+
+def _before(ids: Tensor) -> Tensor:
+    """Ids (B, T, n) of the step before; the first step has its own."""
+    return torch.cat([ids[:, :1], ids[:, :-1]], dim=1)
+
+
+@torch.no_grad()
+def action_measures(logits: Mapping[str, Tensor], actions: Mapping[str, Tensor], counted: Tensor) -> Measures:
+    """Numbers per step: ``<measure>/<group>`` of :data:`ACTION_MEASURES`, and ``marginal/<group>``, which id it was.
+
+    Args:
+        logits: per group (B, T, n, V), each token predicted with the recorded ones before it in view.
+        actions: per group recorded ids (B, T, n).
+        counted: steps (B, T) that count.
+    """
+    changed, followed = change_points(actions, counted), after_another(counted)
+    out: Measures = {}
+    for name, group in logits.items():
+        ids, before = actions[name], _before(actions[name])
+        log_p = group.float().log_softmax(-1)
+        nats = -log_p.gather(-1, ids[..., None])[..., 0].mean(-1)  # (B, T), a mean over the group's tokens
+        hit = (group.argmax(-1) == ids).float().mean(-1)
+        again = (ids == before).float().mean(-1)
+        put_on_again = log_p.gather(-1, before[..., None])[..., 0].exp().mean(-1)
+        out |= {
+            f"cross_entropy/{name}": (nats, counted),
+            f"accuracy/{name}": (hit, counted),
+            f"change_cross_entropy/{name}": (nats, changed),
+            f"change_accuracy/{name}": (hit, changed),
+            f"repeat_accuracy/{name}": (again, followed),
+            f"change_repeat_accuracy/{name}": (again, changed),
+            f"persistence/{name}": (put_on_again - again, followed),
+            f"marginal/{name}": (one_hot(ids, group.shape[-1]).float(), counted),
+        }
+    return out
+
+
+def summarise(means: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Means of :func:`action_measures` as the metrics of this module's list; other means pass through.
+
+    Args:
+        means: by name; leading dimensions that all of them share stay, so that many draws go at once.
+    """
+    out: dict[str, Tensor] = {}
+    for name, mean in means.items():
+        kind, _, group = name.partition("/")
+        if kind == "cross_entropy":
+            p = means[f"marginal/{group}"]  # (..., n, V)
+            entropy = -torch.xlogy(p, p).sum(-1).mean(-1)
+            out[f"perplexity/{group}"] = mean.exp()
+            out[f"relative_cross_entropy/{group}"] = torch.where(entropy > 0, mean / entropy, torch.nan)
+        elif kind == "change_cross_entropy":
+            out[f"change_perplexity/{group}"] = mean.exp()
+        elif kind != "marginal":
+            out[name] = mean
+    return out
+
+
+class StepMeans(Metric):
+    """Means over counted steps of named values, each over its own steps; not a number where no step counted.
+
+    Args:
+        shapes: per name the shape of a step's value.
+    """
+
+    full_state_update = False
+    is_differentiable = False
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        super().__init__()
+        self.names = tuple(shapes)
+        for i, shape in enumerate(shapes.values()):
+            self.add_state(f"sum{i}", torch.zeros(shape), dist_reduce_fx="sum")
+        self.add_state("counts", torch.zeros(len(self.names)), dist_reduce_fx="sum")
+
+    def update(self, measures: Measures) -> None:
+        """Add a batch; names that it lacks are left as they are."""
+        for i, name in enumerate(self.names):
+            if name not in measures:
+                continue
+            total, count = masked_sum(*measures[name])
+            setattr(self, f"sum{i}", getattr(self, f"sum{i}") + total.sum(0))
+            self.counts[i] += count.sum()
+
+    def compute(self) -> dict[str, Tensor]:
+        """The mean of every name."""
+        return {name: getattr(self, f"sum{i}") / self.counts[i] for i, name in enumerate(self.names)}
+
+
+def masked_sum(values: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum over the counted steps of each window: values (B, T, ...), where (B, T) to (B, ...) and counts (B,)."""
+    mask = where.reshape(*where.shape, *[1] * (values.ndim - where.ndim))
+    return torch.where(mask, values, 0).sum(1), where.sum(1)
+
+
+class ActionMetrics(StepMeans):
+    """The metrics of this module's list for every action group, and the mean loss.
+
+    Args:
+        space: the action space.
     """
 
     def __init__(self, space: ActionSpace) -> None:
-        super().__init__()
-        self.loss = MeanMetric()
-        self.perplexity = GroupModules({g.name: Perplexity() for g in space.groups})
-        self.change_perplexity = GroupModules({g.name: Perplexity() for g in space.groups})
-        self.accuracy = GroupModules(
-            {g.name: MulticlassAccuracy(g.choices, average="micro", ignore_index=IGNORED) for g in space.groups}
-        )
+        steps = {f"{kind}/{g.name}": () for g in space.groups for kind in ACTION_MEASURES}
+        super().__init__({"loss": ()} | steps | {f"marginal/{g.name}": (g.tokens, g.choices) for g in space.groups})
 
-    def update(self, loss: Loss, logits: Mapping[str, Tensor], actions: Mapping[str, Tensor], counted: Tensor) -> None:
-        """Add a batch: its loss, logits (B, T, n, V), ids (B, T, n), counted steps (B, T)."""
-        steps = counted.sum()
-        if not steps:
-            return
-        self.loss.update(loss.total.detach(), weight=steps)
-        changed = change_points(actions, counted)
-        for name, group in logits.items():
-            ids = actions[name]
-            nats = cross_entropy(group[changed].flatten(0, 1).float(), ids[changed].flatten(), reduction="none")
-            self.change_perplexity[name].update(nats.detach())  # type: ignore[operator]
-            self.perplexity[name].update(loss.cross_entropy[name].detach(), weight=steps * ids.shape[-1])  # type: ignore[operator]
-            self.accuracy[name].update(group.argmax(-1).flatten(), labels(ids, counted).flatten())  # type: ignore[operator]
+    def update(  # type: ignore[override]
+        self,
+        logits: Mapping[str, Tensor],
+        actions: Mapping[str, Tensor],
+        counted: Tensor,
+        loss: Tensor | None = None,
+    ) -> None:
+        """Add a batch: logits (B, T, n, V), ids (B, T, n), counted steps (B, T), and their mean loss."""
+        measures = action_measures(logits, actions, counted)
+        if loss is not None:
+            measures["loss"] = loss.detach().expand(counted.shape), counted
+        super().update(measures)
 
-    def items(self) -> Iterator[tuple[str, Metric]]:
-        """Name and metric of everything that is logged."""
-        yield "loss", self.loss
-        kinds = {
-            "perplexity": self.perplexity,
-            "change_perplexity": self.change_perplexity,
-            "accuracy": self.accuracy,
-        }
-        for kind, metrics in kinds.items():
-            for name, metric in metrics.items():
-                yield f"{kind}/{name}", metric  # type: ignore[misc]
+    def compute(self) -> dict[str, Tensor]:
+        """By name: ``loss``, ``perplexity/<group>`` and so on."""
+        return summarise(super().compute())

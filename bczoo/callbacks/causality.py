@@ -10,61 +10,101 @@ from typing import Any
 
 import lightning as L
 
+from bczoo.causality.counterfactual import Counterfactuals
 from bczoo.causality.metrics import CausalityMetrics, evaluate
-from bczoo.causality.perturb import KINDS
+from bczoo.causality.perturb import FREEZE_STEPS, Perturbation, perturbations, swap
+from bczoo.data.loader import WindowLoader
 from bczoo.errors import UserError
+from bczoo.metrics import ActionMetrics
 from bczoo.spec import Batch
+
+COMPANIONS = ("change_accuracy", "repeat_accuracy", "change_repeat_accuracy", "persistence", "relative_cross_entropy")
 
 
 class CausalityScore(L.Callback):
     """Logs ``val/causality`` in total and per action group, ``val/action_reliance`` and ``val/visual_share``.
 
     The score is high where the policy acts on the current picture and 0 where the picture does not matter. A policy may
-    score high and be wrong: read it beside the loss.
+    score high and be wrong: read it beside the loss, and beside what is logged with it per group: ``change_accuracy``,
+    ``repeat_accuracy`` and ``change_repeat_accuracy`` (the baseline that repeats the last action), ``persistence`` and
+    ``relative_cross_entropy`` (:mod:`bczoo.metrics`).
 
     Args:
         perturb: what is shown instead of the recorded picture: swap (a picture from elsewhere), freeze (that of half a
-            second ago), blank (the clip's mean colour), noise. The first is ``val/causality``, the others
-            ``val/causality_<name>``.
+            second ago), blank (the clip's mean colour), noise, counterfactual (your own). The first is
+            ``val/causality``, the others ``val/causality_<name>``.
         replaced: how many steps up to the decision show it.
         reliance: score the reliance on past actions too.
+        freeze_steps: how many steps ago freeze shows the frame of.
+        counterfactual: folder of edited frames ``<recording>/<frame>.png``; adds this perturbation.
     """
 
-    def __init__(self, perturb: list[str] | None = None, replaced: int = 1, reliance: bool = True) -> None:
-        self.perturb = ["swap"] if perturb is None else perturb
-        if unknown := [kind for kind in self.perturb if kind not in KINDS]:
-            raise UserError(f"there are no perturbations {unknown}; choose of {', '.join(KINDS)}")
-        if replaced < 1:
-            raise UserError(f"replaced is a number of steps from 1 on, got {replaced}")
+    def __init__(
+        self,
+        perturb: list[str] | None = None,
+        replaced: int = 1,
+        reliance: bool = True,
+        freeze_steps: int = FREEZE_STEPS,
+        counterfactual: str | None = None,
+    ) -> None:
+        self.perturb = ["swap"] if perturb is None else list(perturb)
+        if counterfactual is not None and "counterfactual" not in self.perturb:
+            self.perturb.append("counterfactual")
+        perturbations(self.perturb, freeze_steps, swap if counterfactual else None)  # says at once what is wrong
+        if replaced < 1 or freeze_steps < 1:
+            raise UserError(f"replaced and freeze_steps are numbers of steps from 1 on, got {replaced}, {freeze_steps}")
         self.replaced, self.reliance = replaced, reliance
-        self._metrics: dict[str, CausalityMetrics] = {}
+        self.freeze_steps, self.counterfactual = freeze_steps, counterfactual
+        self._kinds: dict[str, Perturbation] = {}
+        self._metrics: dict[str, tuple[CausalityMetrics, ActionMetrics]] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        space = pl_module.action_space
         for part in ("val", "test"):
-            self._metrics[part] = CausalityMetrics(pl_module.action_space, self.perturb, self.reliance)
+            self._metrics[part] = CausalityMetrics(space, self.perturb, self.reliance), ActionMetrics(space)
 
-    def _score(self, pl_module: Any, batch: Batch, part: str) -> None:
-        metrics = self._metrics[part].to(pl_module.device)
-        metrics.update(evaluate(pl_module, batch, self.perturb, self.replaced, self.reliance))
+    def _start(self, loaders: Any) -> None:
+        edited = None
+        if self.counterfactual is not None:
+            if not isinstance(loaders, WindowLoader):
+                raise UserError("counterfactual frames need the recordings of a bczoo.RecordingDataModule")
+            edited = Counterfactuals(self.counterfactual, loaders.windows.index)
+        self._kinds = perturbations(self.perturb, self.freeze_steps, edited)
+
+    def _score(self, trainer: L.Trainer, pl_module: Any, batch: Batch, part: str, known: Any) -> None:
+        causality, actions = (metric.to(pl_module.device) for metric in self._metrics[part])
+        with trainer.precision_plugin.forward_context():
+            scores = evaluate(pl_module, batch, self._kinds, self.replaced, self.reliance, **(known or {}))
+        causality.update(scores.measures)
+        actions.update(scores.logits, batch["actions"], batch["user"] & batch["valid"])
 
     def _log(self, pl_module: Any, part: str) -> None:
-        metrics = self._metrics[part]
+        causality, actions = self._metrics[part]
         # every rank takes part, also one without a counted step: computing reduces over ranks
-        pl_module.log_dict({f"{part}/{name}": value for name, value in metrics.compute().items()})
-        metrics.reset()
+        companions = {k: v for k, v in actions.compute().items() if k.partition("/")[0] in COMPANIONS}
+        values = {f"{part}/{name}": value for name, value in (causality.compute() | companions).items()}
+        pl_module.log_dict(values, sync_dist=True)
+        causality.reset()
+        actions.reset()
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self._start(trainer.val_dataloaders)
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        self._score(pl_module, batch, "val")
+        self._score(trainer, pl_module, batch, "val", outputs)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         self._log(pl_module, "val")
 
+    def on_test_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self._start(trainer.test_dataloaders)
+
     def on_test_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        self._score(pl_module, batch, "test")
+        self._score(trainer, pl_module, batch, "test", outputs)
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         self._log(pl_module, "test")

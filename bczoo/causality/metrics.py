@@ -1,25 +1,25 @@
 """Metrics of causal reasoning, averaged over counted steps (torchmetrics, reduced over ranks).
 
 Place in the pipeline: :func:`evaluate` scores one batch; :class:`CausalityMetrics` averages; the callback
-``bczoo.CausalityScore`` logs it in validation, and it works without Lightning on any BCPolicy.
+``bczoo.CausalityScore`` logs it in validation, ``bczoo causality`` tells it with intervals. For a policy that is no
+BCPolicy, two sets of its logits are enough: ``divergence("causality", kl(logits, other_logits), where)``.
 
 Shape legend: B batch, T steps, n tokens and V choices of a group.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torchmetrics import MeanMetric, Metric
+from torch import Tensor
 
 from bczoo.actions import ActionSpace
-from bczoo.causality.perturb import replace
+from bczoo.causality.perturb import Perturbation, perturbations
 from bczoo.causality.scores import Nats, action_reliance, causality
+from bczoo.metrics import Measures, StepMeans
 from bczoo.model.decoder import Logits
-from bczoo.model.groups import GroupModules
 from bczoo.model.policy import BCPolicy
 from bczoo.spec import Batch
 
@@ -30,18 +30,23 @@ class Evaluation:
 
     Args:
         logits: of the recorded window.
-        causality: per perturbation nats per group (B, T), and where they count (B, T).
-        reliance: on past actions, nats per group (B, T), and where it counts (B, T).
+        measures: nats per step of ``causality`` (the first perturbation), ``causality_<name>`` (the others) and
+            ``action_reliance``, in total and per group, see :func:`divergence`.
     """
 
     logits: Logits
-    causality: dict[str, tuple[Nats, Tensor]]
-    reliance: tuple[Nats, Tensor] | None
+    measures: Measures
 
 
 @torch.no_grad()
 def evaluate(
-    policy: BCPolicy, batch: Batch, perturb: Sequence[str] = ("swap",), replaced: int = 1, reliance: bool = True
+    policy: BCPolicy,
+    batch: Batch,
+    perturb: Sequence[str] | Mapping[str, Perturbation] = ("swap",),
+    replaced: int = 1,
+    reliance: bool = True,
+    images: Tensor | None = None,
+    logits: Logits | None = None,
 ) -> Evaluation:
     """Score a batch.
 
@@ -51,25 +56,44 @@ def evaluate(
         perturb: perturbations of the pictures, see :mod:`bczoo.causality.perturb`.
         replaced: m, how many steps up to t show their replacement when t decides.
         reliance: score the reliance on past actions too.
+        images: image tokens (B, T, I, D) of the batch, where they are known already.
+        logits: of the batch, where they are known already.
     """
     counted = batch["user"] & batch["valid"]
-    images = policy.encode(batch["frames"])
-    text = batch.get("text") if policy.input_spec.text_dim else None
-    scores: dict[str, tuple[Nats, Tensor]] = {}
-    logits: Logits = {}
-    for kind in perturb:
-        other = replace(kind, policy, batch, images)
+    images = policy.encode(batch["frames"]) if images is None else images
+    text = policy.instructions(batch)
+    kinds = perturb if isinstance(perturb, Mapping) else perturbations(perturb)
+    measures: Measures = {}
+    for kind, replacement in kinds.items():
+        other = replacement(policy, batch, images)
         nats, logits = causality(policy, images, other.images, batch["actions"], text, replaced)
-        scores[kind] = nats, counted & other.where
-    on_actions = None
+        measures |= divergence(causality_name(kind, list(kinds)), nats, counted & other.where)
+    if logits is None:
+        logits = policy.logits(images, batch["actions"], text)
     if reliance:
-        if not logits:
-            embedded = policy.action_embedding(batch["actions"])
-            logits = policy.decoder(policy.latents(images, embedded, text), embedded)
         swapped, where = _other_actions(batch["actions"], batch["valid"])
         nats = action_reliance(policy, images, logits, batch["actions"], swapped, text)
-        on_actions = nats, counted & where
-    return Evaluation(logits, scores, on_actions)
+        measures |= divergence("action_reliance", nats, counted & where)
+    return Evaluation(logits, measures)
+
+
+def divergence(name: str, nats: Nats, where: Tensor) -> Measures:
+    """Nats (B, T) per group as measures ``<name>`` (their sum) and ``<name>/<group>``, at the steps (B, T)."""
+    total = torch.stack(list(nats.values())).sum(0)
+    return {name: (total, where)} | {f"{name}/{group}": (values, where) for group, values in nats.items()}
+
+
+def causality_name(kind: str, kinds: Sequence[str]) -> str:
+    """``causality`` for the first perturbation, ``causality_<kind>`` for the others."""
+    return "causality" if kind == kinds[0] else f"causality_{kind}"
+
+
+def visual_share(means: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """C / (C + action reliance), from 0 to 1, where both are known."""
+    if not {"causality", "action_reliance"} <= means.keys():
+        return {}
+    seen, done = means["causality"], means["action_reliance"]
+    return {"visual_share": torch.where(seen + done > 0, seen / (seen + done), torch.nan)}
 
 
 def _other_actions(actions: Mapping[str, Tensor], valid: Tensor) -> tuple[dict[str, Tensor], Tensor]:
@@ -80,54 +104,23 @@ def _other_actions(actions: Mapping[str, Tensor], valid: Tensor) -> tuple[dict[s
     return {k: v.roll(steps, dims=1) for k, v in actions.items()}, valid & valid.roll(steps, dims=1)
 
 
-class CausalityMetrics(nn.Module):
+class CausalityMetrics(StepMeans):
     """Mean causality per perturbation, and action reliance, in total and per action group.
 
     The first perturbation is the one that ``visual_share`` compares: C / (C + action reliance), from 0 to 1.
+
+    Args:
+        space: the action space.
+        perturb: names of the perturbations.
+        reliance: whether action reliance is scored too.
     """
 
     def __init__(self, space: ActionSpace, perturb: Sequence[str] = ("swap",), reliance: bool = True) -> None:
-        super().__init__()
-        names = [g.name for g in space.groups]
-        self.causality = GroupModules({kind: GroupModules({n: MeanMetric() for n in names}) for kind in perturb})
-        self.reliance = GroupModules({n: MeanMetric() for n in names}) if reliance else None
-        self.perturb = list(perturb)
-
-    def update(self, evaluation: Evaluation) -> None:
-        """Add a batch."""
-        for kind, (nats, where) in evaluation.causality.items():
-            self._add(self.causality[kind], nats, where)
-        if self.reliance is not None and evaluation.reliance is not None:
-            self._add(self.reliance, *evaluation.reliance)
+        names = [causality_name(kind, perturb) for kind in perturb] + ["action_reliance"] * reliance
+        groups = ["", *(f"/{g.name}" for g in space.groups)]
+        super().__init__({f"{name}{group}": () for name in names for group in groups})
 
     def compute(self) -> dict[str, Tensor]:
         """``causality``, ``causality/<group>``, ``causality_<name>``, ``action_reliance``, ``visual_share``."""
-        out: dict[str, Tensor] = {}
-        for i, kind in enumerate(self.perturb):
-            name = "causality" if i == 0 else f"causality_{kind}"
-            self._tell(out, name, self.causality[kind])
-        if self.reliance is not None:
-            self._tell(out, "action_reliance", self.reliance)
-            if self.perturb:
-                seen, done = out["causality"], out["action_reliance"]
-                out["visual_share"] = torch.where(seen + done > 0, seen / (seen + done), torch.nan)
-        return out
-
-    def reset(self) -> None:
-        for metric in self.metrics():
-            metric.reset()
-
-    def metrics(self) -> Iterator[Metric]:
-        return (m for m in self.modules() if isinstance(m, Metric))
-
-    @staticmethod
-    def _add(metrics: nn.Module, nats: Nats, where: Tensor) -> None:
-        if where.any():
-            for name, values in nats.items():
-                metrics[name].update(values[where])  # type: ignore[index]
-
-    @staticmethod
-    def _tell(out: dict[str, Tensor], name: str, metrics: nn.Module) -> None:
-        groups = {group: metric.compute() for group, metric in metrics.items()}  # type: ignore[operator]
-        out[name] = torch.stack(list(groups.values())).sum()
-        out |= {f"{name}/{group}": value for group, value in groups.items()}
+        means = super().compute()
+        return means | visual_share(means)

@@ -9,9 +9,9 @@ Shape legend: B batch, T steps, H = W frame size, I image tokens, D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,8 +20,7 @@ from bczoo.errors import UserError
 from bczoo.model.policy import BCPolicy
 from bczoo.spec import Batch
 
-Kind = Literal["swap", "freeze", "blank", "noise"]
-KINDS: tuple[str, ...] = get_args(Kind)
+KINDS = ("swap", "freeze", "blank", "noise", "counterfactual")
 FREEZE_STEPS = 10  # half a second
 
 
@@ -36,6 +35,9 @@ class Replacement:
 
     images: Tensor
     where: Tensor
+
+
+Perturbation = Callable[[BCPolicy, Batch, Tensor], Replacement]  # (policy, batch, image tokens (B, T, I, D))
 
 
 def swap(policy: BCPolicy, batch: Batch, images: Tensor) -> Replacement:
@@ -78,16 +80,29 @@ def _random_frames(batch: Batch, row: int) -> Tensor:
     return torch.randint(0, 256, frames.shape, dtype=torch.uint8, generator=generator).to(frames.device)
 
 
-def replace(kind: str, policy: BCPolicy, batch: Batch, images: Tensor) -> Replacement:
-    """The perturbation of a name.
+def perturbations(
+    kinds: Sequence[str], freeze_steps: int = FREEZE_STEPS, counterfactual: Perturbation | None = None
+) -> dict[str, Perturbation]:
+    """The perturbations of these names.
 
     Args:
-        kind: swap, freeze, blank or noise.
-        policy: the policy, in evaluation mode.
-        batch: a batch of windows.
-        images: image tokens of its frames (B, T, I, D).
+        kinds: of :data:`KINDS`.
+        freeze_steps: how many steps ago ``freeze`` shows the frame of.
+        counterfactual: what ``counterfactual`` shows, a :class:`bczoo.causality.counterfactual.Counterfactuals`.
+
+    Raises:
+        UserError: an unknown name.
     """
-    functions: dict[str, Callable[..., Replacement]] = {"swap": swap, "freeze": freeze, "blank": blank, "noise": noise}
-    if kind not in functions:
-        raise UserError(f"there is no perturbation {kind!r}; choose of {', '.join(KINDS)}")
-    return functions[kind](policy, batch, images)
+    known: dict[str, Perturbation | None] = {
+        "swap": swap,
+        "freeze": partial(freeze, steps=freeze_steps),
+        "blank": blank,
+        "noise": noise,
+        "counterfactual": counterfactual,
+    }
+    if unknown := [kind for kind in kinds if kind not in known]:
+        raise UserError(f"there is no perturbation {unknown[0]!r}; choose of {', '.join(KINDS)}")
+    chosen = {kind: known[kind] for kind in kinds}
+    if chosen.get("counterfactual", swap) is None:
+        raise UserError("the perturbation counterfactual needs the folder of your frames")
+    return chosen  # type: ignore[return-value]

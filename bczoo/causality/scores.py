@@ -27,9 +27,14 @@ def kl(p: Logits, q: Logits) -> Nats:
     """KL divergence between the distributions of two sets of logits, summed over the tokens of each group, in nats."""
     out = {}
     for name, logits in p.items():
-        log_p, log_q = logits.double().log_softmax(-1), q[name].double().log_softmax(-1)
+        log_p, log_q = _log_probabilities(logits), _log_probabilities(q[name])
         out[name] = (log_p.exp() * (log_p - log_q)).sum((-1, -2)).float()  # (B, T)
     return out
+
+
+def _log_probabilities(logits: Tensor) -> Tensor:
+    """In double precision, so that equal distributions are not told apart; Apple's GPUs have none."""
+    return logits.to(torch.float32 if logits.device.type == "mps" else torch.float64).log_softmax(-1)
 
 
 @torch.no_grad()

@@ -25,7 +25,6 @@ from bczoo.finetune.lora import LoRA, add_lora
 from bczoo.finetune.transfer import carry_over
 from bczoo.hub.source import locate
 from bczoo.hub.state import LORA_SCALE
-from bczoo.model.decoder import Logits
 from bczoo.model.policy import BCPolicy, published_optimizer
 from bczoo.model.text import TextEncoder
 from bczoo.spec import Batch
@@ -205,14 +204,13 @@ class FineTune(BCPolicy):
         if self.lora_scale is not None:
             checkpoint[LORA_SCALE] = self.lora_scale
 
-    def _logits(self, batch: Batch) -> Logits:
-        if self._embedded is not None:
-            text = batch.get("text")
-            shape = (*batch["frames"].shape[:2], len(self._embedded))
-            text = batch["frames"].new_zeros(shape, dtype=torch.float32) if text is None else text
-            absent = (text == 0).all(dim=-1, keepdim=True)
-            batch = {**batch, "text": torch.where(absent, self._embedded.to(text), text)}
-        return super()._logits(batch)
+    def instructions(self, batch: Batch) -> Tensor | None:
+        text = super().instructions(batch)
+        if self._embedded is None:
+            return text
+        shape = (*batch["frames"].shape[:2], len(self._embedded))
+        text = batch["frames"].new_zeros(shape, dtype=torch.float32) if text is None else text
+        return torch.where((text == 0).all(dim=-1, keepdim=True), self._embedded.to(text), text)
 
 
 def _by_part(given: Mapping[str, Any] | None, option: str) -> dict[str, Any]:

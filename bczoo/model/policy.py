@@ -31,7 +31,7 @@ from bczoo.actions import ActionSpace
 from bczoo.configs import load_policy, without_imagenet
 from bczoo.errors import UserError
 from bczoo.loss import bc_loss
-from bczoo.metrics import GroupMetrics
+from bczoo.metrics import ActionMetrics
 from bczoo.model.decoder import ActionDecoder, Decoder, Logits
 from bczoo.model.encoder import Encoder, ImageEncoder
 from bczoo.model.layout import StepLayout
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from bczoo.agent import Agent
 
 TRAINING_SETTINGS = "bczoo_training_settings"  # key of a checkpoint
+LOGGED = ("loss", "perplexity", "change_perplexity", "accuracy")  # of the metrics; bczoo.CausalityScore logs the rest
 
 
 def published_optimizer(parameters: Iterable) -> Optimizer:
@@ -111,7 +112,7 @@ class BCPolicy(L.LightningModule):
         self.input_spec = InputSpec(self.action_space, self.encoder.frame_size, fps, window, text_dim, resize)
         self.z_loss = z_loss
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
-        self.metrics = nn.ModuleDict({stage: GroupMetrics(self.action_space) for stage in ("val", "test")})
+        self.metrics = nn.ModuleDict({stage: ActionMetrics(self.action_space) for stage in ("val", "test")})
         # a checkpoint brings its own weights, so rebuilding from it must not download ImageNet's
         self.hparams.update(without_imagenet(self.config))
 
@@ -256,8 +257,12 @@ class BCPolicy(L.LightningModule):
             per group logits (B, T, n, V).
         """
         self._check(frames, actions, text)
+        return self.logits(self.encode(frames), actions, text)
+
+    def logits(self, images: Tensor, actions: Mapping[str, Tensor], text: Tensor | None = None) -> Logits:
+        """:meth:`forward` from image tokens (B, T, I, D) instead of frames."""
         embedded = self.action_embedding(actions)  # (B, T, A, D)
-        return self.decoder(self.latents(self.encode(frames), embedded, text), embedded)
+        return self.decoder(self.latents(images, embedded, text), embedded)
 
     def latents(self, images: Tensor, embedded: Tensor, text: Tensor | None = None) -> Tensor:
         """What the decoder reads of a window, (B, T, latents, D): one pass of the backbone.
@@ -309,11 +314,17 @@ class BCPolicy(L.LightningModule):
         self.log_dict({f"train/{k}_ce": v for k, v in loss.cross_entropy.items()}, batch_size=size)
         return loss.total
 
-    def validation_step(self, batch: Batch, batch_index: int) -> None:
-        self._evaluate(batch, "val")
+    def validation_step(self, batch: Batch, batch_index: int) -> dict[str, Any]:
+        return self._evaluate(batch, "val")
 
-    def test_step(self, batch: Batch, batch_index: int) -> None:
-        self._evaluate(batch, "test")
+    def test_step(self, batch: Batch, batch_index: int) -> dict[str, Any]:
+        return self._evaluate(batch, "test")
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_metrics("test")
 
     def predict_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
         """Most likely ids (B, T, n) per group and the probability of the recorded ones, with where they belong."""
@@ -348,14 +359,28 @@ class BCPolicy(L.LightningModule):
             "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer, int(steps)), "interval": "step"},
         }
 
-    def _logits(self, batch: Batch) -> Logits:
-        return self(batch["frames"], batch["actions"], batch.get("text") if self.input_spec.text_dim else None)
+    def instructions(self, batch: Batch) -> Tensor | None:
+        """Text embeddings (B, T, E) that belong to a batch; None where the policy takes none or the batch has none."""
+        return batch.get("text") if self.input_spec.text_dim else None
 
-    def _evaluate(self, batch: Batch, stage: str) -> None:
+    def _logits(self, batch: Batch) -> Logits:
+        return self(batch["frames"], batch["actions"], self.instructions(batch))
+
+    def _evaluate(self, batch: Batch, stage: str) -> dict[str, Any]:
+        """Add a batch to the metrics; its image tokens and logits go to callbacks, which need not compute them again."""
         counted = batch["user"] & batch["valid"]
-        logits = self._logits(batch)
+        text = self.instructions(batch)
+        self._check(batch["frames"], batch["actions"], text)
+        images = self.encode(batch["frames"])
+        logits = self.logits(images, batch["actions"], text)
         loss = bc_loss(logits, batch["actions"], counted, self.z_loss)
+        self.metrics[stage].update(logits, batch["actions"], counted, loss.total)  # type: ignore[operator]
+        return {"images": images, "logits": logits}
+
+    def _log_metrics(self, stage: str) -> None:
         metrics = self.metrics[stage]
-        metrics.update(loss, logits, batch["actions"], counted)  # type: ignore[operator]
-        for name, metric in metrics.items():  # type: ignore[operator]
-            self.log(f"{stage}/{name}", metric, prog_bar=name == "loss", on_step=False, on_epoch=True)
+        values = metrics.compute()  # type: ignore[operator]  # of all ranks, so the same on all of them
+        metrics.reset()  # type: ignore[operator]
+        for name, value in values.items():
+            if name.partition("/")[0] in LOGGED:
+                self.log(f"{stage}/{name}", value, prog_bar=name == "loss", sync_dist=True)
