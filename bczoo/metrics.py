@@ -12,13 +12,14 @@ in validation or anywhere else, for any policy that gives logits; :func:`summari
 
 Those with ``change`` are of the change points alone (:func:`change_points`), where repeating does not help.
 
-Shape legend: B batch, T steps, n tokens and V choices of a group.
+Shape legend: B batch, T steps, n tokens and V choices of a group, R recordings.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot, pad
@@ -26,6 +27,7 @@ from torchmetrics import Metric
 
 from bczoo.actions import ActionSpace
 
+DRAWS = 2000  # of a bootstrap
 Measures = dict[str, tuple[Tensor, Tensor]]  # name -> values (B, T, ...), and at which steps (B, T) they count
 ACTION_MEASURES = (
     "cross_entropy",
@@ -113,6 +115,44 @@ def summarise(means: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
+def bootstrap(
+    sums: Mapping[str, Tensor],
+    counts: Mapping[str, Tensor],
+    statistic: Callable[[dict[str, Tensor]], dict[str, Tensor]] = summarise,
+    draws: int = DRAWS,
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """95 % intervals of metrics over all steps: recordings are drawn with replacement, the same ones in every call.
+
+    Steps of a recording resemble each other, so recordings are drawn, not steps. Where more than 5 % of the draws lack
+    a metric, because few recordings have it, and where there is but one recording, both ends are not a number.
+
+    Args:
+        sums: by name (R, ...), over the counted steps of each recording, see :func:`masked_sum`.
+        counts: by name (R,), how many steps these are.
+        statistic: makes metrics of means by name, all with the draws as their leading dimension.
+        draws: how often as many recordings are drawn as there are.
+
+    Returns:
+        by metric the lower and the upper end.
+    """
+    n = len(next(iter(counts.values())))
+    drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=draws)
+    times = torch.from_numpy(drawn).double()  # (draws, R), how often each recording was drawn
+    means = {}
+    for name, x in sums.items():
+        total = (times @ x.double().reshape(n, -1)).reshape(draws, *x.shape[1:])
+        means[name] = total / (times @ counts[name].double()).reshape(draws, *[1] * (x.ndim - 1))
+    out = {}
+    for name, values in statistic(means).items():
+        known = values[~values.isnan()]
+        if n > 1 and len(known) >= 0.95 * draws:
+            low, high = known.quantile(known.new_tensor([0.025, 0.975]))
+        else:
+            low = high = values.new_tensor(torch.nan)
+        out[name] = low, high
+    return out
+
+
 class StepMeans(Metric):
     """Means over counted steps of named values, each over its own steps; not a number where no step counted.
 
@@ -122,6 +162,7 @@ class StepMeans(Metric):
 
     full_state_update = False
     is_differentiable = False
+    counts: Tensor
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         super().__init__()

@@ -49,7 +49,7 @@ def test_a_plain_trainer_learns_what_the_picture_tells(recordings):
 def test_two_processes_train_one_policy(recordings):
     policy = tiny.tiny_policy(text_dim=None)
     data = RecordingDataModule(root=str(recordings), batch_size=2, val_fraction=0.25)
-    trainer = L.Trainer(max_steps=3, devices=2, strategy="ddp_fork", val_check_interval=2, **QUIET)
+    trainer = L.Trainer(max_steps=3, devices=2, strategy="ddp_spawn", val_check_interval=2, **QUIET)
     before = {k: v.clone() for k, v in policy.state_dict().items()}
     trainer.fit(policy, data)
     assert any(not torch.equal(v, before[k]) for k, v in policy.state_dict().items())

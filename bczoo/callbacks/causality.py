@@ -72,7 +72,9 @@ class CausalityScore(L.Callback):
         self._kinds = perturbations(self.perturb, self.freeze_steps, edited)
 
     def _score(self, trainer: L.Trainer, pl_module: Any, batch: Batch, part: str, known: Any) -> None:
-        causality, actions = (metric.to(pl_module.device) for metric in self._metrics[part])
+        causality, actions = self._metrics[part]
+        causality.to(pl_module.device)
+        actions.to(pl_module.device)
         with trainer.precision_plugin.forward_context():
             scores = evaluate(pl_module, batch, self._kinds, self.replaced, self.reliance, **(known or {}))
         causality.update(scores.measures)

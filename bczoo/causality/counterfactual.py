@@ -1,7 +1,7 @@
 """Counterfactual frames that the user supplies: recorded frames, edited to mean something else.
 
-Place in the pipeline: one more perturbation of :mod:`bczoo.causality.perturb`. A folder mirrors the recordings; a picture
-is named by the frame that it takes the place of::
+Place in the pipeline: one more perturbation of :mod:`bczoo.causality.perturb`. A folder mirrors the recordings; a
+picture is named by the frame that it takes the place of::
 
     edited/<recording>/000123.png        frame 123 of <recording>, with the door painted shut
 

@@ -25,6 +25,7 @@ class StepLayout:
         actions: action tokens.
         causal_actions: action tokens see only earlier action tokens of their step (a backbone that predicts the
             action itself); otherwise they see each other in both directions.
+        past_actions: later steps see the actions of earlier ones.
     """
 
     text: int
@@ -32,6 +33,7 @@ class StepLayout:
     thinking: int
     actions: int
     causal_actions: bool = False
+    past_actions: bool = True
 
     @property
     def action_out(self) -> int:

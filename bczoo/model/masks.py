@@ -5,7 +5,8 @@ scaled-dot-product attention (:func:`dense_mask`) and the memory of the streamin
 
 Rules (paper 2601.04575, figure 2b), with P the slot of action_out:
 
-* earlier steps, at most ``history`` steps back: everything but their action_out, so also their true actions
+* earlier steps, at most ``history`` steps back: everything but their action_out, so also their true actions (unless
+  ``past_actions`` is off)
 * same step: text, image and thinking tokens see each other; action_out sees those and itself; action tokens see
   everything of the step but action_out
 * so the decision of a step never sees an action of that step, and nobody but itself ever sees an action_out
@@ -51,8 +52,9 @@ def may_attend(layout: StepLayout, history: int, q_step: Index, q_slot: Index, k
         history: how many steps back a query may look (0: its own step only).
     """
     out = layout.action_out
-    earlier = (kv_step < q_step) & (q_step - kv_step <= history) & (kv_slot != out)
     to_observation = kv_slot < out
+    kept = (kv_slot != out) if layout.past_actions else to_observation
+    earlier = (kv_step < q_step) & (q_step - kv_step <= history) & kept
     out_to_itself = (q_slot == out) & (kv_slot == out)
     among_actions = (q_slot > out) & (kv_slot > out)
     if layout.causal_actions:

@@ -64,6 +64,7 @@ class BCPolicy(L.LightningModule):
         text_dim: values of a text embedding; null for a policy without text.
         text_encoder: embeds live instructions in play; no part of the weights.
         thinking_tokens: learned tokens per step between the image and the decision.
+        past_actions: whether later steps see the actions of earlier ones, as published.
         window: steps of a training window and of the memory in play.
         fps: steps per second.
         resize: filter that brings frames of another size to the encoder's, in training and in play.
@@ -82,6 +83,7 @@ class BCPolicy(L.LightningModule):
         text_dim: int | None = 768,
         text_encoder: TextEncoder | None = None,
         thinking_tokens: int = 1,
+        past_actions: bool = True,
         window: int = 200,
         fps: float = 20.0,
         resize: str = "hamming",
@@ -106,6 +108,7 @@ class BCPolicy(L.LightningModule):
             thinking=thinking_tokens,
             actions=self.action_space.tokens,
             causal_actions=self.decoder.in_backbone,
+            past_actions=past_actions,
         )
         self.tokens = StepTokens(width, self.layout, text_dim)
         self.action_embedding = ActionEmbedding(width, self.action_space)
@@ -224,6 +227,7 @@ class BCPolicy(L.LightningModule):
             "text_dim": self.input_spec.text_dim,
             "text_encoder": self.text_encoder.spec if self.text_encoder else None,
             "thinking_tokens": self.layout.thinking,
+            "past_actions": self.layout.past_actions,
             "window": self.input_spec.window,
             "fps": self.input_spec.fps,
             "resize": self.input_spec.resize,
@@ -367,7 +371,7 @@ class BCPolicy(L.LightningModule):
         return self(batch["frames"], batch["actions"], self.instructions(batch))
 
     def _evaluate(self, batch: Batch, stage: str) -> dict[str, Any]:
-        """Add a batch to the metrics; its image tokens and logits go to callbacks, which need not compute them again."""
+        """Add a batch to the metrics; its image tokens and logits are for callbacks, which need not compute them."""
         counted = batch["user"] & batch["valid"]
         text = self.instructions(batch)
         self._check(batch["frames"], batch["actions"], text)
