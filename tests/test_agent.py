@@ -19,6 +19,8 @@ VARIANTS = {
     "no-thinking-no-text": {"thinking_tokens": 0, "text_dim": None},
     "grouped-queries-and-sinks": {"transformer": {"kv_heads": 2, "sinks": 2}},
     "history-per-layer": {"transformer": {"history": [1, 3]}},
+    "no-past-actions": {"past_actions": False},
+    "no-past-actions-no-decoder": {"past_actions": False, "decoder": BackboneHeads},
     "gamepad": {"action_space": "gamepad", "decoder": ActionDecoder},
 }
 

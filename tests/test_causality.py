@@ -50,6 +50,7 @@ VARIANTS = {
     "sinks and histories": {"transformer": {"sinks": 2, "history": [3, 1]}},
     "many tokens": {"encoder": {"tokens": 3}, "thinking_tokens": 2},
     "no text": {"text_dim": None},
+    "no past actions": {"past_actions": False},
 }
 
 
@@ -131,8 +132,9 @@ def test_a_policy_that_does_not_look_scores_zero():
     assert scores.measures["action_reliance"][0].sum() > 0
 
 
-def test_a_policy_without_a_past_does_not_rely_on_its_actions():
-    policy = tiny.tiny_policy(transformer={"history": 0}).eval()
+@pytest.mark.parametrize("options", [{"transformer": {"history": 0}}, {"past_actions": False}], ids=str)
+def test_a_policy_that_does_not_see_its_past_actions_does_not_rely_on_them(options):
+    policy = tiny.tiny_policy(**options).eval()
     batch = tiny.tiny_batch(policy, batch=3)
     scores = evaluate(policy, batch)
     assert scores.measures["action_reliance"][0].abs().max() < 1e-6

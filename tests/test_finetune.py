@@ -25,7 +25,6 @@ from bczoo import (
 )
 from bczoo.errors import UserError
 from bczoo.finetune.transfer import carry_over
-from bczoo.loss import bc_loss
 from bczoo.metrics import change_points
 
 DECODERS = [ActionDecoder, BackboneHeads, IndependentHeads]

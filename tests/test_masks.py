@@ -36,6 +36,14 @@ def test_history_limits_how_far_back_a_query_looks(history):
             assert seen == (0 <= q - kv <= history)
 
 
+def test_without_past_actions_later_steps_see_all_else():
+    layout = StepLayout(text=1, image=1, thinking=1, actions=2, past_actions=False)
+    hidden, published = masks.dense_mask(layout, 4, 2), masks.dense_mask(DRAWN, 4, 2)
+    step, slot = torch.arange(24) // 6, torch.arange(24) % 6
+    past_action = (step[None] < step[:, None]) & (slot > layout.action_out)[None]
+    assert torch.equal(hidden, published & ~past_action) and (published & past_action).any()
+
+
 def test_sinks_are_visible_to_all():
     mask = masks.dense_mask(DRAWN, 2, 1, sinks=3)
     assert mask[:, :3].all()

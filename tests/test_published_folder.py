@@ -1373,3 +1373,12 @@ def write_format_1() -> None:
 
 if __name__ == "__main__":
     {"names": write_names, "format_1": write_format_1}[sys.argv[1]]()
+
+
+def test_hidden_past_actions_are_saved_and_older_policies_see_theirs(tmp_path):
+    for past_actions in (True, False):
+        policy = tiny.tiny_policy(past_actions=past_actions).eval()
+        policy.save_pretrained(tmp_path / str(past_actions))
+        assert ("past_actions" in policy.config) != past_actions  # a config from before there was the choice has none
+        loaded = BCPolicy.from_pretrained(tmp_path / str(past_actions))
+        assert loaded.layout == policy.layout and loaded.layout.past_actions == past_actions

@@ -242,7 +242,7 @@ class RecordingWriter:
         user: who played.
         task: what the player was to do.
         crf: quality of the video, 0 (lossless) to 51.
-        pix_fmt: colour resolution, ``yuv420p`` or ``yuv444p``.
+        pix_fmt: ``yuv420p``, ``yuv444p`` (full colour resolution) or ``rgb24``.
         keyframe_interval: most frames between keyframes.
     """
 

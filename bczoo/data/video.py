@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import av
 import av.error
@@ -166,7 +166,8 @@ class VideoWriter:
     Args:
         path: the file to write.
         fps: frames per second.
-        pix_fmt: ``yuv420p`` plays everywhere; ``yuv444p`` keeps full colour resolution.
+        pix_fmt: ``yuv420p`` plays everywhere; ``yuv444p`` keeps full colour resolution; ``rgb24`` keeps the colours
+            themselves, with a crf of 0 to the bit, and few players show it.
         crf: constant rate factor of x264, 0 (lossless) to 51.
         keyframe_interval: most frames from one keyframe to the next, which bounds the cost of random access.
         threads: encoder threads.
@@ -184,7 +185,8 @@ class VideoWriter:
         self.path = Path(path)
         self.n_frames = 0
         self._container = av.open(str(path), "w")
-        self._stream: Any = self._container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+        codec: Literal["libx264", "libx264rgb"] = "libx264rgb" if pix_fmt == "rgb24" else "libx264"
+        self._stream: Any = self._container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
         self._stream.pix_fmt = pix_fmt
         # veryfast takes a third of the default's time on game frames and makes no larger files; without mbtree the
         # encoder gives the same bytes for the same frames

@@ -227,11 +227,12 @@ class BCPolicy(L.LightningModule):
             "text_dim": self.input_spec.text_dim,
             "text_encoder": self.text_encoder.spec if self.text_encoder else None,
             "thinking_tokens": self.layout.thinking,
-            "past_actions": self.layout.past_actions,
             "window": self.input_spec.window,
             "fps": self.input_spec.fps,
             "resize": self.input_spec.resize,
             "z_loss": self.z_loss,
+            # left out at its default: policies that were saved before there was this choice stay what they are
+            **({} if self.layout.past_actions else {"past_actions": False}),
         }
 
     def parameter_counts(self) -> dict[str, int]:

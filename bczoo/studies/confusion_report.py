@@ -1,0 +1,299 @@
+"""Tables, plots and verdicts of ``bczoo study confusion``.
+
+Place in the pipeline: rows of :mod:`bczoo.studies.confusion` come in, one per trained policy; ``report.md``,
+``report.json`` and two plots go out. Everything that is claimed is computed here from the rows: rank correlations with
+95 % intervals from a bootstrap over policies, means with their range over seeds.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Row = dict[str, Any]
+PREDICTORS = {  # measure -> sign: +1 where more of it should go with better play
+    "loss": -1,
+    "relative_cross_entropy": -1,
+    "accuracy": 1,
+    "change_perplexity": -1,
+    "change_accuracy": 1,
+    "persistence": -1,
+    "causality": 1,
+    "causality_freeze": 1,
+    "causality_blank": 1,
+    "causality_noise": 1,
+    "action_reliance": -1,
+    "visual_share": 1,
+    "intervention_accuracy": 1,
+}
+OUTCOMES = ("return", "intervention_accuracy")
+DRAWS = 2000
+FEWEST = 5  # policies of a rank correlation
+
+
+@dataclass(frozen=True)
+class ConfusionReport:
+    """What a study found.
+
+    Args:
+        rows: one per policy.
+        findings: rank correlations and effects, as plain JSON.
+        folder: where report.md, report.json and the plots lie.
+    """
+
+    rows: list[Row]
+    findings: dict[str, Any]
+    folder: Path
+
+
+def report(rows: list[Row], baselines: dict[str, dict[str, float]], folder: Path) -> ConfusionReport:
+    """Write tables and plots, and print the tables.
+
+    Args:
+        rows: of :func:`bczoo.studies.confusion.run_trial`.
+        baselines: per world what ``expert`` and ``random`` return.
+        folder: where to.
+    """
+    worlds = list(dict.fromkeys(row["world"] for row in rows))
+    findings = {world: find([r for r in rows if r["world"] == world]) for world in worlds}
+    text = "\n\n".join(
+        section(world, [r for r in rows if r["world"] == world], baselines[world], findings[world]) for world in worlds
+    )
+    (folder / "report.md").write_text(text + "\n")
+    whole = {"baselines": baselines, "findings": findings, "rows": rows}
+    (folder / "report.json").write_text(json.dumps(whole, indent=1) + "\n")
+    draw_scaling(rows, worlds, folder / "scaling.png")
+    draw_prediction(rows, worlds, findings, folder / "prediction.png")
+    print(f"\n{text}\n\n{folder}/report.md, report.json, scaling.png, prediction.png")
+    return ConfusionReport(rows, findings, folder)
+
+
+# ---------------------------------------------------------------------- findings
+
+
+def find(rows: Sequence[Row]) -> dict[str, Any]:
+    """What the policies of one world tell: correlations with the outcomes, and with size and data."""
+    out: dict[str, Any] = {"policies": len(rows)}
+    for outcome in OUTCOMES:
+        out[outcome] = {
+            name: correlation(rows, name, outcome, sign) for name, sign in PREDICTORS.items() if name != outcome
+        }
+    out["causality_over_loss"] = advantage(rows, "causality", "loss", "return")
+    scaled = [r for r in rows if r["decoder"] == "decoder" and r["past_actions"]]
+    for name in ("causality", "intervention_accuracy", "loss", "return"):
+        out[f"{name}_by_size"] = correlation(scaled, "parameters", name, 1, within="fraction")
+        out[f"{name}_by_data"] = correlation(scaled, "fraction", name, 1, within="size")
+    return out
+
+
+def correlation(
+    rows: Sequence[Row], name: str, outcome: str, sign: int, within: str | None = None
+) -> dict[str, Any] | None:
+    """Rank correlation of a measure (times its sign) with an outcome; None where there are too few policies.
+
+    Args:
+        rows: of one world.
+        name: of the measure.
+        outcome: what it should tell.
+        sign: -1 where less of the measure should be better.
+        within: ranks are taken within rows that share this key, so that what it does is left out.
+    """
+    rows = [r for r in rows if r[name] is not None and r[outcome] is not None]
+    if len(rows) < FEWEST:
+        return None
+    columns = [np.array([float(r[key]) for r in rows]) for key in (name, outcome)]
+    groups = np.unique([str(r[within]) for r in rows], return_inverse=True)[1] if within else np.zeros(len(rows), int)
+
+    def rho(chosen: np.ndarray) -> float:
+        x, y = (centred_ranks(column[chosen], groups[chosen]) for column in columns)
+        return sign * cosine(x, y)
+
+    value, low, high = bootstrapped(rho, len(rows))
+    return None if math.isnan(value) else {"rho": value, "low": low, "high": high, "policies": len(rows)}
+
+
+def advantage(rows: Sequence[Row], one: str, other: str, outcome: str) -> dict[str, Any] | None:
+    """By how much one measure's rank correlation with the outcome exceeds another's, over the same policies."""
+    rows = [r for r in rows if all(r[key] is not None for key in (one, other, outcome))]
+    if len(rows) < FEWEST:
+        return None
+    columns = {key: np.array([float(r[key]) for r in rows]) for key in (one, other, outcome)}
+    alone = np.zeros(len(rows), int)
+
+    def difference(chosen: np.ndarray) -> float:
+        ranks = {key: centred_ranks(column[chosen], alone) for key, column in columns.items()}
+        first, second = (PREDICTORS[key] * cosine(ranks[key], ranks[outcome]) for key in (one, other))
+        return first - second
+
+    value, low, high = bootstrapped(difference, len(rows))
+    return None if math.isnan(value) else {"difference": value, "low": low, "high": high}
+
+
+def centred_ranks(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Ranks within each group, ties sharing their mean rank, minus the group's mean."""
+    out = np.zeros(len(values))
+    for group in np.unique(groups):
+        inside = groups == group
+        _, which, counts = np.unique(values[inside], return_inverse=True, return_counts=True)
+        ranks = (np.cumsum(counts) - (counts - 1) / 2)[which]
+        out[inside] = ranks - ranks.mean()
+    return out
+
+
+def cosine(x: np.ndarray, y: np.ndarray) -> float:
+    norm = math.sqrt(float(x @ x) * float(y @ y))
+    return float(x @ y) / norm if norm > 0 else math.nan
+
+
+def bootstrapped(statistic: Callable[[np.ndarray], float], count: int) -> tuple[float, float, float]:
+    """A statistic of all policies, and its 95 % interval over draws of policies with replacement."""
+    rng = np.random.default_rng(0)
+    draws = [statistic(rng.integers(count, size=count)) for _ in range(DRAWS)]
+    low, high = np.nanpercentile(draws, [2.5, 97.5]) if not np.isnan(draws).all() else (math.nan, math.nan)
+    return statistic(np.arange(count)), float(low), float(high)
+
+
+# ---------------------------------------------------------------------- tables
+
+
+def section(world: str, rows: Sequence[Row], baseline: dict[str, float], findings: dict[str, Any]) -> str:
+    """The part of the report about one world."""
+    parts = [
+        f"### {world}",
+        f"{len(rows)} policies; expert {baseline['expert']:.1f}, random {baseline['random']:.1f}. "
+        "Means over seeds, ± half the range.",
+        policies_table(rows),
+        "Rank correlation over policies, 95 % intervals; the sign is turned so that more should be better.",
+        predictors_table(findings),
+        scaling_sentences(findings),
+    ]
+    return "\n\n".join(parts)
+
+
+COLUMNS = {
+    "loss": ("loss", 3),
+    "accuracy": ("accuracy", 3),
+    "change_accuracy": ("at changes", 3),
+    "causality": ("causality", 2),
+    "action_reliance": ("action reliance", 2),
+    "persistence": ("persistence", 3),
+    "intervention_accuracy": ("interventions", 2),
+    "habit": ("as if nothing happened", 2),
+    "return": ("return", 1),
+}
+
+
+def policies_table(rows: Sequence[Row]) -> str:
+    """One line per kind of policy, seeds averaged."""
+    kinds: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        kinds.setdefault((row["size"], row["fraction"], row["decoder"], row["past_actions"]), []).append(row)
+    head = ["size", "parameters", "data", "decoder", "past actions", *(title for title, _ in COLUMNS.values())]
+    lines = [head, ["---"] * 5 + ["---:"] * len(COLUMNS)]
+    for (size, fraction, decoder, past), some in kinds.items():
+        numbers = [_mean([r[key] for r in some], digits) for key, (_, digits) in COLUMNS.items()]
+        about = [size, f"{some[0]['parameters'] / 1e6:.2f} M", f"{fraction:.0%}", decoder, "yes" if past else "no"]
+        lines.append([*about, *numbers])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _mean(values: Sequence[float | None], digits: int) -> str:
+    known = [v for v in values if v is not None]
+    if not known:
+        return "-"
+    spread = (max(known) - min(known)) / 2
+    return f"{np.mean(known):.{digits}f}" + (f" ± {spread:.{digits}f}" if len(known) > 1 else "")
+
+
+def predictors_table(findings: dict[str, Any]) -> str:
+    lines = ["| measure | with return in play | with intervention accuracy |", "|---|---:|---:|"]
+    for name in PREDICTORS:
+        cells = [_rho(findings[outcome].get(name)) for outcome in OUTCOMES]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _rho(found: dict[str, Any] | None) -> str:
+    return "-" if found is None else f"{found['rho']:+.2f} ({found['low']:+.2f} to {found['high']:+.2f})"
+
+
+def scaling_sentences(findings: dict[str, Any]) -> str:
+    """Answers to the two questions of the study, worded by what the intervals allow."""
+    lines = []
+    for cause, held in (("size", "data"), ("data", "size")):
+        for name in ("causality", "intervention_accuracy", "loss", "return"):
+            found = findings[f"{name}_by_{cause}"]
+            if found is not None:
+                lines.append(f"- {name} with {cause} ({held} held fixed): {_direction(found)} {_rho(found)}")
+    better = findings["causality_over_loss"]
+    if better is not None:
+        verdict = "undecided"
+        if better["low"] > 0 or better["high"] < 0:
+            verdict = "yes" if better["low"] > 0 else "no, worse"
+        lines.append(
+            f"- does causality predict play better than loss? {verdict}: rank correlation "
+            f"{better['difference']:+.2f} ({better['low']:+.2f} to {better['high']:+.2f}) above that of the loss"
+        )
+    return "\n".join(lines)
+
+
+def _direction(found: dict[str, Any]) -> str:
+    if found["low"] > 0:
+        return "rises,"
+    return "falls," if found["high"] < 0 else "no clear direction,"
+
+
+# ---------------------------------------------------------------------- plots
+
+
+def draw_scaling(rows: Sequence[Row], worlds: Sequence[str], path: Path) -> None:
+    """Loss, causality, intervention accuracy and return over the share of data, a line per size."""
+    from matplotlib.figure import Figure
+
+    names = ("loss", "causality", "intervention_accuracy", "return")
+    figure = Figure(figsize=(3.4 * len(names), 3 * len(worlds)), layout="constrained")
+    axes = figure.subplots(len(worlds), len(names), squeeze=False)
+    for i, world in enumerate(worlds):
+        scaled = [r for r in rows if r["world"] == world and r["decoder"] == "decoder" and r["past_actions"]]
+        for axis, name in zip(axes[i], names, strict=True):
+            for size in dict.fromkeys(r["size"] for r in scaled):
+                some = [r for r in scaled if r["size"] == size and r[name] is not None]
+                fractions = sorted({r["fraction"] for r in some})
+                values = [[r[name] for r in some if r["fraction"] == f] for f in fractions]
+                label = f"{size}, {some[0]['parameters'] / 1e6:.2f} M" if some else size
+                axis.plot(fractions, [np.mean(v) for v in values], marker="o", label=label)
+                axis.fill_between(fractions, [min(v) for v in values], [max(v) for v in values], alpha=0.15)
+            axis.set(xscale="log", xlabel="share of data", title=f"{world}: {name.replace('_', ' ')}")
+            axis.title.set_fontsize(8)
+        axes[i][0].legend(fontsize=7)
+    figure.savefig(path, dpi=110)
+
+
+def draw_prediction(rows: Sequence[Row], worlds: Sequence[str], findings: dict[str, Any], path: Path) -> None:
+    """Return in play over what should predict it, a point per policy."""
+    from matplotlib.figure import Figure
+
+    names = ("loss", "causality", "change_accuracy", "intervention_accuracy")
+    figure = Figure(figsize=(3.4 * len(names), 3 * len(worlds)), layout="constrained")
+    axes = figure.subplots(len(worlds), len(names), squeeze=False)
+    for i, world in enumerate(worlds):
+        here = [r for r in rows if r["world"] == world]
+        kinds = list(dict.fromkeys((r["decoder"], r["past_actions"]) for r in here))
+        for axis, name in zip(axes[i], names, strict=True):
+            for decoder, past in kinds:
+                some = [r for r in here if (r["decoder"], r["past_actions"]) == (decoder, past) and r[name] is not None]
+                label = decoder + ("" if past else ", no past actions")
+                marker = "o" if past else "x"
+                axis.scatter([r[name] for r in some], [r["return"] for r in some], s=18, label=label, marker=marker)
+            found = findings[world]["return"][name]
+            title = f"{world}\n" + (f"rank correlation {PREDICTORS[name] * found['rho']:+.2f}" if found else "")
+            axis.set(xlabel=name.replace("_", " "), ylabel="return in play", title=title)
+            axis.title.set_fontsize(8)
+        axes[i][-1].legend(fontsize=6)
+    figure.savefig(path, dpi=110)
