@@ -18,7 +18,7 @@ through the modules::
       |               '-------------------------------------> ActionDecoder <--------'    |
       '------------------------------------------------------------|----------------------'
                                                                    v
-           training: bc_loss, GroupMetrics <-- logits per action group --> play: Agent (sampling, Memory)
+           training: bc_loss, ActionMetrics <-- logits per action group --> play: Agent (sampling, Memory)
                                                                              | Decision(values, ids, probabilities)
                                                                              v
                                                      games again: play, score_table, draw_decision
@@ -56,6 +56,9 @@ _EXPORTS = {
     "ResumableCheckpoint": "bczoo.callbacks.checkpoint",
     "PlayGame": "bczoo.callbacks.play",
     "CausalityScore": "bczoo.callbacks.causality",
+    "AttentionMaskCheck": "bczoo.callbacks.attention_mask",
+    "ActionMetrics": "bczoo.metrics",
+    "CausalityMetrics": "bczoo.causality.metrics",
     "RunRecord": "bczoo.callbacks.record",
     "WritePredictions": "bczoo.callbacks.predictions",
     "WarmupCosine": "bczoo.schedules",
@@ -69,17 +72,20 @@ if TYPE_CHECKING:
     from bczoo.actions import Decision as Decision
     from bczoo.agent import Agent as Agent
     from bczoo.agent import PolicyPlayer as PolicyPlayer
+    from bczoo.callbacks.attention_mask import AttentionMaskCheck as AttentionMaskCheck
     from bczoo.callbacks.causality import CausalityScore as CausalityScore
     from bczoo.callbacks.checkpoint import ResumableCheckpoint as ResumableCheckpoint
     from bczoo.callbacks.play import PlayGame as PlayGame
     from bczoo.callbacks.predictions import WritePredictions as WritePredictions
     from bczoo.callbacks.record import RunRecord as RunRecord
+    from bczoo.causality.metrics import CausalityMetrics as CausalityMetrics
     from bczoo.data.augment import PublishedAugmentations as PublishedAugmentations
     from bczoo.data.module import RecordingDataModule as RecordingDataModule
     from bczoo.finetune.lora import LoRA as LoRA
     from bczoo.finetune.policy import FineTune as FineTune
     from bczoo.games.record import PlayedRecordings as PlayedRecordings
     from bczoo.loss import bc_loss as bc_loss
+    from bczoo.metrics import ActionMetrics as ActionMetrics
     from bczoo.model.decoder import ActionDecoder as ActionDecoder
     from bczoo.model.decoder import BackboneHeads as BackboneHeads
     from bczoo.model.decoder import Decoder as Decoder

@@ -3,7 +3,7 @@
 Place in the pipeline: :mod:`bczoo.causality.metrics` and :mod:`bczoo.metrics` score every window, as in validation;
 here the scores are summed per recording, told with intervals (:func:`bczoo.metrics.bootstrap`), and drawn over a clip.
 
-Shape legend: R recordings, W windows, B batch, T steps of a window, N steps of a clip, n tokens of a group, E text
+Shape legend: R recordings, B batch, T steps of a window, N steps of a clip, n tokens of a group, E text
 width, H = W frame size in pixels.
 """
 
@@ -29,13 +29,14 @@ from bczoo.causality.perturb import FREEZE_STEPS, Perturbation, perturbations, s
 from bczoo.data.dataset import WindowDataset
 from bczoo.data.index import Index, open_index
 from bczoo.data.loader import WindowLoader
+from bczoo.data.recording import USER
 from bczoo.data.windows import FILL, Plan, split
 from bczoo.errors import UserError
 from bczoo.games.evaluate import usable_device
 from bczoo.hub.source import locate
 from bczoo.metrics import DRAWS, Measures, action_measures, bootstrap, change_points, masked_sum, summarise
 from bczoo.model.policy import BCPolicy
-from bczoo.spec import Batch
+from bczoo.spec import Batch, InputSpec
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -99,7 +100,7 @@ def causality_report(
         text: instruction to the policy at steps that have none; the one it was fine-tuned under if left out.
         batch_size: windows per batch.
         num_workers: processes that read windows.
-        clip: name of the recording that is drawn; the first one if left out.
+        clip: name of the recording that is drawn; the first one that is long enough if left out.
         clip_start: where the drawn clip begins, in seconds.
         clip_seconds: how long it is.
         out: folder of the results.
@@ -116,7 +117,7 @@ def causality_report(
     index = open_index(data, spec.action_space, spec.fps, spec.text_dim, processes=num_workers)
     index.report()
     recordings = _choose(index, part, val_fraction, limit)
-    drawn = Clip.of(index, recordings, clip, clip_start, clip_seconds, spec.frame_size)
+    drawn = Clip.of(index, recordings, spec, clip, clip_start, clip_seconds)
     edited = None if counterfactual is None else Counterfactuals(counterfactual, index)
     windows = WindowDataset(index, spec.window, spec.frame_size, resize=spec.resize)
     loader = WindowLoader(windows, SpreadPlan(index, recordings, spec.window, batch_size, shuffle=False), num_workers)
@@ -203,11 +204,13 @@ class SpreadPlan(Plan):
     from far-away moments of the same one elsewhere.
     """
 
-    def _windows(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        recording, start = super()._windows(epoch)
-        batches = max(1, -(-len(start) // self.batch_size))
-        order = np.argsort(np.arange(len(start)) % batches, kind="stable")
-        return recording[order], start[order]
+    def epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Recordings and first frames, each (batches, batch_size)."""
+        windows = self._windows(epoch)
+        place = np.unravel_index(np.arange(len(windows[0])), (self.batch_size, len(self)))[::-1]
+        recording, start = np.full((len(self), self.batch_size), FILL), np.zeros((len(self), self.batch_size), np.int64)
+        recording[place], start[place] = windows
+        return recording, start
 
 
 class RecordingSums:
@@ -235,7 +238,7 @@ class RecordingSums:
         """
         rows = torch.searchsorted(self.recordings, recording.cpu())
         for name, (values, where) in measures.items():
-            total, count = (x.double().cpu() for x in masked_sum(values, where))
+            total, count = (x.cpu().double() for x in masked_sum(values, where))
             if name not in self.sums:
                 self.sums[name] = total.new_zeros(len(self.recordings), *total.shape[1:])
                 self.counts[name] = count.new_zeros(len(self.recordings))
@@ -322,37 +325,45 @@ class Clip:
 
     @classmethod
     def of(
-        cls, index: Index, recordings: np.ndarray, name: str | None, start: float, seconds: float, size: int
+        cls, index: Index, recordings: np.ndarray, spec: InputSpec, name: str | None, start: float, seconds: float
     ) -> Clip:
         """The clip of a recording, still without scores.
 
         Args:
             index: of the recordings.
             recordings: (R,) numbers of those that are measured.
-            name: which one; the first if left out.
+            spec: what the policy asks of its input.
+            name: which one; if left out the first that is long enough, or the longest, in which a person acts.
             start: where the clip begins, in seconds.
             seconds: its longest length.
-            size: height and width of the frames in pixels.
         """
         names = {str(index.names[r]): int(r) for r in recordings}
         if name is not None and name not in names:
             raise UserError(
                 f"there is no recording {name!r} among those measured; one of them is {next(iter(names))!r}"
             )
-        name = next(iter(names)) if name is None else name
-        fps, steps = index.target.fps, int(index.n_frames[names[name]]) - 1
-        first = round(start * fps)
-        if not (0 <= first < steps and seconds * fps >= 1):
+        first, wanted = round(start * spec.fps), round(seconds * spec.fps)
+        if name is None:
+            acted = [one for one, r in names.items() if (index.steps(r)[1] == USER).any()]
+            name = max(acted or names, key=lambda one: min(int(index.n_frames[names[one]]) - 1, first + wanted))
+        steps = int(index.n_frames[names[name]]) - 1
+        n = min(wanted, steps - first)
+        if first < 0 or n < 1:
             raise UserError(
-                f"the clip from {start:g} s, {seconds:g} s long, lies outside of {name!r}, which has {steps / fps:g} s"
+                f"the clip from {start:g} s, {seconds:g} s long, lies outside of {name!r}, which has "
+                f"{steps / spec.fps:g} s"
             )
-        n = min(round(seconds * fps), steps - first)
-        return cls(names[name], name, first, fps, 0, torch.zeros(n, 3, size, size, dtype=torch.uint8))
+        if not (index.steps(names[name])[1][first + 1 : first + 1 + n] == USER).any():
+            raise UserError(
+                f"no step counts in the clip of {name!r} from {start:g} s on, because no action there is a person's; "
+                "choose another one with clip and clip_start"
+            )
+        frames = torch.zeros(n, 3, spec.frame_size, spec.frame_size, dtype=torch.uint8)
+        return cls(names[name], name, first, spec.fps, spec.window, frames)
 
     def add(self, batch: Batch, measures: Measures) -> None:
         """Take down what belongs to this clip."""
         n, steps = len(self.frames), batch["valid"].shape[1]
-        self.window = steps
         for row in (batch["recording"] == self.recording).nonzero()[:, 0].tolist():
             start = int(batch["start"][row]) - self.first
             begin, end = max(start, 0), min(start + steps, n)
@@ -364,7 +375,7 @@ class Clip:
                 self.ids.setdefault(name, ids.new_zeros(n, ids.shape[-1], device="cpu"))[here] = ids[row, there].cpu()
             for name, (values, where) in measures.items():
                 if values.ndim == 2:
-                    kept = torch.where(where, values, torch.nan)[row, there].double().cpu()
+                    kept = torch.where(where, values, torch.nan)[row, there].cpu().double()
                     self.scores.setdefault(name, kept.new_full((n,), torch.nan))[here] = kept
 
     @property
@@ -473,8 +484,9 @@ class CausalityResult:
         rows += [self._row("action reliance", "action_reliance"), self._row("visual share", "visual_share")]
         rows += [self._row(label, name) for label, name in PREDICTIONS.items()]
         steps, changes = self.steps["cross_entropy"], self.steps["change_cross_entropy"]
-        several = "95 % intervals over recordings" if len(self.recordings) > 1 else "no intervals over a single one"
-        counted = f"{len(self.recordings)} recordings, {steps} steps, {changes} changes of the action; {several}."
+        n = len(self.recordings)
+        several = "95 % intervals over recordings" if n > 1 else "no intervals over a single one"
+        counted = f"{n} recording{'s' * (n > 1)}, {steps} steps, {changes} changes of the action; {several}."
         return f"{_aligned(rows)}\n\n{counted}"
 
     def _row(self, label: str, name: str) -> list[str]:
@@ -494,7 +506,9 @@ def _known(value: Tensor) -> float | None:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{round(value, 3) + 0.0:.3f}"  # + 0.0: no minus before zero
+    if value is None:
+        return ""
+    return f"{round(value, 3) + 0.0:.3f}" if abs(value) < 1000 else f"{value:.3g}"  # + 0.0: no minus before zero
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:
@@ -591,7 +605,7 @@ def _draw_windows(axes: Axes, clip: Clip) -> None:
 
 
 def _draw_causality(axes: Axes, clip: Clip, groups: Sequence[str]) -> None:
-    """Causality of every step, the groups on top of each other; nothing where a step does not count."""
+    """Causality of every step, the groups on top of each other; grey where a step is not scored."""
     seconds, bottom = clip.seconds.numpy(), np.zeros(len(clip.frames))
     for i, group in enumerate(groups):
         nats = np.nan_to_num(clip.scores[f"causality/{group}"].numpy()).clip(min=0)
@@ -599,7 +613,10 @@ def _draw_causality(axes: Axes, clip: Clip, groups: Sequence[str]) -> None:
         bottom += nats
     highest = bottom.max() or 1.0
     axes.set_ylim(0, 1.2 * highest)
-    axes.legend(loc="upper right", ncols=len(groups), fontsize=8, frameon=False, borderaxespad=0.1)
+    unscored = clip.scores["causality"].isnan().numpy()
+    if unscored.any():
+        axes.bar(seconds[unscored], 1.05 * highest, 1 / clip.fps, color="0.93", label="not scored", linewidth=0)
+    axes.legend(loc="upper right", ncols=len(groups) + 1, fontsize=8, frameon=False, borderaxespad=0.1)
     over = axes.get_xaxis_transform()
     axes.plot(seconds[_shown(clip)], [1.03] * len(_shown(clip)), "v", color="0.6", ms=4, transform=over, clip_on=False)
     changes = seconds[clip.changes.numpy()]

@@ -25,6 +25,7 @@ import tempfile
 import threading
 import time
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
@@ -89,7 +90,8 @@ class DoomEnv(gymnasium.Env):
     Args:
         scenario: a configuration that comes with ViZDoom, such as ``basic``.
         see_objects: put into ``info`` what an expert sees: ``objects`` (list of SeenObject), ``x`` and ``y``,
-            ``angle`` (degrees, counter-clockwise), ``health``. Halves the speed.
+            ``angle`` (degrees, counter-clockwise), ``health``; let :meth:`command` do what the scenario's
+            skill forbids. Halves the speed.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": FPS}  # noqa: RUF012  (gymnasium's own attribute)
@@ -119,15 +121,27 @@ class DoomEnv(gymnasium.Env):
         return self._look()
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        tics = TICS_PER_STEP[self._step % len(TICS_PER_STEP)]
-        self._step += 1
-        buttons = np.asarray(action, np.float64).copy()
-        buttons[[TURN, LOOK]] /= tics  # the engine takes degrees per tic
-        reward = self._engine.make_action(buttons.tolist(), tics)
+        buttons, tics = self._next_tics(action)
+        reward = self._engine.make_action(buttons, tics)
         over = self._engine.is_episode_finished()
         timeout = over and self._engine.is_episode_timeout_reached()
         frame, info = self._look()
         return frame, float(reward), over and not timeout, timeout, info
+
+    def replay(self, seed: int, actions: Sequence[np.ndarray]) -> None:
+        """Play an episode again up to the end of ``actions``, some 30 times as fast as by steps: nothing is drawn.
+
+        What a step shows after it is what it showed when all of them were drawn.
+        """
+        self.reset(seed=seed)
+        for action in actions:
+            buttons, tics = self._next_tics(action)
+            self._engine.set_action(buttons)
+            self._engine.advance_action(tics, False)
+
+    def command(self, text: str) -> None:
+        """Give a command to the engine's console, such as ``summon Medikit``; the next step begins with it."""
+        self._engine.send_game_command(text)
 
     def render(self) -> np.ndarray:
         return self._frame
@@ -139,6 +153,14 @@ class DoomEnv(gymnasium.Env):
         if self._folder is not None:
             _remove(self._folder)
             self._folder = None
+
+    def _next_tics(self, action: np.ndarray) -> tuple[list[float], int]:
+        """The engine's buttons for the next step, and how many tics it lasts."""
+        tics = TICS_PER_STEP[self._step % len(TICS_PER_STEP)]
+        self._step += 1
+        buttons = np.asarray(action, np.float64).copy()
+        buttons[[TURN, LOOK]] /= tics  # the engine takes degrees per tic
+        return buttons.tolist(), tics
 
     def _start(self) -> None:
         # The engine writes _vizdoom/ and _vizdoom.ini into its working directory, which it takes over from
@@ -215,6 +237,8 @@ def _make_engine(scenario: str, see_objects: bool) -> Any:
         [variables.POSITION_X, variables.POSITION_Y, variables.ANGLE, variables.HEALTH] if see_objects else []
     )
     engine.set_labels_buffer_enabled(see_objects)
+    if see_objects:
+        engine.add_game_args("+sv_cheats 1")
     if engine.get_episode_timeout() == 0:
         engine.set_episode_timeout(EPISODE_TICS)
     return engine

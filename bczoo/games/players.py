@@ -72,6 +72,41 @@ class RandomPlayer:
         return [Decision(self.game.random_values(self._generators[row])) for row in rows]
 
 
+class Holding:
+    """Another player, asked every few steps only; in between its last decision is held.
+
+    Its past actions then tell most of its next ones, which tempts an imitator to repeat instead of to look.
+
+    Args:
+        player: who decides.
+        steps: for how many steps each decision is held.
+    """
+
+    def __init__(self, player: Player, steps: int) -> None:
+        self.player = player
+        self.steps = steps
+        self.privileged = getattr(player, "privileged", False)
+        self._ages: dict[int, int] = {}  # row -> steps since its episode began
+        self._held: dict[int, Decision] = {}
+
+    def start(self, games: int, seed: int) -> None:
+        self.player.start(games, seed)
+
+    def reset(self, row: int, seed: int) -> None:
+        self.player.reset(row, seed)
+        self._ages[row] = 0
+
+    def act(self, rows: list[int], frames: list[np.ndarray], infos: list[dict[str, Any]]) -> list[Decision]:
+        due = [i for i, row in enumerate(rows) if self._ages[row] % self.steps == 0]
+        if due:
+            asked = [rows[i] for i in due]
+            decisions = self.player.act(asked, [frames[i] for i in due], [infos[i] for i in due])
+            self._held.update(zip(asked, decisions, strict=True))
+        for row in rows:
+            self._ages[row] += 1
+        return [self._held[row] for row in rows]
+
+
 def make_player(name: str, game: Game) -> Player:
     """``expert`` or ``random``, for ``game``."""
     if name == "expert":

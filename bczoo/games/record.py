@@ -19,7 +19,7 @@ from bczoo.data.recording import RecordingWriter
 from bczoo.data.source import RecordingSource
 from bczoo.errors import UserError
 from bczoo.games.game import Game, make_game
-from bczoo.games.players import make_player
+from bczoo.games.players import Holding, make_player
 from bczoo.games.workers import in_processes
 
 BURST_STEPS = (2, 10)
@@ -34,6 +34,7 @@ def record(
     size: int = 192,
     noise: float = 0.0,
     workers: int | None = None,
+    hold: int = 1,
 ) -> list[str]:
     """Play a game and write every episode as a recording.
 
@@ -51,6 +52,7 @@ def record(
         noise: share of steps that start a burst of random turning (2 to 10 steps long). The recording holds
             what the expert would have done instead, which teaches a policy to recover from its own mistakes.
         workers: processes that play at the same time; one per processor core if left out.
+        hold: the player decides every so many steps and holds its decision in between.
 
     Returns:
         The folders of the episodes.
@@ -59,11 +61,13 @@ def record(
         raise UserError(f"episodes must be at least 1, got {episodes}")
     if not 0 <= noise < 1:
         raise UserError(f"noise is a share of steps from 0 up to (not including) 1, got {noise}")
+    if hold < 1:
+        raise UserError(f"hold is a number of steps from 1 on, got {hold}")
     game = make_game(env)
     make_player(agent, game)
-    folders = [Path(out) / episode_name(env, agent, seed + i, size, noise) for i in range(episodes)]
+    folders = [Path(out) / episode_name(env, agent, seed + i, size, noise, hold) for i in range(episodes)]
     todo = [(i, folder) for i, folder in enumerate(folders) if not folder.exists()]
-    tasks = [(game, agent, seed + i, str(folder), size, noise) for i, folder in todo]
+    tasks = [(game, agent, seed + i, str(folder), size, noise, hold) for i, folder in todo]
     with tqdm(total=episodes, initial=episodes - len(todo), desc=f"recording {env}", unit="ep") as bar:
         returns = in_processes(record_episode, tasks, workers, lambda _: bar.update())
     kept = episodes - len(todo)
@@ -75,21 +79,22 @@ def record(
     return [str(folder) for folder in folders]
 
 
-def episode_name(env: str, agent: str, seed: int, size: int, noise: float) -> str:
+def episode_name(env: str, agent: str, seed: int, size: int, noise: float, hold: int = 1) -> str:
     """Folder name of an episode; two episodes of one name hold the same frames and actions."""
     game = re.sub(r"[^\w.]+", "-", env)
     disturbed = f"_noise{noise:g}" if noise else ""
-    return f"{game}_{agent}{disturbed}_{size}px_{seed:06d}"
+    held = f"_hold{hold}" if hold > 1 else ""
+    return f"{game}_{agent}{disturbed}{held}_{size}px_{seed:06d}"
 
 
-def record_episode(game: Game, agent: str, seed: int, folder: str, size: int, noise: float) -> float:
+def record_episode(game: Game, agent: str, seed: int, folder: str, size: int, noise: float, hold: int = 1) -> float:
     """Play one episode and write it to ``folder``; returns the sum of rewards."""
-    player = make_player(agent, game)
+    player = Holding(make_player(agent, game), hold)
     bursts = Bursts(game, noise, seed)
     name, _, subtype = game.name.partition("/")
     total, done = 0.0, False
     with (
-        game.open(for_expert=getattr(player, "privileged", False)) as running,
+        game.open(for_expert=player.privileged) as running,
         RecordingWriter(folder, fps=game.fps, size=size, env=name, env_subtype=subtype, user=agent) as writer,
     ):
         player.start(1, seed)
@@ -148,6 +153,7 @@ class PlayedRecordings(RecordingSource):
         size: height and width of the stored frames in pixels.
         noise: share of steps that start a burst of random turning.
         workers: processes that play at the same time; one per processor core if left out.
+        hold: the player decides every so many steps and holds its decision in between.
     """
 
     def __init__(
@@ -159,6 +165,7 @@ class PlayedRecordings(RecordingSource):
         size: int = 192,
         noise: float = 0.0,
         workers: int | None = None,
+        hold: int = 1,
     ) -> None:
         self.env = env
         self.agent = agent
@@ -167,9 +174,17 @@ class PlayedRecordings(RecordingSource):
         self.size = size
         self.noise = noise
         self.workers = workers
+        self.hold = hold
 
     def describe(self) -> dict[str, Any]:
-        return {"env": self.env, "agent": self.agent, "episodes": self.episodes, "seed": self.seed, "noise": self.noise}
+        return {
+            "env": self.env,
+            "agent": self.agent,
+            "episodes": self.episodes,
+            "seed": self.seed,
+            "noise": self.noise,
+            "hold": self.hold,
+        }
 
     def prepare(self, root: Path) -> None:
         """Play what is not yet in ``root``."""
@@ -178,4 +193,4 @@ class PlayedRecordings(RecordingSource):
         if len(counts) != len(envs):
             raise UserError(f"{len(envs)} games need one number of episodes or one for each, got {counts}")
         for env, episodes in zip(envs, counts, strict=True):
-            record(env, str(root), self.agent, episodes, self.seed, self.size, self.noise, self.workers)
+            record(env, str(root), self.agent, episodes, self.seed, self.size, self.noise, self.workers, self.hold)

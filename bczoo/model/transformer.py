@@ -74,13 +74,14 @@ class PolicyTransformer(Part):
         length = x.shape[1]
         if length % layout.length:
             raise UserError(f"{length} tokens are not a whole number of steps of {layout.length} tokens")
-        backend = resolve_backend(self.backend, x.device)
-        steps = length // layout.length
-        attends = [
-            window_attention(layout, steps, min(h, steps), self.sinks, x.device, backend) for h in self.histories
-        ]
         positions = torch.arange(length, device=x.device)
+        attends = self.attends(length // layout.length, layout, x.device)
         return self.run(x, Rotation.at(positions, self.head_dim), attends)
+
+    def attends(self, steps: int, layout: StepLayout, device: torch.device) -> list[Attend]:
+        """The attention of every layer over a window of ``steps`` steps, as :meth:`forward` uses it."""
+        backend = resolve_backend(self.backend, device)
+        return [window_attention(layout, steps, min(h, steps), self.sinks, device, backend) for h in self.histories]
 
     def run(self, x: Tensor, rotate: Rotation, attends: Sequence[Attend]) -> Tensor:
         """The blocks over x (B, L, D) with one :data:`Attend` per layer; the agent's way in."""

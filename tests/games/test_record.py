@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import tiny_game
 
+from bczoo.actions import Decision
 from bczoo.data.recording import action_values, read_annotation
 from bczoo.data.video import probe, read_frames
-from bczoo.games import Game, PlayedRecordings
+from bczoo.games import Game, PlayedRecordings, RandomPlayer
 from bczoo.games.bindings import VectorBindings
+from bczoo.games.players import Holding
 from bczoo.games.record import Bursts, episode_name, record
 
 CATCH = "tiny_game:catch"
@@ -96,7 +98,12 @@ def test_names_tell_everything_that_changes_an_episode():
     calls += [("doom/basic", "expert", 4, 192, 0.0), ("doom/basic", "expert", 3, 96, 0.0)]
     calls += [("doom/basic", "expert", 3, 192, 0.05)]
     names = {episode_name(*c) for c in calls}
-    assert len(names) == 6 and "doom-basic_expert_192px_000003" in names
+    names |= {episode_name(*calls[-1], hold) for hold in (1, 4)}
+    assert (
+        len(names) == 7
+        and "doom-basic_expert_noise0.05_hold4_192px_000003" in names
+        and "doom-basic_expert_192px_000003" in names
+    )
     assert all(set(n) <= set("abcdefghijklmnopqrstuvwxyz0123456789._-") for n in names)
 
 
@@ -134,6 +141,48 @@ def test_the_label_under_noise_is_the_clean_action():
     assert len(np.unique(frames.reshape(len(frames), -1), axis=0)) > 20
 
 
+def test_a_player_that_holds_decides_every_few_steps(monkeypatch):
+    asked = []
+
+    def act(self, frame, info, ask=tiny_game.CatchExpert.act):
+        asked.append(ask(self, frame, info))
+        return asked[-1]
+
+    monkeypatch.setattr(tiny_game.CatchExpert, "act", act)
+    (folder,) = record(CATCH, "out", episodes=1, size=32, noise=0.1, workers=1, hold=3)
+    taken = [v["keys"] for v in steps(folder)]
+    assert len(asked) == -(-len(taken) // 3) and len({tuple(v["keys"]) for v in asked}) > 1
+    assert taken == [asked[i // 3]["keys"] for i in range(len(taken))]
+    source = PlayedRecordings(CATCH, episodes=1, size=32, noise=0.1, workers=1, hold=3)
+    source.prepare(Path("out"))
+    assert len(list(Path("out").iterdir())) == 1 and source.describe()["hold"] == 3
+
+
+def test_games_side_by_side_hold_their_own_decisions():
+    class Counting:
+        privileged = True
+
+        def start(self, games, seed):
+            self.count = 0
+
+        def reset(self, row, seed):
+            self.count += 100
+
+        def act(self, rows, frames, infos):
+            self.count += 1
+            return [Decision({"keys": [f"{row}:{self.count}"]}) for row in rows]
+
+    player = Holding(Counting(), 2)
+    assert player.privileged and not Holding(RandomPlayer(tiny_game.catch()), 2).privileged
+    player.start(2, seed=0)
+    player.reset(0, 0)
+    player.reset(1, 1)
+    seen = [player.act(rows, [None] * len(rows), [{}] * len(rows)) for rows in ([0, 1], [0, 1], [0], [0, 1])]
+    assert [[d.keys[0] for d in one] for one in seen] == [["0:201", "1:201"]] * 2 + [["0:202"], ["0:202", "1:203"]]
+    player.reset(0, 2)
+    assert player.act([0], [None], [{}])[0].keys == ["0:304"]
+
+
 def test_source_for_training_plays_once(capsys):
     source = PlayedRecordings(CATCH, episodes=2, size=32, workers=1)
     source.prepare(Path("data"))
@@ -154,6 +203,8 @@ def test_wrong_arguments_are_named():
         record(CATCH, "out", episodes=0)
     with pytest.raises(ValueError, match="noise is a share"):
         record(CATCH, "out", noise=1.5)
+    with pytest.raises(ValueError, match="hold is a number of steps from 1 on, got 0"):
+        record(CATCH, "out", hold=0)
     with pytest.raises(ValueError, match=r"no player 'exprt'.*expert or random"):
         record(CATCH, "out", agent="exprt")
     assert not Path("out").exists()
