@@ -132,9 +132,10 @@ def test_a_policy_that_does_not_look_scores_zero():
     assert scores.measures["action_reliance"][0].sum() > 0
 
 
+@pytest.mark.parametrize("decoder", [ActionDecoder, BackboneHeads])
 @pytest.mark.parametrize("options", [{"transformer": {"history": 0}}, {"past_actions": False}], ids=str)
-def test_a_policy_that_does_not_see_its_past_actions_does_not_rely_on_them(options):
-    policy = tiny.tiny_policy(**options).eval()
+def test_a_policy_that_does_not_see_its_past_actions_does_not_rely_on_them(options, decoder):
+    policy = tiny.tiny_policy(decoder=decoder, **options).eval()
     batch = tiny.tiny_batch(policy, batch=3)
     scores = evaluate(policy, batch)
     assert scores.measures["action_reliance"][0].abs().max() < 1e-6
@@ -149,17 +150,21 @@ def test_the_score_of_two_states_is_the_divergence_of_two_coins():
     torch.testing.assert_close(kl(logits, other)["keys"], expected.view(1, 1))
 
 
-def test_action_reliance_equals_a_forward_with_other_actions():
-    policy = tiny.tiny_policy(decoder=IndependentHeads).eval()  # no chain, so the logits see past actions only
+@pytest.mark.parametrize("decoder", [ActionDecoder, IndependentHeads, BackboneHeads])
+def test_action_reliance_equals_forwards_with_another_past_and_the_step_as_recorded(decoder):
+    policy = tiny.tiny_policy(decoder=decoder).eval()
     batch = tiny.tiny_batch(policy, batch=2)
     other = {k: v.flip(0) for k, v in batch["actions"].items()}
     with torch.no_grad():
         images = policy.encode(batch["frames"])
         plain = policy(batch["frames"], batch["actions"], batch["text"])
         nats = action_reliance(policy, images, plain, batch["actions"], other, batch["text"])
-        expected = kl(plain, policy(batch["frames"], other, batch["text"]))
-    for name, values in nats.items():
-        torch.testing.assert_close(values, expected[name], atol=1e-6, rtol=1e-5)
+        for t in range(batch["user"].shape[1]):
+            past = {k: torch.cat([other[k][:, :t], v[:, t:]], dim=1) for k, v in batch["actions"].items()}
+            expected = kl(plain, policy(batch["frames"], past, batch["text"]))
+            for name, values in nats.items():
+                torch.testing.assert_close(values[:, t], expected[name][:, t], atol=1e-6, rtol=1e-4)
+    assert sum(v.sum() for v in nats.values()) > 0
 
 
 def test_means_are_over_counted_steps_whatever_batches_they_came_in():

@@ -200,7 +200,7 @@ def test_swapped_pictures_and_actions_are_those_of_other_recordings(policy, root
         for name, (values, where) in evaluate(policy, batch).measures.items():
             total[name] += values[where].double().sum().item()
             steps[name] += int(where.sum())
-    assert steps["action_reliance"] > 0.8 * steps["causality"]  # but where the other one is shorter
+    assert steps["action_reliance"] > 0.6 * steps["causality"]  # but first steps, and where the other one is shorter
     for name in total:
         assert sums.means[name].item() == pytest.approx(total[name] / steps[name], rel=1e-4), name
 

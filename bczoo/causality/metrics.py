@@ -97,12 +97,15 @@ def visual_share(means: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _other_actions(actions: Mapping[str, Tensor], valid: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """The past actions of another clip of the batch; of half a window away where the batch has only one."""
-    if len(valid) > 1:
-        clips = len(valid) // 2  # neighbours in a batch are often neighbours in a recording
-        return {k: v.roll(clips, dims=0) for k, v in actions.items()}, valid & valid.roll(clips, dims=0)
-    steps = valid.shape[1] // 2
-    return {k: v.roll(steps, dims=1) for k, v in actions.items()}, valid & valid.roll(steps, dims=1)
+    """The past actions of another clip of the batch; of half a window away where the batch has only one.
+
+    The first step of a window has no past, so nothing is replaced there.
+    """
+    # neighbours in a batch are often neighbours in a recording, so not the next clip
+    shift, dim = (len(valid) // 2, 0) if len(valid) > 1 else (valid.shape[1] // 2, 1)
+    where = valid & valid.roll(shift, dims=dim)
+    where[:, 0] = False
+    return {k: v.roll(shift, dims=dim) for k, v in actions.items()}, where
 
 
 class CausalityMetrics(StepMeans):

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from bczoo.causality.streams import latents_of_both
+from bczoo.causality.streams import latents_of_both, ride_along
 from bczoo.model.decoder import Logits
 from bczoo.model.policy import BCPolicy
 
@@ -76,5 +76,11 @@ def action_reliance(
         logits: of the recorded window, from :func:`causality`.
         other_actions: per group ids (B, T, n) that stand in for the past actions.
     """
-    latents = policy.latents(images, policy.action_embedding(other_actions), text)
-    return kl(logits, policy.decoder(latents, policy.action_embedding(actions)))
+    embedded, others = policy.action_embedding(actions), policy.action_embedding(other_actions)
+    if policy.decoder.in_backbone:  # it reads the step's own actions too, and these are the recorded ones
+        seen = policy.tokens.observation(images, text)  # (B, T, P + 1, D)
+        swapped, recorded = (torch.cat([seen, policy.tokens.actions(a)], dim=2) for a in (others, embedded))
+        _, latents = ride_along(policy, swapped, recorded)
+    else:
+        latents = policy.latents(images, others, text)
+    return kl(logits, policy.decoder(latents, embedded))

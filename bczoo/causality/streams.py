@@ -101,19 +101,34 @@ def latents_of_both(
     Returns:
         recorded and counterfactual latents, each (B, T, latents, D), and the embedded actions (B, T, A, D).
     """
-    layout, transformer = policy.layout, policy.transformer
     embedded = policy.action_embedding(actions)  # (B, T, A, D)
     taken = policy.tokens.actions(embedded)
     recorded = torch.cat([policy.tokens.observation(images, text), taken], dim=2)  # (B, T, S, D)
     other = torch.cat([policy.tokens.observation(replacements, text), taken], dim=2)
+    return *ride_along(policy, recorded, other, replaced), embedded
+
+
+def ride_along(policy: BCPolicy, recorded: Tensor, other: Tensor, replaced: int = 1) -> tuple[Tensor, Tensor]:
+    """What the decoder reads of a window, and of the same window with the last steps up to t taken from another one.
+
+    Args:
+        policy: the policy.
+        recorded: step tokens (B, T, S, D) of the window.
+        other: step tokens (B, T, S, D) of the other window.
+        replaced: m, how many steps up to t are the other's when t decides.
+
+    Returns:
+        two sets of latents, each (B, T, latents, D).
+    """
+    layout, transformer, device = policy.layout, policy.transformer, recorded.device
     steps, size = recorded.shape[1:3]
     ride = stream_length(layout, replaced)
-    # step t - m + 1 .. t of the replaced window for every t; before the first step anything may stand
-    which = torch.arange(steps, device=images.device)[:, None] + torch.arange(1 - replaced, 1, device=images.device)
+    # step t - m + 1 .. t of the other window for every t; before the first step anything may stand
+    which = torch.arange(steps, device=device)[:, None] + torch.arange(1 - replaced, 1, device=device)
     streams = other[:, which.clamp(min=0)].flatten(2, 3)[:, :, :ride]  # (B, T, R, D)
     x = torch.cat([recorded.flatten(1, 2), streams.flatten(1, 2)], dim=1)  # (B, L + T * R, D)
-    index = torch.arange(ride, device=images.device)
-    positions = torch.cat([torch.arange(steps * size, device=images.device), ((which[:, :1] * size) + index).flatten()])
+    index = torch.arange(ride, device=device)
+    positions = torch.cat([torch.arange(steps * size, device=device), ((which[:, :1] * size) + index).flatten()])
     backend = resolve_backend(transformer.backend, x.device)
     attends = [
         _attention(layout, steps, min(h, steps), replaced, transformer.sinks, x.device, backend)
@@ -123,4 +138,4 @@ def latents_of_both(
     n, first = policy.decoder.latents, layout.action_out
     plain = y[:, : steps * size].unflatten(1, (steps, size))[:, :, first : first + n]
     at = (replaced - 1) * size + first
-    return plain, y[:, steps * size :].unflatten(1, (steps, ride))[:, :, at : at + n], embedded
+    return plain, y[:, steps * size :].unflatten(1, (steps, ride))[:, :, at : at + n]

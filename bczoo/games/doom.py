@@ -23,7 +23,7 @@ import os
 import shutil
 import tempfile
 import threading
-import time
+import uuid
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -76,7 +76,7 @@ SCENARIOS = (
 )
 EPISODE_TICS = 2100  # a minute; for the scenarios that set no limit
 
-_open_envs: weakref.WeakSet[DoomEnv] = weakref.WeakSet()
+_open: dict[str, Any] = {}  # folder -> its engine; both are there until both have been removed
 _starting = threading.Lock()
 
 
@@ -106,8 +106,9 @@ class DoomEnv(gymnasium.Env):
         )
         self._frame = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
         self._step = 0
-        self._folder: str | None = None
         self._engine = _make_engine(scenario, see_objects)
+        self._folder = os.path.join(tempfile.gettempdir(), f"bczoo_doom_{uuid.uuid4().hex}")
+        weakref.finalize(self, _close, self._folder).atexit = False
         self._start()
 
     def reset(
@@ -148,11 +149,7 @@ class DoomEnv(gymnasium.Env):
 
     def close(self) -> None:
         """Stop the engine and remove its files; safe to call twice."""
-        _open_envs.discard(self)
-        self._engine.close()
-        if self._folder is not None:
-            _remove(self._folder)
-            self._folder = None
+        _close(self._folder)
 
     def _next_tics(self, action: np.ndarray) -> tuple[list[float], int]:
         """The engine's buttons for the next step, and how many tics it lasts."""
@@ -165,18 +162,19 @@ class DoomEnv(gymnasium.Env):
     def _start(self) -> None:
         # The engine writes _vizdoom/ and _vizdoom.ini into its working directory, which it takes over from
         # this process at the start.
-        self._folder = tempfile.mkdtemp(prefix="bczoo_doom_")
-        _open_envs.add(self)
-        with _starting:
-            here = os.getcwd()
-            try:
-                os.chdir(self._folder)
-                self._engine.init()
-            except BaseException:
-                os.chdir(here)
-                self.close()
-                raise
-            os.chdir(here)
+        _open[self._folder] = self._engine  # before there is a folder: a signal may end the process at any moment
+        try:
+            os.mkdir(self._folder, 0o700)
+            with _starting:
+                here = os.getcwd()
+                try:
+                    os.chdir(self._folder)
+                    self._engine.init()
+                finally:
+                    os.chdir(here)
+        except BaseException:
+            self.close()
+            raise
 
     def _look(self) -> tuple[np.ndarray, dict[str, Any]]:
         state = self._engine.get_state()
@@ -198,13 +196,12 @@ class DoomEnv(gymnasium.Env):
         return self._frame, {"objects": objects, "x": x, "y": y, "angle": angle, "health": health}
 
 
-def _remove(folder: str) -> None:
-    """Remove an engine's folder; one that was stopped while it started may still be writing there for a moment."""
-    for _ in range(50):
+def _close(folder: str) -> None:
+    """Stop the engine of a folder and remove both; what a signal cuts short is done again at exit."""
+    if (engine := _open.get(folder)) is not None:
+        engine.close()
         shutil.rmtree(folder, ignore_errors=True)
-        if not os.path.exists(folder):
-            return
-        time.sleep(0.1)
+        _open.pop(folder, None)
 
 
 def doom_game(scenario: str) -> Game:
@@ -246,8 +243,8 @@ def _make_engine(scenario: str, see_objects: bool) -> Any:
 
 @atexit.register
 def _close_all() -> None:
-    for env in list(_open_envs):
-        env.close()
+    for folder in list(_open):
+        _close(folder)
 
 
 for _scenario in SCENARIOS:

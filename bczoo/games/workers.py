@@ -109,7 +109,7 @@ def _run(packed: bytes) -> Any:
         function, task = _unpack(packed)
         return function(*task)
     except SystemExit as end:  # the pool would take it for the failure of a task, and go on with the next
-        atexit._run_exitfuncs()  # close games that were stopped while they opened, and belong to nobody yet
+        atexit._run_exitfuncs()  # as nothing else will: games that were stopped while they opened or closed
         os._exit(end.code if isinstance(end.code, int) else 1)
 
 

@@ -17,7 +17,7 @@ import json
 import logging
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -318,7 +318,7 @@ def describe(trial: Trial, policy: BCPolicy) -> dict[str, Any]:
     return about | {"world": trial.world.name, "parameters": policy.parameter_counts()["total"]}
 
 
-def measures(metrics: dict[str, float]) -> dict[str, float | None]:
+def measures(metrics: Mapping[str, float]) -> dict[str, float | None]:
     """The numbers of validation that a row compares; those of groups are means over the groups that have one."""
 
     def over_groups(kind: str) -> float | None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -142,12 +144,12 @@ def test_no_expert_where_there_is_none():
 
 
 def engines(temporary: Path) -> list[str]:
-    """Command lines of engines that work in a folder below ``temporary``."""
+    """Processes that work in a folder below ``temporary``: engines, and who is starting one."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if str(temporary) in os.readlink(process / "cwd"):
-                found.append((process / "cmdline").read_text().replace("\0", " "))
+                found.append(process.name)
         except OSError:
             continue
     return found
@@ -196,13 +198,53 @@ def test_nothing_is_left_behind(tmp_path, call, end):
         process.send_signal(end)
         process.wait(90)
         wait_for(lambda: not engines(temporary), 90, "all engines have ended")
-        if call == IN_ONE:  # a worker that is stopped while its engine starts can leave an empty folder in TMPDIR
-            wait_for(lambda: not list(temporary.glob("bczoo_doom_*")), 90, "their folders are gone")
+        wait_for(lambda: not list(temporary.glob("bczoo_doom_*")), 90, "their folders are gone")
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # with the engines, should they still run
         process.wait()
     assert list(here.iterdir()) == []
+
+
+STOPPED_WHILE_CLOSING = """
+import os, shutil, signal
+from bczoo.games import make_game, ExpertPlayer
+from bczoo.games.play import play, play_in_processes
+
+def stopped(*arguments, remove=shutil.rmtree, **options):
+    shutil.rmtree = remove
+    os.kill(os.getpid(), signal.SIGTERM)
+    remove(*arguments, **options)
+
+if (__name__ == "__main__") == {in_one}:
+    shutil.rmtree = stopped
+if __name__ == "__main__":
+    game = make_game("doom/basic")
+    {call}
+"""
+
+
+@pytest.mark.parametrize("call", [IN_ONE, IN_MANY])
+def test_nothing_is_left_behind_by_a_stop_in_the_middle_of_closing(tmp_path, call):
+    script, temporary = tmp_path / "playing.py", tmp_path / "tmp"
+    script.write_text(STOPPED_WHILE_CLOSING.format(call=call.replace("50", "4"), in_one=call == IN_ONE))
+    temporary.mkdir()
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    process = subprocess.run([sys.executable, str(script)], env=environment, stderr=subprocess.PIPE, timeout=90)
+    if call == IN_ONE:
+        assert process.returncode == 128 + signal.SIGTERM
+    else:
+        assert b"BrokenProcessPool" in process.stderr
+    assert not list(temporary.glob("bczoo_doom_*"))
+
+
+def test_an_environment_that_is_dropped_without_closing_takes_its_engine_with_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    env = DoomEnv("basic")
+    assert len(list(tmp_path.iterdir())) == 1
+    del env
+    gc.collect()
+    assert not list(tmp_path.iterdir())
 
 
 def wait_for(condition, seconds: float, what: str) -> None:
