@@ -117,6 +117,14 @@ def test_the_smoke_study_from_start_to_end_and_again(tmp_path, capsys):
     assert "6 policies, 6 of them are already there" in capsys.readouterr().out
     assert kept == {p: p.stat().st_mtime_ns for p in (out / "policies").rglob("row.json")}
 
+    again = report["rows"][0]
+    row = out / "policies" / again["name"] / "row.json"
+    row.unlink()
+    study_confusion("smoke", str(out), workers=1)  # the policy is there, so it is measured and not trained
+    assert json.loads(row.read_text()) == again
+    with pytest.raises(UserError, match="holds a study of another size"):
+        study_confusion("cpu", str(out))
+
 
 def test_sizes_that_there_are_not_are_named():
     with pytest.raises(UserError, match=r"smoke, cpu, gpu, got 'huge'"):

@@ -15,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -216,6 +215,7 @@ def study_confusion(
     if plan.seeds < 1:
         raise UserError(f"seeds is at least 1, got {seeds}")
     folder = Path(out)
+    _keep_plan(plan, folder)
     workers = workers or (1 if device != "cpu" else default_workers())
     for world in plan.worlds:
         prepare(world, plan, folder, workers)
@@ -227,13 +227,24 @@ def study_confusion(
     def tell(row: dict[str, Any]) -> None:
         nonlocal done
         done += 1
-        print(f"{done}/{len(todo)} {row['name']}: loss {row['loss']:.3f}, causality {row['causality']:.3f}, "
-              f"interventions {row['intervention_accuracy']:.2f}, return {row['return']:.1f}", flush=True)  # fmt: skip
+        told = {k: row[k] for k in ("loss", "causality", "intervention_accuracy", "return")}
+        numbers = ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in told.items())
+        print(f"{done}/{len(todo)} {row['name']}: {numbers}", flush=True)
 
     in_processes(run_trial, [(t, plan, str(folder), device, workers) for t in missing], workers, tell)
     rows = [json.loads((folder / "policies" / t.name / "row.json").read_text()) for t in todo]
     baselines = json.loads((folder / "baselines.json").read_text())
     return report(rows, baselines, folder)
+
+
+def _keep_plan(plan: Plan, folder: Path) -> None:
+    """Note the plan in the folder of its study; policies of another plan must not be taken for this one's."""
+    path = folder / "plan.json"
+    this = json.loads(json.dumps(dataclasses.asdict(dataclasses.replace(plan, seeds=0))))
+    if path.exists() and json.loads(path.read_text()) != this:
+        raise UserError(f"{folder} holds a study of another size or version; choose another folder with --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(this, indent=1) + "\n")
 
 
 def prepare(world: World, plan: Plan, folder: Path, workers: int) -> None:
@@ -258,38 +269,51 @@ def prepare(world: World, plan: Plan, folder: Path, workers: int) -> None:
 
 
 def run_trial(trial: Trial, plan: Plan, out: str, device: str, workers: int) -> dict[str, Any]:
-    """Train and measure one policy; its row also goes to ``<out>/policies/<trial>/row.json``."""
+    """Train and measure one policy; it goes to ``<out>/policies/<trial>``, its row into ``row.json`` there.
+
+    A policy that is there already is only measured.
+    """
     if workers > 1:
         torch.set_num_threads(1)
     for message in (".*num_workers.*", ".*LeafSpec.*", ".*ModelCheckpoint.*"):
         warnings.filterwarnings("ignore", message=message)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    started = time.perf_counter()
-    folder = Path(out)
+    root, place = Path(out) / "data" / trial.world.folder, Path(out) / "policies" / trial.name
     L.seed_everything(trial.seed, verbose=False)
-    policy = make_policy(trial, plan)
-    root = folder / "data" / trial.world.folder
     data = RecordingDataModule(
-        root=str(root / "train"), val_root=str(root / "test"), batch_size=plan.batch,
-        fraction=trial.fraction, seed=trial.seed,
-    )  # fmt: skip
+        root=str(root / "train"),
+        val_root=str(root / "test"),
+        batch_size=plan.batch,
+        fraction=trial.fraction,
+        seed=trial.seed,
+    )
     trainer = L.Trainer(
-        accelerator="cpu" if device == "cpu" else "auto", devices=1, max_steps=plan.steps, max_epochs=-1,
-        limit_val_batches=1.0, check_val_every_n_epoch=None, val_check_interval=10 * plan.steps,
-        num_sanity_val_steps=0, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=[CausalityScore(["swap", "freeze", "blank", "noise"])],
-    )  # fmt: skip
-    trainer.fit(policy, data)
-    trained = time.perf_counter() - started
+        accelerator="cpu" if device == "cpu" else "auto",
+        devices=1,
+        max_steps=plan.steps,
+        limit_val_batches=1.0,
+        check_val_every_n_epoch=None,
+        val_check_interval=10 * plan.steps,  # not while training
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[CausalityScore(["swap", "freeze", "blank", "noise"])],
+    )
+    if (place / "config.json").exists():
+        policy = BCPolicy.from_pretrained(place)
+    else:
+        policy = make_policy(trial, plan)
+        trainer.fit(policy, data)
+        policy.save_pretrained(place)
     (metrics,) = trainer.validate(policy, data, verbose=False)
     policy.to(device).eval()
-    row = describe(trial, policy) | {"seconds": round(trained, 1)} | measures(metrics)
+    row = describe(trial, policy) | measures(metrics)
     row |= on_interventions(policy, Interventions.load(root / "interventions.safetensors"))
     game = make_game(trial.world.env)
     played = play(game, PolicyPlayer(policy), plan.games, PLAY_SEED, plan.games, progress=False)
     row |= {"return": played.mean, "returns": played.returns, "metrics": {k: v for k, v in metrics.items() if v == v}}
-    place = folder / "policies" / trial.name
-    policy.save_pretrained(place)
     (place / "row.json").write_text(json.dumps(row, indent=1) + "\n")
     return row
 
