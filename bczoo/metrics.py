@@ -10,7 +10,9 @@ in validation or anywhere else, for any policy that gives logits; :func:`summari
     relative_cross_entropy                        cross-entropy over that of the ids' overall frequencies: 1 has learned
                                                   no more than these frequencies, 0 knows everything
 
-Those with ``change`` are of the change points alone (:func:`change_points`), where repeating does not help.
+Those with ``change`` are of the change points alone (:func:`change_points`), where repeating the whole action is wrong.
+Every token is predicted with the recorded ones before it in view. So persistence is that of each token given those:
+where they already tell that the action changes, a chained decoder repeats less.
 
 Shape legend: B batch, T steps, n tokens and V choices of a group, R recordings.
 """
@@ -173,12 +175,14 @@ class StepMeans(Metric):
 
     def update(self, measures: Measures) -> None:
         """Add a batch; names that it lacks are left as they are."""
+        counts = torch.zeros(len(self.names), device=self.counts.device)
         for i, name in enumerate(self.names):
             if name not in measures:
                 continue
             total, count = masked_sum(*measures[name])
-            setattr(self, f"sum{i}", getattr(self, f"sum{i}") + total.sum(0))
-            self.counts[i] += count.sum()
+            setattr(self, f"sum{i}", getattr(self, f"sum{i}") + total.sum(0).float())  # a bfloat16 module's state too
+            counts[i] = count.sum()
+        self.counts = self.counts + counts  # a new tensor: the old one may be of inference mode
 
     def compute(self) -> dict[str, Tensor]:
         """The mean of every name."""

@@ -6,8 +6,8 @@ import pytest
 import tiny
 import torch
 
-from bczoo import ActionDecoder, BackboneHeads, CausalityScore, IndependentHeads
-from bczoo.causality.metrics import CausalityMetrics, evaluate
+from bczoo import ActionDecoder, AttentionMaskCheck, BackboneHeads, CausalityScore, IndependentHeads
+from bczoo.causality.metrics import CausalityMetrics, divergence, evaluate
 from bczoo.causality.perturb import perturbations
 from bczoo.causality.scores import action_reliance, causality, kl
 from bczoo.causality.streams import stream_length, streams_mask
@@ -198,8 +198,9 @@ def test_replacements_are_pictures_from_elsewhere():
     assert not shown["swap"].where[1, 4] and shown["swap"].where.sum() == 9
     for b, t in shown["swap"].where.nonzero().tolist():
         assert not torch.equal(shown["swap"].images[b, t], images[b, t])
-    assert not shown["freeze"].where[:, :4].any()  # half a second is longer than this window
-    assert torch.equal(shown["freeze"].images[0, 4], images[0, 0])
+    assert not shown["freeze"].where[:, :2].any()  # half a second is longer than this window, so half of it
+    assert torch.equal(shown["freeze"].images[0, 4], images[0, 2]) and shown["freeze"].where[0, 2:].all()
+    assert torch.equal(shown["freeze"].images[:, :2], images[:, :2])
     assert torch.equal(shown["blank"].images[0, 0], shown["blank"].images[0, 4])
     again = replace("noise", policy, {k: v[1:] if not isinstance(v, dict) else v for k, v in batch.items()}, images[1:])
     torch.testing.assert_close(again.images[0], shown["noise"].images[1])
@@ -228,3 +229,64 @@ def test_what_the_callback_cannot_do_is_told():
         CausalityScore(["swpa"])
     with pytest.raises(UserError, match="from 1 on"):
         CausalityScore(replaced=0)
+
+
+def test_no_score_depends_on_what_comes_later():
+    """Freezing several steps shows frames of the past alone, and counts where all of them were replaced."""
+    policy = tiny.tiny_policy().eval()
+    batch = tiny.tiny_batch(policy, batch=2, steps=8)
+    other = {**batch, "frames": batch["frames"].clone()}
+    other["frames"][:, 5:] = 255 - other["frames"][:, 5:]
+    kinds = perturbations(["freeze"], freeze_steps=2)
+    nats, changed = (evaluate(policy, b, kinds, replaced=3).measures["causality"] for b in (batch, other))
+    torch.testing.assert_close(nats[0][:, :5], changed[0][:, :5], atol=1e-6, rtol=0)
+    assert nats[1].tolist() == [[t >= 4 for t in range(8)]] * 2  # all of t - 2, t - 1 and t have a frame two steps ago
+
+
+def test_windows_that_only_fill_up_a_batch_change_nothing():
+    """Neither pictures nor actions are swapped with an empty window, whatever their number."""
+    policy = tiny.tiny_policy().eval()
+    batch = tiny.tiny_batch(policy, batch=3)
+
+    def filled(value):
+        return torch.cat([value, torch.zeros_like(value), torch.zeros_like(value[:2])])
+
+    more = {k: {g: filled(v) for g, v in x.items()} if isinstance(x, dict) else filled(x) for k, x in batch.items()}
+    few, many = (evaluate(policy, b, ["swap", "freeze"]).measures for b in (batch, more))
+    for name, (nats, where) in few.items():
+        assert torch.equal(many[name][1][:3], where) and not many[name][1][3:].any(), name
+        torch.testing.assert_close(many[name][0][:3][where], nats[where], atol=1e-6, rtol=1e-5)
+    assert few["action_reliance"][1].sum() == 3 * 4
+
+
+def test_metrics_of_a_bfloat16_module_are_kept_in_full_precision():
+    holder = torch.nn.ModuleList([CausalityMetrics(tiny.tiny_policy().action_space, ["swap"])]).to(torch.bfloat16)
+    nats, where = {"keys": torch.full((4, 100), 0.1)}, torch.ones(4, 100, dtype=torch.bool)
+    for _ in range(50):
+        holder[0].update(divergence("causality", nats, where))
+    assert holder[0].compute()["causality"].item() == pytest.approx(0.1, rel=1e-4)
+    holder[0].reset()
+    holder[0].update(divergence("causality", nats, where))
+    assert holder[0].compute()["causality"].item() == pytest.approx(0.1, rel=1e-4)
+
+
+def test_training_goes_on_after_a_validation_of_its_own():
+    """Metrics that saw tensors of inference mode are updated outside of it."""
+    policy = tiny.tiny_policy()
+    loader = torch.utils.data.DataLoader([tiny.tiny_batch(policy)], batch_size=None)
+    quiet = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    callbacks = [CausalityScore(), AttentionMaskCheck()]
+    trainer = L.Trainer(max_steps=1, callbacks=callbacks, enable_checkpointing=False, **quiet)
+    trainer.validate(policy, loader, verbose=False)
+    trainer.fit(policy, loader, loader)
+    assert trainer.global_step == 1 and trainer.callback_metrics["val/causality"] >= 0
+
+
+def test_bfloat16_training_checks_and_scores():
+    policy = tiny.tiny_policy()
+    loader = torch.utils.data.DataLoader([tiny.tiny_batch(policy)], batch_size=None)
+    quiet = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    callbacks = [CausalityScore(), AttentionMaskCheck()]
+    trainer = L.Trainer(max_steps=1, precision="bf16-true", callbacks=callbacks, enable_checkpointing=False, **quiet)
+    trainer.fit(policy, loader, loader)
+    assert trainer.callback_metrics["val/causality"] >= 0

@@ -15,14 +15,14 @@ from test_causality import step_by_step
 from bczoo.actions import ActionSpace
 from bczoo.causality.metrics import evaluate
 from bczoo.causality.perturb import perturbations
-from bczoo.causality.report import RecordingSums, SpreadPlan, causality_report, measure
+from bczoo.causality.report import RecordingSums, causality_report, measure
 from bczoo.causality.scores import kl
 from bczoo.cli import main
 from bczoo.data.dataset import WindowDataset
 from bczoo.data.index import open_index
 from bczoo.data.loader import WindowLoader
 from bczoo.data.recording import RecordingWriter
-from bczoo.data.windows import split
+from bczoo.data.windows import Plan, split
 from bczoo.errors import UserError
 
 SPACE = ActionSpace.keyboard_mouse()
@@ -183,7 +183,7 @@ def test_the_report_is_that_of_single_steps(policy, folder, root, capsys):
 
 def test_swapped_pictures_and_actions_are_those_of_other_recordings(policy, root):
     index = open_index(root, SPACE, 20.0, None)
-    plan = SpreadPlan(index, index.usable, 5, 4, shuffle=False)
+    plan = Plan(index, index.usable, 5, 4, shuffle=False, spread=True)
     batches = list(plan.batches(0))
     real = [[key for key in batch if key[0] != -1] for batch in batches]
     every = [(r, s) for r in index.usable for s in range(0, int(index.n_frames[r]) - 1, 5)]
@@ -342,7 +342,7 @@ def test_an_instruction_is_told_where_there_is_none(here):
 
     def means(name, instruction):
         index = open_index(here / name, SPACE, 20.0, 4)
-        plan = SpreadPlan(index, index.usable, 5, 2, shuffle=False)
+        plan = Plan(index, index.usable, 5, 2, shuffle=False, spread=True)
         loader = WindowLoader(WindowDataset(index, 5, tiny.SIZE), plan)
         return measure(policy, loader, perturbations(["blank"]), instruction=instruction, progress=False).means
 

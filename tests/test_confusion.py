@@ -11,7 +11,15 @@ from bczoo import BCPolicy
 from bczoo.cli import main
 from bczoo.errors import UserError
 from bczoo.studies.confusion import PLANS, make_policy, study_confusion, trials
-from bczoo.studies.confusion_report import PREDICTORS, advantage, centred_ranks, correlation, find, scaling_sentences
+from bczoo.studies.confusion_report import (
+    PREDICTORS,
+    advantage,
+    centred_ranks,
+    correlation,
+    find,
+    reliability,
+    scaling_sentences,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -27,6 +35,7 @@ def made_up(count, seed=0, **columns):
     for i in range(count):
         row = {key: float(rng.normal()) for key in keys}
         row |= {"decoder": "decoder", "past_actions": True, "fraction": (0.1, 1.0)[i % 2], "size": "sm"[i // 2 % 2]}
+        row |= {"returns": [row["return"], row["return"] + 1]}
         rows.append(row | {key: make(i) for key, make in columns.items()})
     return rows
 
@@ -58,7 +67,7 @@ def test_policies_of_a_trial_differ_in_what_the_trial_says():
 def test_ranks_share_ties_and_correlate_as_spearman_does():
     rng = np.random.default_rng(1)
     x, y = rng.integers(0, 6, 40).astype(float), rng.normal(size=40)
-    rows = made_up(40, causality=lambda i: x[i], **{"return": lambda i: y[i]})
+    rows = made_up(40, size=str, causality=lambda i: x[i], **{"return": lambda i: y[i]})
     expected = spearman_corrcoef(torch.from_numpy(x), torch.from_numpy(y)).item()
     assert correlation(rows, "causality", "return", 1)["rho"] == pytest.approx(expected, abs=1e-6)
     assert correlation(rows, "causality", "return", -1)["rho"] == pytest.approx(-expected, abs=1e-6)
@@ -72,6 +81,7 @@ def test_within_leaves_out_what_another_cause_does():
         fraction=lambda i: i // 10,
         parameters=lambda i: i,
         causality=lambda i: 100 * (i // 10) - i % 10,
+        size=str,
     )
     assert correlation(rows, "parameters", "causality", 1)["rho"] > 0.8
     assert correlation(rows, "parameters", "causality", 1, within="fraction")["rho"] == pytest.approx(-1)
@@ -79,7 +89,7 @@ def test_within_leaves_out_what_another_cause_does():
 
 def test_findings_say_what_made_up_policies_were_made_to_show():
     noise = np.random.default_rng(3).normal(size=60)
-    rows = made_up(60, causality=lambda i: i, loss=lambda i: noise[i], **{"return": lambda i: 2.0 * i})
+    rows = made_up(60, size=str, causality=lambda i: i, loss=lambda i: noise[i], **{"return": lambda i: 2.0 * i})
     findings = find(rows)
     assert findings["return"]["causality"]["rho"] == pytest.approx(1)
     assert abs(findings["return"]["loss"]["rho"]) < 0.4
@@ -92,8 +102,28 @@ def test_findings_say_what_made_up_policies_were_made_to_show():
     assert "causality with size" in scaling_sentences(findings)
 
 
+def test_luck_of_the_games_is_told_from_policies_that_differ():
+    rng = np.random.default_rng(0)
+
+    def rows(spread):
+        skill = spread * rng.normal(size=400)
+        games = skill[:, None] + rng.normal(size=(400, 4))
+        return [{"return": g.mean(), "returns": g.tolist()} for g in games]
+
+    assert reliability(rows(1.0)) == pytest.approx(1 / (1 + 1 / 4), abs=0.05)
+    assert reliability(rows(0.0)) < 0.15 and reliability(rows(5.0)) > 0.95
+
+
+def test_seeds_of_one_kind_of_policy_are_drawn_together():
+    """Ten copies of each row add no evidence, so the interval must stay as wide as it is."""
+    few = made_up(12, causality=lambda i: i, size=str, **{"return": lambda i: i + 8 * (i % 3)})
+    one, ten = (correlation(r, "causality", "return", 1) for r in (few, [row for row in few for _ in range(10)]))
+    assert ten["rho"] == pytest.approx(one["rho"], abs=0.02)
+    assert ten["high"] - ten["low"] > 0.8 * (one["high"] - one["low"])
+
+
 def test_measures_that_are_missing_or_alike_give_no_correlation():
-    rows = made_up(10, causality=lambda i: None if i else 1.0, habit=lambda i: None, loss=lambda i: 1.0)
+    rows = made_up(10, causality=lambda i: None if i else 1.0, habit=lambda i: None, loss=lambda i: 1.0, size=str)
     assert correlation(rows, "causality", "return", 1) is None
     assert correlation(rows, "loss", "return", -1) is None  # all the same: nothing to rank
 
@@ -105,7 +135,7 @@ def test_the_smoke_study_from_start_to_end_and_again(tmp_path, capsys):
     report = json.loads((out / "report.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
     assert len(report["rows"]) == len(trials(PLANS["smoke"])) == 6
     for row in report["rows"]:
-        assert row["loss"] > 0 and row["causality"] >= 0 and len(row["returns"]) == PLANS["smoke"].games
+        assert row["loss"] > 0 and row["causality"] >= 0 and len(row["returns"]) == PLANS["smoke"].worlds[0].games
         assert 0 <= row["intervention_accuracy"] <= 1
         assert (row["action_reliance"] > 1e-9) == (row["past_actions"])
         policy = BCPolicy.from_pretrained(out / "policies" / row["name"])

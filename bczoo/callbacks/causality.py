@@ -6,6 +6,7 @@ and logs means over the epoch (paper 2601.04575, section 4; definitions in :mod:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
@@ -76,7 +77,8 @@ class CausalityScore(L.Callback):
         causality.to(pl_module.device)
         actions.to(pl_module.device)
         with trainer.precision_plugin.forward_context():
-            scores = evaluate(pl_module, batch, self._kinds, self.replaced, self.reliance, **(known or {}))
+            known = {k: known.get(k) for k in ("images", "logits")} if isinstance(known, Mapping) else {}
+            scores = evaluate(pl_module, batch, self._kinds, self.replaced, self.reliance, **known)
         causality.update(scores.measures)
         actions.update(scores.logits, batch["actions"], batch["user"] & batch["valid"])
 

@@ -184,9 +184,9 @@ def _readings(
     row, number = (key // bits) // head_dim, (key // bits) % head_dim
     zeros = torch.zeros(batch, attention.heads, length, head_dim, dtype=dtype, device=device)
     for first in range(0, int(row[-1]) + 1, batch):
-        codes = torch.zeros(batch, keys, head_dim, device=device)
+        codes = torch.zeros(batch, keys, head_dim, dtype=torch.float32, device=device)
         here = (row >= first) & (row < first + batch)
-        codes[row[here] - first, key[here], number[here]] = 2.0 ** (key[here] % bits)
+        codes[row[here] - first, key[here], number[here]] = (2.0 ** (key[here] % bits)).float()
         values = codes.to(dtype)[:, None].repeat(1, attention.kv_heads, 1, 1)  # (R, M, C, H)
         k = zeros[:, : attention.kv_heads]
         given = (torch.zeros_like(values[:, :, :sinks]), values[:, :, :sinks]) if sinks else None

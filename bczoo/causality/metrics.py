@@ -67,7 +67,8 @@ def evaluate(
     for kind, replacement in kinds.items():
         other = replacement(policy, batch, images)
         nats, logits = causality(policy, images, other.images, batch["actions"], text, replaced)
-        measures |= divergence(causality_name(kind, list(kinds)), nats, counted & other.where)
+        where = counted & _all_replaced(other.where, replaced)
+        measures |= divergence(causality_name(kind, list(kinds)), nats, where)
     if logits is None:
         logits = policy.logits(images, batch["actions"], text)
     if reliance:
@@ -96,16 +97,29 @@ def visual_share(means: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {"visual_share": torch.where(seen + done > 0, seen / (seen + done), torch.nan)}
 
 
+def _all_replaced(where: Tensor, replaced: int) -> Tensor:
+    """Steps (B, T) of which all of the last ``replaced`` steps have a replacement, as far as the window reaches."""
+    out = where.clone()
+    for back in range(1, min(replaced, where.shape[1])):
+        out[:, back:] &= where[:, :-back]
+    return out
+
+
 def _other_actions(actions: Mapping[str, Tensor], valid: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     """The past actions of another clip of the batch; of half a window away where the batch has only one.
 
     The first step of a window has no past, so nothing is replaced there.
     """
-    # neighbours in a batch are often neighbours in a recording, so not the next clip
-    shift, dim = (len(valid) // 2, 0) if len(valid) > 1 else (valid.shape[1] // 2, 1)
-    where = valid & valid.roll(shift, dims=dim)
+    clips = valid.any(dim=1).nonzero()[:, 0]  # the others only fill up the batch
+    if len(clips) > 1:
+        partner = torch.arange(len(valid), device=valid.device)
+        partner[clips] = clips.roll(len(clips) // 2)  # neighbours in a batch may be neighbours in a recording
+        where, other = valid & valid[partner], {k: v[partner] for k, v in actions.items()}
+    else:
+        steps = valid.shape[1] // 2
+        where, other = valid & valid.roll(steps, dims=1), {k: v.roll(steps, dims=1) for k, v in actions.items()}
     where[:, 0] = False
-    return {k: v.roll(shift, dims=dim) for k, v in actions.items()}, where
+    return other, where
 
 
 class CausalityMetrics(StepMeans):

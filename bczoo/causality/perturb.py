@@ -51,12 +51,18 @@ def swap(policy: BCPolicy, batch: Batch, images: Tensor) -> Replacement:
 
 
 def freeze(policy: BCPolicy, batch: Batch, images: Tensor, steps: int = FREEZE_STEPS) -> Replacement:
-    """The frame of ``steps`` steps ago; the first steps of a window have none."""
-    steps = min(steps, images.shape[1] - 1)
-    out = images.roll(steps, dims=1)
-    where = batch["valid"] & batch["valid"].roll(steps, dims=1)
-    where[:, :steps] = False
-    return Replacement(out, where)
+    """The frame of ``steps`` steps ago, of half a window ago at most; the first steps of a window have none."""
+    steps = longest_freeze(steps, images.shape[1])
+    kept = images.shape[1] - steps
+    where = torch.zeros_like(batch["valid"])
+    if steps:
+        where[:, steps:] = batch["valid"][:, steps:] & batch["valid"][:, :kept]
+    return Replacement(torch.cat([images[:, :steps], images[:, :kept]], dim=1), where)
+
+
+def longest_freeze(steps: int, window: int) -> int:
+    """How many steps ``freeze`` goes back in a window of this many steps."""
+    return min(steps, window // 2)
 
 
 def blank(policy: BCPolicy, batch: Batch, images: Tensor) -> Replacement:
@@ -87,7 +93,7 @@ def perturbations(
 
     Args:
         kinds: of :data:`KINDS`.
-        freeze_steps: how many steps ago ``freeze`` shows the frame of.
+        freeze_steps: how many steps ago ``freeze`` shows the frame of; half a window at most.
         counterfactual: what ``counterfactual`` shows, a :class:`bczoo.causality.counterfactual.Counterfactuals`.
 
     Raises:

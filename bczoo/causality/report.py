@@ -25,12 +25,12 @@ from tqdm import tqdm
 from bczoo.actions import ActionSpace
 from bczoo.causality.counterfactual import Counterfactuals
 from bczoo.causality.metrics import causality_name, evaluate, visual_share
-from bczoo.causality.perturb import FREEZE_STEPS, Perturbation, perturbations, swap
+from bczoo.causality.perturb import FREEZE_STEPS, Perturbation, longest_freeze, perturbations, swap
 from bczoo.data.dataset import WindowDataset
 from bczoo.data.index import Index, open_index
 from bczoo.data.loader import WindowLoader
 from bczoo.data.recording import USER
-from bczoo.data.windows import FILL, Plan, split
+from bczoo.data.windows import Plan, split
 from bczoo.errors import UserError
 from bczoo.games.evaluate import usable_device
 from bczoo.hub.source import locate
@@ -120,7 +120,9 @@ def causality_report(
     drawn = Clip.of(index, recordings, spec, clip, clip_start, clip_seconds)
     edited = None if counterfactual is None else Counterfactuals(counterfactual, index)
     windows = WindowDataset(index, spec.window, spec.frame_size, resize=spec.resize)
-    loader = WindowLoader(windows, SpreadPlan(index, recordings, spec.window, batch_size, shuffle=False), num_workers)
+    loader = WindowLoader(
+        windows, Plan(index, recordings, spec.window, batch_size, shuffle=False, spread=True), num_workers
+    )
     sums = measure(
         loaded, loader, perturbations(kinds, freeze_steps, edited), replaced, drawn, _embedded(loaded, instruction)
     )
@@ -132,7 +134,7 @@ def causality_report(
         "perturb": kinds,
         "counterfactual": counterfactual,
         "replaced": replaced,
-        "freeze_steps": freeze_steps,
+        "freeze_steps": longest_freeze(freeze_steps, spec.window),
         "text": instruction,
         "window": spec.window,
         "batch_size": batch_size,
@@ -195,22 +197,6 @@ def _trained_on(record: Mapping[str, Any], data: str) -> bool:
 
 
 # ---------------------------------------------------------------------- measuring
-
-
-class SpreadPlan(Plan):
-    """All windows, in an order in which those of a batch lie far apart.
-
-    Swapped pictures and actions come from the same batch, so they come from other recordings where there are some, and
-    from far-away moments of the same one elsewhere.
-    """
-
-    def epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Recordings and first frames, each (batches, batch_size)."""
-        windows = self._windows(epoch)
-        place = np.unravel_index(np.arange(len(windows[0])), (self.batch_size, len(self)))[::-1]
-        recording, start = np.full((len(self), self.batch_size), FILL), np.zeros((len(self), self.batch_size), np.int64)
-        recording[place], start[place] = windows
-        return recording, start
 
 
 class RecordingSums:
@@ -280,7 +266,7 @@ def measure(
     """
     sums = RecordingSums(loader.plan.recordings)
     for batch in tqdm(loader, desc="causality", unit="batch", disable=not progress):
-        batch = move_data_to_device(_without_fill(batch), policy.device)
+        batch = move_data_to_device(batch, policy.device)
         if instruction is not None:
             told = (batch["text"] != 0).any(-1, keepdim=True)
             batch["text"] = torch.where(told, batch["text"], instruction.to(policy.device))
@@ -291,12 +277,6 @@ def measure(
             clip.add(batch, measures)
     loader.close()
     return sums
-
-
-def _without_fill(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """The windows of a batch but those that only fill it up, whose pictures and actions nobody should be shown."""
-    real = batch["recording"] != FILL
-    return {k: {g: ids[real] for g, ids in v.items()} if isinstance(v, dict) else v[real] for k, v in batch.items()}
 
 
 @dataclass
@@ -333,7 +313,7 @@ class Clip:
             index: of the recordings.
             recordings: (R,) numbers of those that are measured.
             spec: what the policy asks of its input.
-            name: which one; if left out the first that is long enough, or the longest, in which a person acts.
+            name: which one; if left out the first that is long enough, or the longest, in which a person acts there.
             start: where the clip begins, in seconds.
             seconds: its longest length.
         """
@@ -344,7 +324,8 @@ class Clip:
             )
         first, wanted = round(start * spec.fps), round(seconds * spec.fps)
         if name is None:
-            acted = [one for one, r in names.items() if (index.steps(r)[1] == USER).any()]
+            here = slice(first + 1, first + 1 + wanted)
+            acted = [one for one, r in names.items() if (index.steps(r)[1][here] == USER).any()]
             name = max(acted or names, key=lambda one: min(int(index.n_frames[names[one]]) - 1, first + wanted))
         steps = int(index.n_frames[names[name]]) - 1
         n = min(wanted, steps - first)

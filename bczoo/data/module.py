@@ -164,12 +164,12 @@ class RecordingDataModule(L.LightningDataModule):
         return loader
 
     def val_dataloader(self) -> WindowLoader | list[WindowLoader]:
-        """All windows of the validation recordings, in order."""
-        return self._evaluation_loader("val")
+        """All windows of the validation recordings, those of a batch far apart."""
+        return self._evaluation_loader("val", spread=True)
 
     def test_dataloader(self) -> WindowLoader | list[WindowLoader]:
-        """All windows of the test recordings, in order."""
-        return self._evaluation_loader("test")
+        """All windows of the test recordings, those of a batch far apart."""
+        return self._evaluation_loader("test", spread=True)
 
     def predict_dataloader(self) -> WindowLoader | list[WindowLoader]:
         """All windows of the test recordings, in order."""
@@ -229,8 +229,8 @@ class RecordingDataModule(L.LightningDataModule):
         spec = self.input_spec
         return open_index(root, spec.action_space, spec.fps, spec.text_dim, scan, self.num_workers)
 
-    def _evaluation_loader(self, part: str) -> WindowLoader | list[WindowLoader]:
-        loader = self._loader(part, shuffle=False)
+    def _evaluation_loader(self, part: str, spread: bool = False) -> WindowLoader | list[WindowLoader]:
+        loader = self._loader(part, shuffle=False, spread=spread)
         return loader if len(loader) else []  # an empty list is Lightning's "none"
 
     def _close(self, part: str) -> None:
@@ -239,7 +239,7 @@ class RecordingDataModule(L.LightningDataModule):
             loader.close()
             self._unreadable += loader.windows.unreadable_steps
 
-    def _loader(self, part: str, shuffle: bool) -> WindowLoader:
+    def _loader(self, part: str, shuffle: bool, spread: bool = False) -> WindowLoader:
         index, recordings = self._parts[part]
         spec = self.input_spec
         trainer = self.trainer
@@ -252,6 +252,7 @@ class RecordingDataModule(L.LightningDataModule):
             self.seed,
             rank=trainer.global_rank if trainer is not None else 0,
             world_size=trainer.world_size if trainer is not None else 1,
+            spread=spread,
         )
         pin = self.pin_memory
         if pin is None:

@@ -130,10 +130,12 @@ class Plan:
         window: steps T.
         batch_size: windows per batch and process.
         shuffle: training: random first windows and order, and the incomplete last batch is dropped. Otherwise
-            all windows come in order, and the last batch is filled up.
+            all windows come in order, and batches are filled up at their end.
         seed: of the shuffle.
         rank: number of this process.
         world_size: number of processes.
+        spread: without shuffle, deal the windows out so that those of a batch lie far apart, in different recordings
+            where there are some; what is swapped within a batch then comes from elsewhere.
     """
 
     index: Index
@@ -144,6 +146,7 @@ class Plan:
     seed: int = 0
     rank: int = 0
     world_size: int = 1
+    spread: bool = False
 
     def n_windows(self) -> int:
         """Windows of an epoch before any are dropped or filled in (of epoch 0 where shuffled)."""
@@ -175,6 +178,8 @@ class Plan:
             fill = wanted - len(start)
             recording = np.concatenate([recording, np.full(fill, FILL)])
             start = np.concatenate([start, np.zeros(fill, np.int64)])
+            if self.spread:
+                recording, start = (a.reshape(self.batch_size, -1).T.reshape(-1) for a in (recording, start))
         return recording.reshape(shape)[:, self.rank], start.reshape(shape)[:, self.rank]
 
     def _windows(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:

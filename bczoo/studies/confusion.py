@@ -29,6 +29,7 @@ from bczoo.agent import PolicyPlayer
 from bczoo.callbacks.causality import CausalityScore
 from bczoo.data.module import RecordingDataModule
 from bczoo.errors import UserError
+from bczoo.games.evaluate import usable_device
 from bczoo.games.game import make_game
 from bczoo.games.play import play
 from bczoo.games.players import Holding, make_player
@@ -60,12 +61,14 @@ class World:
         hold: the expert holds every decision for so many steps.
         episodes: recordings to learn from.
         test_episodes: recordings to measure on.
+        games: episodes that every policy plays.
     """
 
     env: str
     hold: int
     episodes: int
     test_episodes: int
+    games: int
 
     @property
     def name(self) -> str:
@@ -91,7 +94,6 @@ class Plan:
         frame_size: height and width of the frames in pixels.
         backbone: timm name of the image encoder's.
         cases: interventions per world.
-        games: episodes that every policy plays.
     """
 
     worlds: tuple[World, ...]
@@ -104,12 +106,11 @@ class Plan:
     frame_size: int
     backbone: str
     cases: int
-    games: int
 
 
 PLANS = {
     "smoke": Plan(
-        worlds=(World("doom/basic", 1, 4, 2),),
+        worlds=(World("doom/basic", 1, 4, 2, 2),),
         sizes=("xs",),
         fractions=(1.0,),
         seeds=1,
@@ -119,10 +120,9 @@ PLANS = {
         frame_size=64,
         backbone="test_efficientnet",
         cases=10,
-        games=2,
     ),
     "cpu": Plan(
-        worlds=(World("doom/deadly_corridor", 1, 60, 15), World("doom/health_gathering", 4, 10, 3)),
+        worlds=(World("doom/deadly_corridor", 1, 60, 15, 30), World("doom/health_gathering", 4, 10, 3, 10)),
         sizes=("xs", "s", "m"),
         fractions=(0.1, 0.3, 1.0),
         seeds=3,
@@ -132,10 +132,9 @@ PLANS = {
         frame_size=64,
         backbone="test_efficientnet",
         cases=200,
-        games=10,
     ),
     "gpu": Plan(
-        worlds=(World("doom/deadly_corridor", 1, 400, 40), World("doom/health_gathering", 4, 60, 6)),
+        worlds=(World("doom/deadly_corridor", 1, 400, 40, 50), World("doom/health_gathering", 4, 60, 6, 50)),
         sizes=("s", "m", "l", "xl"),
         fractions=(0.03, 0.1, 0.3, 1.0),
         seeds=3,
@@ -145,7 +144,6 @@ PLANS = {
         frame_size=96,
         backbone="efficientnet_b0",
         cases=500,
-        games=20,
     ),
 }
 
@@ -214,6 +212,7 @@ def study_confusion(
     plan = PLANS[size] if seeds is None else dataclasses.replace(PLANS[size], seeds=seeds)
     if plan.seeds < 1:
         raise UserError(f"seeds is at least 1, got {seeds}")
+    usable_device(device)
     folder = Path(out)
     _keep_plan(plan, folder)
     workers = workers or (1 if device != "cpu" else default_workers())
@@ -228,7 +227,7 @@ def study_confusion(
         nonlocal done
         done += 1
         told = {k: row[k] for k in ("loss", "causality", "intervention_accuracy", "return")}
-        numbers = ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in told.items())
+        numbers = ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in told.items() if v is not None)
         print(f"{done}/{len(todo)} {row['name']}: {numbers}", flush=True)
 
     in_processes(run_trial, [(t, plan, str(folder), device, workers) for t in missing], workers, tell)
@@ -264,7 +263,7 @@ def prepare(world: World, plan: Plan, folder: Path, workers: int) -> None:
     known = json.loads(path.read_text()) if path.exists() else {}
     if world.name not in known:
         players = {"expert": Holding(make_player("expert", game), world.hold), "random": make_player("random", game)}
-        played = {k: play(game, p, plan.games, PLAY_SEED, plan.games).mean for k, p in players.items()}
+        played = {k: play(game, p, world.games, PLAY_SEED, world.games).mean for k, p in players.items()}
         path.write_text(json.dumps(known | {world.name: played}, indent=1))
 
 
@@ -312,7 +311,7 @@ def run_trial(trial: Trial, plan: Plan, out: str, device: str, workers: int) -> 
     row = describe(trial, policy) | measures(metrics)
     row |= on_interventions(policy, Interventions.load(root / "interventions.safetensors"))
     game = make_game(trial.world.env)
-    played = play(game, PolicyPlayer(policy), plan.games, PLAY_SEED, plan.games, progress=False)
+    played = play(game, PolicyPlayer(policy), trial.world.games, PLAY_SEED, trial.world.games, progress=False)
     row |= {"return": played.mean, "returns": played.returns, "metrics": {k: v for k, v in metrics.items() if v == v}}
     (place / "row.json").write_text(json.dumps(row, indent=1) + "\n")
     return row
@@ -357,11 +356,12 @@ def measures(metrics: Mapping[str, float]) -> dict[str, float | None]:
 
 
 def on_interventions(policy: BCPolicy, cases: Interventions) -> dict[str, Any]:
-    """What a row says of interventions: accuracy where the answer differs from the habit, and the habit's share."""
+    """What a row says of interventions, of the cases whose answer differs from the habit."""
     found = {kind: dataclasses.asdict(a) for kind, a in accuracy(score(policy, cases), cases).items()}
     total = found["total"]
     return {
-        "intervention_accuracy": total["telling_accuracy"] if total["telling"] else total["accuracy"],
+        "intervention_accuracy": total["balanced"],
+        "constant": total["constant"],
         "habit": total["habit"],
         "intervention_cross_entropy": total["cross_entropy"],
         "interventions": found,

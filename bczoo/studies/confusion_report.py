@@ -2,7 +2,7 @@
 
 Place in the pipeline: rows of :mod:`bczoo.studies.confusion` come in, one per trained policy; ``report.md``,
 ``report.json`` and two plots go out. Everything that is claimed is computed here from the rows: rank correlations with
-95 % intervals from a bootstrap over policies, means with their range over seeds.
+95 % intervals from a bootstrap over kinds of policies, means with their range over seeds.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ PREDICTORS = {  # measure -> sign: +1 where more of it should go with better pla
 OUTCOMES = ("return", "intervention_accuracy")
 DRAWS = 2000
 FEWEST = 5  # policies of a rank correlation
+KIND = ("size", "fraction", "decoder", "past_actions")  # policies of one kind differ in their seed
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def report(rows: list[Row], baselines: dict[str, dict[str, float]], folder: Path
     )
     (folder / "report.md").write_text(text + "\n")
     whole = {"baselines": baselines, "findings": findings, "rows": rows}
-    (folder / "report.json").write_text(json.dumps(whole, indent=1) + "\n")
+    (folder / "report.json").write_text(json.dumps(whole, indent=1, allow_nan=False) + "\n")
     draw_scaling(rows, worlds, folder / "scaling.png")
     draw_prediction(rows, worlds, findings, folder / "prediction.png")
     print(f"\n{text}\n\n{folder}/report.md, report.json, scaling.png, prediction.png")
@@ -79,7 +80,7 @@ def report(rows: list[Row], baselines: dict[str, dict[str, float]], folder: Path
 
 def find(rows: Sequence[Row]) -> dict[str, Any]:
     """What the policies of one world tell: correlations with the outcomes, and with size and data."""
-    out: dict[str, Any] = {"policies": len(rows)}
+    out: dict[str, Any] = {"policies": len(rows), "reliability": reliability(rows)}
     for outcome in OUTCOMES:
         out[outcome] = {
             name: correlation(rows, name, outcome, sign) for name, sign in PREDICTORS.items() if name != outcome
@@ -114,7 +115,7 @@ def correlation(
         x, y = (centred_ranks(column[chosen], groups[chosen]) for column in columns)
         return sign * cosine(x, y)
 
-    value, low, high = bootstrapped(rho, len(rows))
+    value, low, high = bootstrapped(rho, kinds_of(rows))
     return None if math.isnan(value) else {"rho": value, "low": low, "high": high, "policies": len(rows)}
 
 
@@ -131,7 +132,7 @@ def advantage(rows: Sequence[Row], one: str, other: str, outcome: str) -> dict[s
         first, second = (PREDICTORS[key] * cosine(ranks[key], ranks[outcome]) for key in (one, other))
         return first - second
 
-    value, low, high = bootstrapped(difference, len(rows))
+    value, low, high = bootstrapped(difference, kinds_of(rows))
     return None if math.isnan(value) else {"difference": value, "low": low, "high": high}
 
 
@@ -151,12 +152,32 @@ def cosine(x: np.ndarray, y: np.ndarray) -> float:
     return float(x @ y) / norm if norm > 0 else math.nan
 
 
-def bootstrapped(statistic: Callable[[np.ndarray], float], count: int) -> tuple[float, float, float]:
-    """A statistic of all policies, and its 95 % interval over draws of policies with replacement."""
+def kinds_of(rows: Sequence[Row]) -> np.ndarray:
+    """Which rows are of one kind of policy and differ in their seed alone, (rows,) int."""
+    kinds = [str([row[key] for key in KIND]) for row in rows]
+    return np.unique(kinds, return_inverse=True)[1]
+
+
+def bootstrapped(statistic: Callable[[np.ndarray], float], kinds: np.ndarray) -> tuple[float, float, float]:
+    """A statistic of all policies, and its 95 % interval over draws of kinds of policies, each with all its seeds."""
     rng = np.random.default_rng(0)
-    draws = [statistic(rng.integers(count, size=count)) for _ in range(DRAWS)]
+    members = [np.flatnonzero(kinds == kind) for kind in range(kinds.max() + 1)]
+    draws = []
+    for _ in range(DRAWS):
+        drawn = rng.integers(len(members), size=len(members))
+        draws.append(statistic(np.concatenate([members[kind] for kind in drawn])))
     low, high = np.nanpercentile(draws, [2.5, 97.5]) if not np.isnan(draws).all() else (math.nan, math.nan)
-    return statistic(np.arange(count)), float(low), float(high)
+    return statistic(np.arange(len(kinds))), float(low), float(high)
+
+
+def reliability(rows: Sequence[Row]) -> float | None:
+    """Share of the variance of mean returns that is the policies' and not the luck of their games, from 0 to 1.
+
+    No measure can correlate with the mean return by more than about its square root.
+    """
+    variance = float(np.var([row["return"] for row in rows], ddof=1)) if len(rows) > 1 else 0.0
+    noise = float(np.mean([np.var(row["returns"], ddof=1) / len(row["returns"]) for row in rows]))
+    return max(0.0, 1 - noise / variance) if variance > 0 else None
 
 
 # ---------------------------------------------------------------------- tables
@@ -167,19 +188,35 @@ def section(world: str, rows: Sequence[Row], baseline: dict[str, float], finding
     parts = [
         f"### {world}",
         f"{len(rows)} policies; expert {baseline['expert']:.1f}, random {baseline['random']:.1f}. "
-        "Means over seeds, ± half the range.",
+        f"{chance(rows, findings)}Means over seeds, ± half the range.",
         policies_table(rows),
-        "Rank correlation over policies, 95 % intervals; the sign is turned so that more should be better.",
+        "Rank correlation over policies, 95 % intervals over kinds of policies; signs are turned so that more should be "
+        "better.",
         predictors_table(findings),
         scaling_sentences(findings),
     ]
     return "\n\n".join(parts)
 
 
+def chance(rows: Sequence[Row], findings: dict[str, Any]) -> str:
+    """What to know before reading correlations: how much of the return is luck, and what a constant answer gets."""
+    share, constant = findings["reliability"], rows[0].get("constant")
+    parts = []
+    if share is not None:
+        parts.append(
+            f"{share:.0%} of the variance of mean returns is the policies', the rest luck of {len(rows[0]['returns'])} "
+            f"games, so no measure can correlate with it by more than about {math.sqrt(share):.2f}. "
+        )
+    if constant is not None:
+        parts.append(f"The best constant answer is right in {constant:.0%} of the interventions that tell. ")
+    return "".join(parts)
+
+
 COLUMNS = {
     "loss": ("loss", 3),
     "accuracy": ("accuracy", 3),
     "change_accuracy": ("at changes", 3),
+    "change_repeat_accuracy": ("repeating there", 3),
     "causality": ("causality", 2),
     "action_reliance": ("action reliance", 2),
     "persistence": ("persistence", 3),
@@ -193,7 +230,7 @@ def policies_table(rows: Sequence[Row]) -> str:
     """One line per kind of policy, seeds averaged."""
     kinds: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        kinds.setdefault((row["size"], row["fraction"], row["decoder"], row["past_actions"]), []).append(row)
+        kinds.setdefault(tuple(row[key] for key in KIND), []).append(row)
     head = ["size", "parameters", "data", "decoder", "past actions", *(title for title, _ in COLUMNS.values())]
     lines = [head, ["---"] * 5 + ["---:"] * len(COLUMNS)]
     for (size, fraction, decoder, past), some in kinds.items():

@@ -173,7 +173,7 @@ def show(episode: Episode, version: Version, spec: InputSpec) -> Shown:
         frames = np.stack([resize(frame, size, version.filter or spec.resize) for frame in episode.frames])
         return Shown(np.roll(frames, len(frames) // 2, axis=0) if version.name == ELSEWHERE else frames)
     with tempfile.TemporaryDirectory() as folder:
-        recording = _write(episode, Path(folder) / "episode", size, version.pix_fmt, version.crf)
+        recording = _write(episode, Path(folder) / "episode", spec, version.pix_fmt, version.crf)
         video = recording / f"{size}x{size}.mp4"
         frames = read_frames(video, 0, len(episode.frames), size, filter=spec.resize)
         return Shown(frames, video.stat().st_size)
@@ -188,16 +188,17 @@ def action_ids(episode: Episode, spec: InputSpec) -> dict[str, Tensor]:
     """
     space: ActionSpace = spec.action_space
     with tempfile.TemporaryDirectory() as folder:
-        recording = _write(episode, Path(folder) / "episode", spec.frame_size, "yuv444p", LARGEST_CRF)
+        recording = _write(episode, Path(folder) / "episode", spec, "yuv444p", LARGEST_CRF)
         steps = parse_steps(read_annotation(recording), space, spec.fps, None, recording)
     ids = torch.from_numpy(steps.ids[1:].astype(np.int64))  # annotation i + 1 answers frame i
     return {name: ids[:, part] for name, part in space.slices.items()}
 
 
-def _write(episode: Episode, folder: Path, size: int, pix_fmt: str, crf: int) -> Path:
-    with RecordingWriter(folder, fps=episode.fps, size=size, pix_fmt=pix_fmt, crf=crf) as writer:
+def _write(episode: Episode, folder: Path, spec: InputSpec, pix_fmt: str, crf: int) -> Path:
+    """A recording of an episode, its frames resized by the policy's own filter, so that only the file differs."""
+    with RecordingWriter(folder, fps=episode.fps, size=spec.frame_size, pix_fmt=pix_fmt, crf=crf) as writer:
         for frame, values in zip(episode.frames, episode.values, strict=True):
-            writer.add(frame, user=values)
+            writer.add(resize(frame, spec.frame_size, spec.resize), user=values)
     return folder
 
 

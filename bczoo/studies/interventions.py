@@ -43,7 +43,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from bczoo.actions import ActionSpace, BinnedGroup, Values
+from bczoo.actions import ActionGroup, ActionSpace, BinnedGroup, Values
 from bczoo.errors import UserError
 from bczoo.frames import resize
 from bczoo.games.doom import DoomEnv
@@ -100,8 +100,9 @@ class Interventions:
 
     @property
     def differs(self) -> np.ndarray:
-        """(N,) bool: the answer is another than the habit."""
-        return np.any([(self.answer[k] != self.habit[k]).any(-1) for k in self.answer], axis=0)
+        """(N,) bool: the answer is another than the habit, by more than an agreement forgives."""
+        same = [agree(g, self.answer[g.name], self.habit[g.name]) for g in self.action_space.groups]
+        return ~np.all(same, axis=0)
 
     def save(self, path: str | Path) -> None:
         """Write the cases to one file (safetensors)."""
@@ -401,6 +402,11 @@ class Scores:
         return np.all(list(self.follows.values()), axis=0)
 
 
+def agree(group: ActionGroup, ids: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Whether ids (..., n) of a group are the same action: names equal, numbers within one bin."""
+    return (np.abs(ids - others) <= (1 if isinstance(group, BinnedGroup) else 0)).all(-1)
+
+
 def score(policy: BCPolicy, interventions: Interventions, batch: int = 64) -> Scores:
     """What a policy does in every case.
 
@@ -457,8 +463,7 @@ def _compare(
     for group in cases.action_space.groups:
         wanted = action[group.name][rows]  # (B, n)
         log_p = logits[group.name][every, last].double().log_softmax(-1).cpu().numpy()  # (B, n, V)
-        apart = np.abs(log_p.argmax(-1) - wanted)
-        agrees[group.name] = (apart <= (1 if isinstance(group, BinnedGroup) else 0)).all(-1)
+        agrees[group.name] = agree(group, log_p.argmax(-1), wanted)
         nats -= np.take_along_axis(log_p, wanted[..., None], -1).sum((-1, -2))
     return agrees, nats
 
@@ -474,6 +479,9 @@ class Accuracy:
         telling: cases whose answer differs from the habit.
         telling_accuracy: the same share over these; None where there are none.
         telling_interval: its interval.
+        constant: the telling accuracy of whoever always gives the same answer, the best one for these cases.
+        balanced: telling accuracy, every answer that the expert gives weighing the same (mouse motion by direction),
+            however often it is right: a constant answer gets one over the number of answers.
         habit: share of the telling cases in which the policy goes on as if nothing had happened.
         cross_entropy: mean nats of the expert's answer.
     """
@@ -484,6 +492,8 @@ class Accuracy:
     telling: int
     telling_accuracy: float | None
     telling_interval: tuple[float, float] | None
+    constant: float | None
+    balanced: float | None
     habit: float | None
     cross_entropy: float
 
@@ -508,9 +518,32 @@ def _accuracy(scores: Scores, interventions: Interventions, rows: np.ndarray) ->
         telling=int(telling.sum()),
         telling_accuracy=float(right[telling].mean()) if some else None,
         telling_interval=_interval(right[telling], episodes[telling]) if some else None,
+        constant=_constant(interventions, telling) if some else None,
+        balanced=_balanced(interventions, right, telling) if some else None,
         habit=float(scores.habitual[telling].mean()) if some else None,
         cross_entropy=float(scores.cross_entropy[rows].mean()),
     )
+
+
+def _constant(cases: Interventions, rows: np.ndarray) -> float:
+    """Share of these cases in which the best constant answer is right."""
+    answers = {name: ids[rows] for name, ids in cases.answer.items()}
+    best = 0.0
+    for one in range(int(rows.sum())):
+        right = [agree(g, answers[g.name], answers[g.name][one]) for g in cases.action_space.groups]
+        best = max(best, float(np.all(right, axis=0).mean()))
+    return best
+
+
+def _balanced(cases: Interventions, right: np.ndarray, rows: np.ndarray) -> float:
+    """Mean over the different answers of how often a policy is right where they are due."""
+    columns = []
+    for group in cases.action_space.groups:
+        ids = cases.answer[group.name][rows]
+        columns.append(np.sign(ids - group.neutral) if isinstance(group, BinnedGroup) else ids)
+    _, which = np.unique(np.concatenate(columns, axis=1), axis=0, return_inverse=True)
+    which = which.reshape(-1)
+    return float((np.bincount(which, right[rows]) / np.bincount(which)).mean())
 
 
 def _interval(values: np.ndarray, episodes: np.ndarray) -> tuple[float, float]:

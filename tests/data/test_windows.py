@@ -182,6 +182,22 @@ def test_evaluation_sees_every_window_once_in_order_and_fills_up(index):
         assert len(merged) < len(windows) + 3 * world_size
 
 
+def test_spread_evaluation_sees_every_window_once_and_puts_none_beside_its_neighbour(index):
+    every = plan(index, shuffle=False, batch_size=1)
+    wanted = sorted(key for batch in every.batches(0) for key in batch)
+    for world_size in (1, 2):
+        ranks = [
+            list(plan(index, shuffle=False, spread=True, rank=r, world_size=world_size).batches(0))
+            for r in range(world_size)
+        ]
+        assert len({len(batches) for batches in ranks}) == 1
+        real = [[key for key in batch if key[0] != FILL] for batches in ranks for batch in batches]
+        assert sorted(key for batch in real for key in batch) == wanted
+        assert all(batch[: len(keys)] == keys for (batch, keys) in zip(sum(ranks, []), real, strict=True))
+        for batch in real:
+            assert not {(r, s + 5) for r, s in batch} & set(batch)  # of 5 steps
+
+
 def test_order_depends_on_seed_and_epoch_alone(index):
     assert pairs(plan(index), 1) == pairs(plan(index), 1)
     assert pairs(plan(index), 1) != pairs(plan(index), 0)

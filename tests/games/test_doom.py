@@ -162,8 +162,8 @@ if __name__ == "__main__":
     game = make_game("doom/health_gathering")
     {call}
 """
-IN_ONE = "play(game, ExpertPlayer(game), 50, parallel=2, progress=False)"
-IN_MANY = "play_in_processes(game, 'expert', 50, workers=2, progress=False)"
+IN_ONE = "play(game, ExpertPlayer(game), 1000, parallel=2, progress=False)"
+IN_MANY = "play_in_processes(game, 'expert', 1000, workers=2, progress=False)"
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for processes in /proc")
@@ -227,7 +227,7 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("call", [IN_ONE, IN_MANY])
 def test_nothing_is_left_behind_by_a_stop_in_the_middle_of_closing(tmp_path, call):
     script, temporary = tmp_path / "playing.py", tmp_path / "tmp"
-    script.write_text(STOPPED_WHILE_CLOSING.format(call=call.replace("50", "4"), in_one=call == IN_ONE))
+    script.write_text(STOPPED_WHILE_CLOSING.format(call=call.replace("1000", "4"), in_one=call == IN_ONE))
     temporary.mkdir()
     environment = {**os.environ, "TMPDIR": str(temporary)}
     process = subprocess.run([sys.executable, str(script)], env=environment, stderr=subprocess.PIPE, timeout=90)

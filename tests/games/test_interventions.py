@@ -195,7 +195,7 @@ def test_a_policy_is_asked_at_the_last_step_of_each_window(cases):
 def test_the_interval_draws_whole_episodes():
     def interval(episodes):
         n = len(episodes)
-        ids = {"keys": np.zeros((n, 4), np.int64)}
+        ids = {g.name: np.zeros((n, g.tokens), np.int64) for g in SPACE.groups}
         cases = Interventions(
             "g", SPACE, ["turn"] * n, [""] * n, np.array(episodes), *[np.ones(n)] * 2, np.zeros(n), ids, ids, ids
         )
@@ -207,6 +207,26 @@ def test_the_interval_draws_whole_episodes():
     assert interval([0] * 20 + [1] * 20) == (0, 1)
     wide, narrow = (high - low for low, high in (interval([i // 10 for i in range(40)]), interval(list(range(40)))))
     assert wide > 1.5 * narrow > 0.2
+
+
+def test_a_constant_answer_is_seen_through():
+    """Nine cases want a turn to the right and one wants W: always turning is mostly right, and not balanced."""
+    n, held, turn = 10, SPACE.encode(keys=["w"]), SPACE.encode(mouse_dx=60)
+    answer = {g.name: np.array([(held if i == 0 else turn)[g.name] for i in range(n)]) for g in SPACE.groups}
+    habit = {g.name: np.array([g.neutral] * n) for g in SPACE.groups}
+    cases = Interventions(
+        "g", SPACE, ["turn"] * n, [""] * n, np.arange(n), *[np.ones(n)] * 2, np.zeros(n), habit, answer, habit
+    )
+    turning = np.arange(n) > 0
+    found = accuracy(Scores({"keys": turning}, {"keys": ~turning}, np.ones(n)), cases)["turn"]
+    assert (found.telling, found.telling_accuracy, found.constant, found.balanced) == (10, 0.9, 0.9, 0.5)
+
+    nearly = {k: v.copy() for k, v in answer.items()}
+    nearly["mouse_dx"][1:] += 1  # a bin further: an agreement forgives that, so these cases tell nothing
+    near = Interventions(
+        "g", SPACE, ["turn"] * n, [""] * n, np.arange(n), *[np.ones(n)] * 2, np.zeros(n), habit, answer, nearly
+    )
+    assert not near.differs.any()
 
 
 def test_what_does_not_fit_is_named(cases):
