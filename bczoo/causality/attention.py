@@ -102,7 +102,8 @@ def attention_report(
     shares = attention_shares(loaded, batch, all_queries)
     length = batch["frames"].shape[1]
     watched = "all tokens" if all_queries else "action_out"
-    print(f"{name}, frames {start} to {start + length - 1}: where {watched} looks, in % of its attention\n")
+    looks = f"{watched} look" if all_queries else f"{watched} looks"
+    print(f"{name}, frames {start} to {start + length - 1}: where {looks}, in % of attention\n")
     print(shares_table(shares))
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)

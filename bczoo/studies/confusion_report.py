@@ -34,7 +34,7 @@ PREDICTORS = {  # measure -> sign: +1 where more of it should go with better pla
 }
 OUTCOMES = ("return", "intervention_accuracy")
 DRAWS = 2000
-FEWEST = 5  # policies of a rank correlation
+FEWEST = 10  # policies of a rank correlation
 KIND = ("size", "fraction", "decoder", "past_actions")  # policies of one kind differ in their seed
 
 
@@ -329,7 +329,7 @@ def draw_prediction(rows: Sequence[Row], worlds: Sequence[str], findings: dict[s
                 marker = "o" if past else "x"
                 axis.scatter([r[name] for r in some], [r["return"] for r in some], s=18, label=label, marker=marker)
             found = findings[world]["return"][name]
-            title = f"{world}\n" + (f"rank correlation {PREDICTORS[name] * found['rho']:+.2f}" if found else "")
+            title = world + (f"\nrank correlation, sign as in the table: {found['rho']:+.2f}" if found else "")
             axis.set(xlabel=name.replace("_", " "), ylabel="return in play", title=title)
             axis.title.set_fontsize(8)
         axes[i][-1].legend(fontsize=6)

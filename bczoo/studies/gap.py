@@ -58,7 +58,7 @@ def gap(
     compare: str | None = None,
     episodes: int = 5,
     seed: int = 2_000_000,
-    crf: list[int] | None = None,
+    crf: list[int] | int | None = None,
     out: str = "runs/gap",
     device: str = "cpu",
     revision: str | None = None,
@@ -74,12 +74,13 @@ def gap(
         compare: a second policy to show beside the first, such as one trained with augmentation.
         episodes: how many games the expert plays.
         seed: of the first game.
-        crf: rate factors of the videos, 0 (no loss but that of the colour format) to 51; 0, 18, 23 and 30 if left out.
+        crf: rate factors of the videos, 0 (no loss but that of the colour format) to 51, such as 23 or '[18, 30]';
+            0, 18, 23 and 30 if left out.
         out: folder of the results.
         device: where the policy runs, cpu or cuda.
         revision: branch, tag or commit of the first policy on the Hub.
     """
-    rates = _checked_rates([0, 18, 23, 30] if crf is None else crf)
+    rates = _checked_rates([0, 18, 23, 30] if crf is None else [crf] if isinstance(crf, int) else crf)
     if episodes < 1:
         raise UserError(f"episodes must be at least 1, got {episodes}")
     game = make_game(env)

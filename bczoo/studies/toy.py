@@ -460,12 +460,12 @@ def study_toy(
         linear_bias: give the linear network a bias, which the paper's has not.
         learning_rate: of plain SGD, per sample.
         seed: of worlds and initial weights.
-        compare_steps: so many first steps are learned once more with one update per sample, to show that batch
-            changes nothing; 0 leaves that out.
+        compare_steps: so many first steps (all, if there are fewer) are learned once more with one update per sample,
+            to show that batch changes nothing; 0 leaves that out.
         out: folder for toy.json and toy.png.
     """
     settings = Settings(
-        steps, replicas, batch, every, width, tuple(depths), linear_bias, learning_rate, seed, compare_steps
+        steps, replicas, batch, every, width, tuple(depths), linear_bias, learning_rate, seed, min(compare_steps, steps)
     )
     result = run_study(settings)
     folder = Path(out)
