@@ -90,8 +90,8 @@ class TrainerCLI(LightningCLI):
         keeper = next((c for c in self.trainer.checkpoint_callbacks if isinstance(c, ResumableCheckpoint)), None)
         if keeper is None:
             raise UserError(
-                "ckpt_path: last needs a bczoo.ResumableCheckpoint among trainer.callbacks (a list of callbacks in another "
-                "--config takes the place of the first one's); add it there, or give --ckpt_path a path or null"
+                "ckpt_path: last needs a bczoo.ResumableCheckpoint among trainer.callbacks (a list of callbacks in a "
+                "second --config takes the place of the first one's); add it there, or give --ckpt_path a path or null"
             )
         keeper.locate(self.trainer.default_root_dir)
         if resume:

@@ -190,8 +190,8 @@ def section(world: str, rows: Sequence[Row], baseline: dict[str, float], finding
         f"{len(rows)} policies; expert {baseline['expert']:.1f}, random {baseline['random']:.1f}. "
         f"{chance(rows, findings)}Means over seeds, ± half the range.",
         policies_table(rows),
-        "Rank correlation over policies, 95 % intervals over kinds of policies; signs are turned so that more should be "
-        "better.",
+        "Rank correlation over policies, 95 % intervals over kinds of policies; signs are turned so that more should "
+        "be better.",
         predictors_table(findings),
         scaling_sentences(findings),
     ]

@@ -193,7 +193,10 @@ def test_spread_evaluation_sees_every_window_once_and_puts_none_beside_its_neigh
         assert len({len(batches) for batches in ranks}) == 1
         real = [[key for key in batch if key[0] != FILL] for batches in ranks for batch in batches]
         assert sorted(key for batch in real for key in batch) == wanted
-        assert all(batch[: len(keys)] == keys for (batch, keys) in zip(sum(ranks, []), real, strict=True))
+        assert all(
+            batch[: len(keys)] == keys
+            for (batch, keys) in zip([b for batches in ranks for b in batches], real, strict=True)
+        )
         for batch in real:
             assert not {(r, s + 5) for r, s in batch} & set(batch)  # of 5 steps
 
