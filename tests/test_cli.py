@@ -84,16 +84,28 @@ def test_unknown_commands_get_a_suggestion(argv, capsys):
     assert {"fitt": "'fit'", "data": "data check, data view", "dta": "'data check'"}[argv[0]] in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", configs.names())
+LAID_OVER = {  # a policy's configuration
+    "tasks/defend_the_line": ["doom"],
+    "experiments/causality_150m": ["150m"],
+    "experiments/frozen_encoder": ["150m", "experiments/causality_150m"],
+}
+
+
+@pytest.mark.parametrize("name", [n for n in configs.names() if n != "experiments/toy"])  # it trains no policy
 def test_every_shipped_config_parses_and_names_itself(name, capsys):
-    under = ["--config", "doom"] if name.startswith("tasks/") else []  # a task is laid over a policy's configuration
+    under = [word for base in LAID_OVER.get(name, []) for word in ("--config", base)]
     init_from = ["--model.init_from", "org/name"] if name == "finetune" else []
     with pytest.raises(SystemExit) as exit:
         bczoo("fit", *under, "--config", name, *init_from, "--print_config")
     assert exit.value.code == 0
     config = yaml.safe_load(capsys.readouterr().out)
     assert config["model"]["class_path"] == ("bczoo.FineTune" if name == "finetune" else "bczoo.BCPolicy")
-    assert config["trainer"]["default_root_dir"] == f"runs/{name.removeprefix('tasks/')}"
+    assert config["trainer"]["default_root_dir"] == f"runs/{name.split('/')[-1]}"
+    if name.startswith("experiments/"):
+        assert config["data"]["init_args"]["fraction"] == 0.06
+        assert config["model"]["init_args"]["encoder"]["init_args"]["frozen"] == (name == "experiments/frozen_encoder")
+        callbacks = {c["class_path"] for c in config["trainer"]["callbacks"]}
+        assert {"bczoo.CausalityScore", "bczoo.AttentionMaskCheck", "bczoo.ResumableCheckpoint"} <= callbacks
 
 
 def test_sizes_differ_only_in_numbers():
