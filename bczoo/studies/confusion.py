@@ -199,7 +199,7 @@ def study_confusion(
     """Train policies of several sizes, data fractions and decoders on Doom, and compare what sees causal confusion.
 
     Args:
-        size: of the study: smoke (a minute, to try it), cpu (84 policies, some hours on two cores), gpu.
+        size: of the study: smoke (a minute, to try it), cpu (84 policies, an hour on two cores), gpu.
         out: folder of data, policies, rows and report; a study that was interrupted goes on there.
         workers: policies that are trained at the same time; one per processor core if left out, 1 on a GPU.
         seeds: repetitions, if others than the size's own.

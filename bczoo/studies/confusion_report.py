@@ -332,5 +332,6 @@ def draw_prediction(rows: Sequence[Row], worlds: Sequence[str], findings: dict[s
             title = world + (f"\nrank correlation, sign as in the table: {found['rho']:+.2f}" if found else "")
             axis.set(xlabel=name.replace("_", " "), ylabel="return in play", title=title)
             axis.title.set_fontsize(8)
-        axes[i][-1].legend(fontsize=6)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8)
     figure.savefig(path, dpi=110)
