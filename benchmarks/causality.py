@@ -3,13 +3,9 @@
     python benchmarks/causality.py                         # the 150m transformer, T = 200
     python benchmarks/causality.py --window 50 --width 256 --layers 4
 
-Prints seconds per window and ratios measured in one run, interleaved:
-
-* ``validation``: encode the frames, one backbone pass, decoder (what ``bczoo validate`` does for a batch)
-* ``with score``: the same and the causality score of every step, as ``bczoo.CausalityScore`` adds it
-* ``forwards``: what T forwards would take, one per step, measured on one
-
-The score reuses the image tokens of the validation pass. Its own pass has T short streams beside the window's tokens.
+Prints seconds per batch and ratios, measured in one run in turn: the validation pass (encode the frames, one backbone
+pass, decoder), the score's own pass, which reuses the image tokens of the validation and has T short streams beside the
+window's tokens, and action reliance, one more backbone pass. ``bczoo.CausalityScore`` adds both by default.
 """
 
 from __future__ import annotations
@@ -40,22 +36,24 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(0)
     policy, batch = build(options)
-    encoded, times = {}, {"validation": [], "score": [], "score alone": []}
+    encoded, times = {}, {"validation": [], "score": [], "reliance": []}
     with torch.no_grad():
         for _ in range(options.rounds + 1):
             times["validation"].append(timed(lambda: encoded.update(validate(policy, batch)), options.device))
             times["score"].append(timed(lambda: evaluate(policy, batch, reliance=False, **encoded), options.device))
-            times["score alone"].append(timed(lambda: evaluate(policy, batch, reliance=False), options.device))
-    plain, score, alone = (min(seconds[1:]) for seconds in times.values())  # the first round warms up
-    print(f"{policy.parameter_counts()['total'] / 1e6:.0f} M parameters, T = {options.window}, batch {options.batch}, "
-          f"{torch.get_num_threads()} threads" if options.device == "cpu" else options.device)  # fmt: skip
+            times["reliance"].append(timed(lambda: evaluate(policy, batch, (), **encoded), options.device))
+    plain, score, reliance = (min(seconds[1:]) for seconds in times.values())  # the first round warms up
+    where = options.device if options.device != "cpu" else f"{torch.get_num_threads()} threads"
+    parameters = policy.parameter_counts()["total"] / 1e6
+    print(f"{parameters:.0f} M parameters, T = {options.window}, batch {options.batch}, {where}")
     print("| | seconds a batch | x validation |\n|---|---:|---:|")
     rows = {
         "validation": plain,
-        "the score's own pass": score,
-        "validation with score": plain + score,
-        "the score without validation (encodes the frames itself)": alone,
-        "one forward per step, estimated from one": plain * options.window,
+        "the score of all steps": score,
+        "action reliance": reliance,
+        "validation with the score": plain + score,
+        "validation with both": plain + score + reliance,
+        "the score by one forward per step, estimated from one": plain * options.window,
     }
     for name, seconds in rows.items():
         print(f"| {name} | {seconds:.2f} | {seconds / plain:.2f} |")
