@@ -12,9 +12,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,23 +23,19 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bczoo.actions import ActionSpace
+from bczoo.causality.clip import Clip, draw
 from bczoo.causality.counterfactual import Counterfactuals
 from bczoo.causality.metrics import causality_name, evaluate, visual_share
 from bczoo.causality.perturb import FREEZE_STEPS, Perturbation, longest_freeze, perturbations, swap
 from bczoo.data.dataset import WindowDataset
 from bczoo.data.index import Index, open_index
 from bczoo.data.loader import WindowLoader
-from bczoo.data.recording import USER
 from bczoo.data.windows import Plan, split
 from bczoo.errors import UserError
 from bczoo.games.evaluate import usable_device
 from bczoo.hub.source import locate
-from bczoo.metrics import DRAWS, Measures, action_measures, bootstrap, change_points, masked_sum, summarise
+from bczoo.metrics import DRAWS, Measures, action_measures, bootstrap, masked_sum, summarise
 from bczoo.model.policy import BCPolicy
-from bczoo.spec import Batch, InputSpec
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 READING = (
     "Causality and action reliance are nats per action: 0 means that the picture (the past actions) does not matter.\n"
@@ -55,9 +51,6 @@ PREDICTIONS = {  # label in the table: metric of every group
     "repeating at changes": "change_repeat_accuracy",
     "persistence": "persistence",
 }
-PICTURES = 8  # frames above the curves
-TITLE: dict[str, Any] = {"loc": "left", "fontsize": 9, "pad": 9}
-COLOURS = ("#4878a8", "#e39b4b", "#6aa56e", "#b65d60", "#8871a0", "#8c8c8c")
 
 
 def causality_report(
@@ -145,7 +138,7 @@ def causality_report(
     folder.mkdir(parents=True, exist_ok=True)
     written = json.dumps(result.to_dict(), indent=1, allow_nan=False)
     (folder / "causality.json").write_text(written + "\n", encoding="utf-8")
-    draw(result, folder / "causality.png")
+    draw(drawn, folder / "causality.png", f"{policy} on {drawn.name}", kinds[0], spec.action_space)
     print(f"\n{policy} on {data}\n\n{result.table()}\n\n{READING}")
     if edited is not None:
         name = causality_name("counterfactual", kinds)
@@ -279,104 +272,6 @@ def measure(
     return sums
 
 
-@dataclass
-class Clip:
-    """Some steps of one recording in a row, and what was measured at each.
-
-    Args:
-        recording: its number in the index.
-        name: of the recording.
-        first: first frame.
-        fps: steps per second.
-        window: steps after which the policy starts afresh.
-        frames: (N, 3, H, W) uint8.
-        ids: per group recorded ids (N, n).
-        scores: by name (N,), not a number where a step does not count.
-    """
-
-    recording: int
-    name: str
-    first: int
-    fps: float
-    window: int
-    frames: Tensor
-    ids: dict[str, Tensor] = field(default_factory=dict)
-    scores: dict[str, Tensor] = field(default_factory=dict)
-
-    @classmethod
-    def of(
-        cls, index: Index, recordings: np.ndarray, spec: InputSpec, name: str | None, start: float, seconds: float
-    ) -> Clip:
-        """The clip of a recording, still without scores.
-
-        Args:
-            index: of the recordings.
-            recordings: (R,) numbers of those that are measured.
-            spec: what the policy asks of its input.
-            name: which one; if left out the first that is long enough, or the longest, in which a person acts there.
-            start: where the clip begins, in seconds.
-            seconds: its longest length.
-        """
-        names = {str(index.names[r]): int(r) for r in recordings}
-        if name is not None and name not in names:
-            raise UserError(
-                f"there is no recording {name!r} among those measured; one of them is {next(iter(names))!r}"
-            )
-        first, wanted = round(start * spec.fps), round(seconds * spec.fps)
-        if name is None:
-            here = slice(first + 1, first + 1 + wanted)
-            acted = [one for one, r in names.items() if (index.steps(r)[1][here] == USER).any()]
-            name = max(acted or names, key=lambda one: min(int(index.n_frames[names[one]]) - 1, first + wanted))
-        steps = int(index.n_frames[names[name]]) - 1
-        n = min(wanted, steps - first)
-        if first < 0 or n < 1:
-            raise UserError(
-                f"the clip from {start:g} s, {seconds:g} s long, lies outside of {name!r}, which has "
-                f"{steps / spec.fps:g} s"
-            )
-        if not (index.steps(names[name])[1][first + 1 : first + 1 + n] == USER).any():
-            raise UserError(
-                f"no step counts in the clip of {name!r} from {start:g} s on, because no action there is a person's; "
-                "choose another one with clip and clip_start"
-            )
-        frames = torch.zeros(n, 3, spec.frame_size, spec.frame_size, dtype=torch.uint8)
-        return cls(names[name], name, first, spec.fps, spec.window, frames)
-
-    def add(self, batch: Batch, measures: Measures) -> None:
-        """Take down what belongs to this clip."""
-        n, steps = len(self.frames), batch["valid"].shape[1]
-        for row in (batch["recording"] == self.recording).nonzero()[:, 0].tolist():
-            start = int(batch["start"][row]) - self.first
-            begin, end = max(start, 0), min(start + steps, n)
-            if begin >= end:
-                continue
-            here, there = slice(begin, end), slice(begin - start, end - start)
-            self.frames[here] = batch["frames"][row, there].cpu()
-            for name, ids in batch["actions"].items():
-                self.ids.setdefault(name, ids.new_zeros(n, ids.shape[-1], device="cpu"))[here] = ids[row, there].cpu()
-            for name, (values, where) in measures.items():
-                if values.ndim == 2:
-                    kept = torch.where(where, values, torch.nan)[row, there].cpu().double()
-                    self.scores.setdefault(name, kept.new_full((n,), torch.nan))[here] = kept
-
-    @property
-    def seconds(self) -> Tensor:
-        """When each step is, (N,), from the beginning of the recording."""
-        return (self.first + torch.arange(len(self.frames))) / self.fps
-
-    @property
-    def surprise(self) -> Tensor:
-        """-ln of the probability that the policy gives to the whole recorded action, (N,) nats."""
-        return torch.stack(
-            [ids.shape[-1] * self.scores[f"cross_entropy/{name}"] for name, ids in self.ids.items()]
-        ).sum(0)
-
-    @property
-    def changes(self) -> Tensor:
-        """Steps whose action is not that of the step before, (N,) bool."""
-        return change_points({k: v[None] for k, v in self.ids.items()}, ~self.surprise.isnan()[None])[0]
-
-
 # ---------------------------------------------------------------------- results
 
 
@@ -501,115 +396,3 @@ def _aligned(rows: Sequence[Sequence[str]]) -> str:
     )
     rule = ["-" * width if i == 0 else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *body))
-
-
-# ---------------------------------------------------------------------- picture
-
-
-def draw(result: CausalityResult, path: Path) -> None:
-    """Write the clip as a picture: frames above the scores of every step.
-
-    Args:
-        result: what was measured.
-        path: of the PNG.
-    """
-    from matplotlib.figure import Figure
-
-    clip, kind = result.clip, result.settings["perturb"][0]
-    width, side = 900, (900 - 76) // PICTURES  # pixels; frames are square
-    height = 30 + side + 56 + 190 + 44 + 110 + 46
-    figure = Figure(figsize=(width / 100, height / 100), dpi=100)
-
-    def axes(top: int, tall: int) -> Axes:
-        """Axes over the clip's time, ``top`` pixels from the top edge and ``tall`` pixels high."""
-        area = figure.add_axes((64 / width, 1 - (top + tall) / height, side * PICTURES / width, tall / height))
-        area.set_xlim((clip.first - 0.5) / clip.fps, (clip.first + len(clip.frames) - 0.5) / clip.fps)
-        return area
-
-    named = f"{result.settings['policy']} on {clip.name}"[-120:]
-    figure.text(64 / width, 1 - 18 / height, named, fontsize=10, va="center")
-    _draw_frames(axes(30, side), clip, result.space)
-    upper, lower = axes(30 + side + 56, 190), axes(30 + side + 56 + 190 + 44, 110)
-    for area in (upper, lower):
-        _draw_windows(area, clip)
-        area.spines[["top", "right"]].set_visible(False)
-        area.tick_params(labelsize=8)
-        area.set_ylabel("nats per action", fontsize=8)
-    _draw_causality(upper, clip, [group.name for group in result.space.groups])
-    upper.set_title(f"Causality ({kind}): how much the decision hangs on the picture of this moment", **TITLE)
-    _draw_companions(lower, clip)
-    lower.set_title("Beside it: how much it hangs on past actions, and how far it is from the recorded one", **TITLE)
-    signs = "triangles: the recorded action changes; grey lines: a window begins, without a past"
-    lower.set_xlabel(f"seconds of the recording   ({signs})", fontsize=8)
-    figure.savefig(path)
-
-
-def _shown(clip: Clip) -> list[int]:
-    """Steps whose frames are drawn, at even times."""
-    count = min(PICTURES, len(clip.frames))
-    return [int((i + 0.5) * len(clip.frames) / count) for i in range(count)]
-
-
-def _draw_frames(axes: Axes, clip: Clip, space: ActionSpace) -> None:
-    """Frames over their own moments, with the recorded action below."""
-    left, right = axes.get_xlim()
-    half = 0.48 * (right - left) / PICTURES
-    for step in _shown(clip):
-        middle = min(max(float(clip.seconds[step]), left + half), right - half)
-        picture = clip.frames[step].permute(1, 2, 0).numpy()
-        axes.imshow(picture, extent=(middle - half, middle + half, 0.02, 0.98), aspect="auto")
-        axes.text(middle, -0.03, _in_words(clip, step, space), ha="center", va="top", fontsize=7, color="0.25")
-    axes.set_xlim(left, right)
-    axes.set_ylim(0, 1)
-    axes.axis("off")
-
-
-def _in_words(clip: Clip, step: int, space: ActionSpace) -> str:
-    """The recorded action of a step, a line for every group that does something."""
-    if not clip.ids or clip.surprise[step].isnan():
-        return "(not counted)"
-    values = space.decode({name: ids[step].tolist() for name, ids in clip.ids.items()})
-    lines = []
-    for group in space.groups:
-        value = values[group.name]
-        if isinstance(value, list) and value:
-            lines.append(f"{group.name} {' '.join(value)}")
-        elif not isinstance(value, list) and clip.ids[group.name][step].tolist() != group.neutral:
-            lines.append(f"{group.name} {value:+.2g}" if isinstance(value, float) else f"{group.name} {value:+d}")
-    return "\n".join(lines) or "-"
-
-
-def _draw_windows(axes: Axes, clip: Clip) -> None:
-    """A grey line where a window begins."""
-    for start in range(-clip.first % clip.window, len(clip.frames), clip.window):
-        axes.axvline((clip.first + start - 0.5) / clip.fps, color="0.85", linewidth=0.8, zorder=0)
-
-
-def _draw_causality(axes: Axes, clip: Clip, groups: Sequence[str]) -> None:
-    """Causality of every step, the groups on top of each other; grey where a step is not scored."""
-    seconds, bottom = clip.seconds.numpy(), np.zeros(len(clip.frames))
-    for i, group in enumerate(groups):
-        nats = np.nan_to_num(clip.scores[f"causality/{group}"].numpy()).clip(min=0)
-        axes.bar(seconds, nats, 1 / clip.fps, bottom, color=COLOURS[i % len(COLOURS)], label=group, linewidth=0)
-        bottom += nats
-    highest = bottom.max() or 1.0
-    axes.set_ylim(0, 1.2 * highest)
-    unscored = clip.scores["causality"].isnan().numpy()
-    if unscored.any():
-        axes.bar(seconds[unscored], 1.05 * highest, 1 / clip.fps, color="0.93", label="not scored", linewidth=0)
-    axes.legend(loc="upper right", ncols=len(groups) + 1, fontsize=8, frameon=False, borderaxespad=0.1)
-    over = axes.get_xaxis_transform()
-    axes.plot(seconds[_shown(clip)], [1.03] * len(_shown(clip)), "v", color="0.6", ms=4, transform=over, clip_on=False)
-    changes = seconds[clip.changes.numpy()]
-    axes.plot(changes, [-0.035] * len(changes), "^", color="0.15", ms=3.5, transform=over, clip_on=False)
-    axes.tick_params(axis="x", labelbottom=False)
-
-
-def _draw_companions(axes: Axes, clip: Clip) -> None:
-    """Action reliance and surprise of every step."""
-    seconds = clip.seconds.numpy()
-    reliance, surprise = clip.scores["action_reliance"].numpy(), clip.surprise.numpy()
-    axes.plot(seconds, reliance, color=COLOURS[4], linewidth=1.2, label="action reliance")
-    axes.plot(seconds, surprise, color="0.35", linewidth=1, linestyle=(0, (3, 1.5)), label="-ln p(recorded action)")
-    axes.set_ylim(0, 1.25 * np.nanmax([*reliance, *surprise, 1e-3]))
-    axes.legend(loc="upper right", ncols=2, fontsize=8, frameon=False, borderaxespad=0.1)

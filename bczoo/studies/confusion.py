@@ -40,7 +40,8 @@ from bczoo.model.encoder import ImageEncoder
 from bczoo.model.policy import BCPolicy
 from bczoo.model.transformer import PolicyTransformer
 from bczoo.schedules import WarmupCosine
-from bczoo.studies.interventions import Interventions, accuracy, collect, score
+from bczoo.studies.intervention_scores import accuracy, score
+from bczoo.studies.interventions import Interventions, collect
 
 DECODERS: dict[str, Callable[..., Decoder]] = {
     "decoder": partial(ActionDecoder, layers=1, heads=4),

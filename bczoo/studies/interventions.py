@@ -2,7 +2,7 @@
 
 Place in the pipeline: :func:`collect` lets the expert of a game of Doom play and changes something at chosen
 moments; :class:`Interventions` are the cases, kept in a file, so that many policies are scored on the same ones;
-:func:`score` asks a policy and :func:`accuracy` sums up.
+:mod:`bczoo.studies.intervention_scores` asks a policy and sums up.
 
 How a case comes about: the expert plays an episode as for a recording, disturbed by the same bursts of turning.
 Then the engine plays the same seed and actions again up to the step before a moment t, which gives the same state to
@@ -33,13 +33,12 @@ import copy
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -50,7 +49,6 @@ from bczoo.games.doom import DoomEnv
 from bczoo.games.doom_experts import PX_PER_DEGREE
 from bczoo.games.game import Expert, RunningGame, make_game
 from bczoo.games.record import Bursts
-from bczoo.model.policy import BCPolicy
 
 CONTROL = "none"
 KINDS = ("turn", "remove", "summon", "history", CONTROL)
@@ -58,7 +56,6 @@ TURN_DEGREES = (20.0, 90.0)
 CASES_PER_EPISODE = 10
 STEPS_PER_CASE = 4  # a short episode gives one case for so many of its steps
 BARREN_EPISODES = 50  # so many in a row without a case, and there will be none
-BOOTSTRAP_DRAWS = 10_000
 _FORMAT = "bczoo interventions 1"
 
 
@@ -134,6 +131,11 @@ class Interventions:
         for part in ("past", "answer", "habit"):
             about[part] = {g.name: tensors.pop(f"{part}.{g.name}") for g in space.groups}
         return cls(action_space=space, **about, **tensors)
+
+
+def agree(group: ActionGroup, ids: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Whether ids (..., n) of a group are the same action: names equal, numbers within one bin."""
+    return (np.abs(ids - others) <= (1 if isinstance(group, BinnedGroup) else 0)).all(-1)
 
 
 # ---------------------------------------------------------------------- collecting
@@ -368,189 +370,3 @@ def _ids(space: ActionSpace, values: list[Values]) -> dict[str, np.ndarray]:
     """Per group (len(values), n) int64."""
     encoded = [space.encode(**one) for one in values]
     return {g.name: np.array([ids[g.name] for ids in encoded], np.int64).reshape(-1, g.tokens) for g in space.groups}
-
-
-# ---------------------------------------------------------------------- scoring
-
-
-@dataclass(frozen=True)
-class Scores:
-    """How a policy answered N cases.
-
-    A policy agrees with an action where its most likely keys and buttons are the same and its mouse motion or stick
-    lies within one bin. The most likely id of every token is taken given the action's own earlier tokens; where all
-    of them match, that is what the policy would have chosen token by token.
-
-    Args:
-        agrees: per group (N,) bool, with the answer.
-        follows: per group (N,) bool, with the habit.
-        cross_entropy: (N,) float64, nats of the whole answer.
-    """
-
-    agrees: dict[str, np.ndarray]
-    follows: dict[str, np.ndarray]
-    cross_entropy: np.ndarray
-
-    @property
-    def right(self) -> np.ndarray:
-        """(N,) bool: the policy's action agrees with the answer in every group."""
-        return np.all(list(self.agrees.values()), axis=0)
-
-    @property
-    def habitual(self) -> np.ndarray:
-        """(N,) bool: it agrees with the habit in every group."""
-        return np.all(list(self.follows.values()), axis=0)
-
-
-def agree(group: ActionGroup, ids: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Whether ids (..., n) of a group are the same action: names equal, numbers within one bin."""
-    return (np.abs(ids - others) <= (1 if isinstance(group, BinnedGroup) else 0)).all(-1)
-
-
-def score(policy: BCPolicy, interventions: Interventions, batch: int = 64) -> Scores:
-    """What a policy does in every case.
-
-    Args:
-        policy: the policy; put into evaluation mode. It is told no instruction.
-        interventions: the cases; their frames and action space have to be those of the policy.
-        batch: cases of one forward pass.
-    """
-    spec, size = policy.input_spec, interventions.frames.shape[2]
-    if spec.action_space != interventions.action_space or spec.frame_size != size:
-        raise UserError(
-            f"these interventions were collected for frames of {size} pixels and action space "
-            f"{interventions.action_space.name!r}, but the policy takes {spec.frame_size} pixels and "
-            f"{spec.action_space.name!r}; collect some for this policy"
-        )
-    policy.eval()
-    parts = [
-        _score_some(policy, interventions, np.arange(first, min(first + batch, len(interventions))))
-        for first in range(0, len(interventions), batch)
-    ]
-    names = [g.name for g in spec.action_space.groups]
-    return Scores(
-        {name: np.concatenate([p.agrees[name] for p in parts]) for name in names},
-        {name: np.concatenate([p.follows[name] for p in parts]) for name in names},
-        np.concatenate([p.cross_entropy for p in parts]),
-    )
-
-
-def _score_some(policy: BCPolicy, cases: Interventions, rows: np.ndarray) -> Scores:
-    agrees, cross_entropy = _compare(policy, cases, rows, cases.answer)
-    follows = {name: values.copy() for name, values in agrees.items()}
-    other = cases.differs[rows]
-    if other.any():
-        for name, values in _compare(policy, cases, rows[other], cases.habit)[0].items():
-            follows[name][other] = values
-    return Scores(agrees, follows, cross_entropy)
-
-
-@torch.no_grad()
-def _compare(
-    policy: BCPolicy, cases: Interventions, rows: np.ndarray, action: Mapping[str, np.ndarray]
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Where a policy agrees with an action at the last step, per group (B,), and nats of that action (B,)."""
-    device, lengths = policy.device, cases.lengths[rows]
-    every, last, steps = np.arange(len(rows)), lengths - 1, int(lengths.max())
-    frames = torch.from_numpy(cases.frames[rows, :steps]).permute(0, 1, 4, 2, 3)  # (B, T, 3, S, S)
-    ids = {}
-    for name, past in cases.past.items():
-        taken = past[rows, :steps]
-        taken[every, last] = action[name][rows]
-        ids[name] = torch.from_numpy(taken).to(device)
-    logits = policy(frames.to(device), ids, text=None)
-    agrees, nats = {}, np.zeros(len(rows))
-    for group in cases.action_space.groups:
-        wanted = action[group.name][rows]  # (B, n)
-        log_p = logits[group.name][every, last].double().log_softmax(-1).cpu().numpy()  # (B, n, V)
-        agrees[group.name] = agree(group, log_p.argmax(-1), wanted)
-        nats -= np.take_along_axis(log_p, wanted[..., None], -1).sum((-1, -2))
-    return agrees, nats
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """Intervention accuracy over cases of one kind, or of all kinds.
-
-    Args:
-        cases: how many.
-        accuracy: share of cases in which the policy does what the expert does.
-        interval: 95 % interval of it: bootstrap over episodes.
-        telling: cases whose answer differs from the habit.
-        telling_accuracy: the same share over these; None where there are none.
-        telling_interval: its interval.
-        constant: the telling accuracy of whoever always gives the same answer, the best one for these cases.
-        balanced: telling accuracy, every answer that the expert gives weighing the same (mouse motion by direction),
-            however often it is right: a constant answer gets one over the number of answers.
-        habit: share of the telling cases in which the policy goes on as if nothing had happened.
-        cross_entropy: mean nats of the expert's answer.
-    """
-
-    cases: int
-    accuracy: float
-    interval: tuple[float, float]
-    telling: int
-    telling_accuracy: float | None
-    telling_interval: tuple[float, float] | None
-    constant: float | None
-    balanced: float | None
-    habit: float | None
-    cross_entropy: float
-
-
-def accuracy(scores: Scores, interventions: Interventions) -> dict[str, Accuracy]:
-    """Intervention accuracy per kind, and as ``total`` over all kinds but the control."""
-    kinds = np.array(interventions.kinds)
-    where = {kind: kinds == kind for kind in KINDS if kind in kinds}
-    if any(kind != CONTROL for kind in where):
-        where["total"] = kinds != CONTROL
-    return {kind: _accuracy(scores, interventions, rows) for kind, rows in where.items()}
-
-
-def _accuracy(scores: Scores, interventions: Interventions, rows: np.ndarray) -> Accuracy:
-    episodes, right = interventions.episodes, scores.right
-    telling = rows & interventions.differs
-    some = bool(telling.any())
-    return Accuracy(
-        cases=int(rows.sum()),
-        accuracy=float(right[rows].mean()),
-        interval=_interval(right[rows], episodes[rows]),
-        telling=int(telling.sum()),
-        telling_accuracy=float(right[telling].mean()) if some else None,
-        telling_interval=_interval(right[telling], episodes[telling]) if some else None,
-        constant=_constant(interventions, telling) if some else None,
-        balanced=_balanced(interventions, right, telling) if some else None,
-        habit=float(scores.habitual[telling].mean()) if some else None,
-        cross_entropy=float(scores.cross_entropy[rows].mean()),
-    )
-
-
-def _constant(cases: Interventions, rows: np.ndarray) -> float:
-    """Share of these cases in which the best constant answer is right."""
-    answers = {name: ids[rows] for name, ids in cases.answer.items()}
-    best = 0.0
-    for one in range(int(rows.sum())):
-        right = [agree(g, answers[g.name], answers[g.name][one]) for g in cases.action_space.groups]
-        best = max(best, float(np.all(right, axis=0).mean()))
-    return best
-
-
-def _balanced(cases: Interventions, right: np.ndarray, rows: np.ndarray) -> float:
-    """Mean over the different answers of how often a policy is right where they are due."""
-    columns = []
-    for group in cases.action_space.groups:
-        ids = cases.answer[group.name][rows]
-        columns.append(np.sign(ids - group.neutral) if isinstance(group, BinnedGroup) else ids)
-    _, which = np.unique(np.concatenate(columns, axis=1), axis=0, return_inverse=True)
-    which = which.reshape(-1)
-    return float((np.bincount(which, right[rows]) / np.bincount(which)).mean())
-
-
-def _interval(values: np.ndarray, episodes: np.ndarray) -> tuple[float, float]:
-    """95 % interval of the mean of values, drawn by whole episodes."""
-    _, which = np.unique(episodes, return_inverse=True)
-    sums, counts = np.bincount(which, values), np.bincount(which)
-    rng = np.random.default_rng(0)
-    draws = rng.integers(len(counts), size=(BOOTSTRAP_DRAWS, len(counts)))
-    low, high = np.percentile(sums[draws].sum(1) / counts[draws].sum(1), [2.5, 97.5])
-    return float(low), float(high)

@@ -18,7 +18,8 @@ from bczoo.games import ExpertPlayer, make_game
 from bczoo.games.players import Holding
 from bczoo.games.record import Bursts
 from bczoo.spec import InputSpec
-from bczoo.studies.interventions import Interventions, Scores, accuracy, collect, score
+from bczoo.studies.intervention_scores import Scores, accuracy, score
+from bczoo.studies.interventions import Interventions, collect
 
 SPACE = ActionSpace.keyboard_mouse()
 GROUPS = [g.name for g in SPACE.groups]
