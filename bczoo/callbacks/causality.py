@@ -13,13 +13,13 @@ import lightning as L
 
 from bczoo.causality.counterfactual import Counterfactuals
 from bczoo.causality.metrics import CausalityMetrics, evaluate
-from bczoo.causality.perturb import FREEZE_STEPS, Perturbation, perturbations, swap
+from bczoo.causality.perturb import FREEZE_STEPS, Perturbation, checked_kinds, perturbations
 from bczoo.data.loader import WindowLoader
 from bczoo.errors import UserError
-from bczoo.metrics import ActionMetrics
 from bczoo.spec import Batch
 
-COMPANIONS = ("change_accuracy", "repeat_accuracy", "change_repeat_accuracy", "persistence", "relative_cross_entropy")
+# of the policy's own metrics, logged beside the score
+COMPANIONS = {"change_accuracy", "repeat_accuracy", "change_repeat_accuracy", "persistence", "relative_cross_entropy"}
 
 
 class CausalityScore(L.Callback):
@@ -48,21 +48,17 @@ class CausalityScore(L.Callback):
         freeze_steps: int = FREEZE_STEPS,
         counterfactual: str | None = None,
     ) -> None:
-        self.perturb = ["swap"] if perturb is None else list(perturb)
-        if counterfactual is not None and "counterfactual" not in self.perturb:
-            self.perturb.append("counterfactual")
-        perturbations(self.perturb, freeze_steps, swap if counterfactual else None)  # says at once what is wrong
-        if replaced < 1 or freeze_steps < 1:
-            raise UserError(f"replaced and freeze_steps are numbers of steps from 1 on, got {replaced}, {freeze_steps}")
+        kinds = ["swap"] if perturb is None else perturb
+        self.perturb = checked_kinds(kinds, counterfactual, replaced, freeze_steps)
         self.replaced, self.reliance = replaced, reliance
         self.freeze_steps, self.counterfactual = freeze_steps, counterfactual
         self._kinds: dict[str, Perturbation] = {}
-        self._metrics: dict[str, tuple[CausalityMetrics, ActionMetrics]] = {}
+        self._metrics: dict[str, CausalityMetrics] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
-        space = pl_module.action_space
+        pl_module.logged |= COMPANIONS
         for part in ("val", "test"):
-            self._metrics[part] = CausalityMetrics(space, self.perturb, self.reliance), ActionMetrics(space)
+            self._metrics[part] = CausalityMetrics(pl_module.action_space, self.perturb, self.reliance)
 
     def _start(self, loaders: Any) -> None:
         edited = None
@@ -73,23 +69,18 @@ class CausalityScore(L.Callback):
         self._kinds = perturbations(self.perturb, self.freeze_steps, edited)
 
     def _score(self, trainer: L.Trainer, pl_module: Any, batch: Batch, part: str, known: Any) -> None:
-        causality, actions = self._metrics[part]
-        causality.to(pl_module.device)
-        actions.to(pl_module.device)
+        metrics = self._metrics[part].to(pl_module.device)
         with trainer.precision_plugin.forward_context():
             known = {k: known.get(k) for k in ("images", "logits")} if isinstance(known, Mapping) else {}
             scores = evaluate(pl_module, batch, self._kinds, self.replaced, self.reliance, **known)
-        causality.update(scores.measures)
-        actions.update(scores.logits, batch["actions"], batch["user"] & batch["valid"])
+        metrics.update(scores.measures)
 
     def _log(self, pl_module: Any, part: str) -> None:
-        causality, actions = self._metrics[part]
+        metrics = self._metrics[part]
         # every rank takes part, also one without a counted step: computing reduces over ranks
-        companions = {k: v for k, v in actions.compute().items() if k.partition("/")[0] in COMPANIONS}
-        values = {f"{part}/{name}": value for name, value in (causality.compute() | companions).items()}
+        values = {f"{part}/{name}": value for name, value in metrics.compute().items()}
         pl_module.log_dict(values, sync_dist=True)
-        causality.reset()
-        actions.reset()
+        metrics.reset()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         self._start(trainer.val_dataloaders)

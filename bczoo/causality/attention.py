@@ -24,8 +24,8 @@ from torch import Tensor
 from bczoo.causality.leaks import slot_name
 from bczoo.data.dataset import WindowDataset
 from bczoo.data.index import open_index
+from bczoo.devices import usable_device
 from bczoo.errors import UserError
-from bczoo.games.evaluate import usable_device
 from bczoo.hub.source import locate
 from bczoo.model.attention import Attend, Sinks, prepend_sinks
 from bczoo.model.layout import StepLayout

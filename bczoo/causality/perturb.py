@@ -86,6 +86,21 @@ def _random_frames(batch: Batch, row: int) -> Tensor:
     return torch.randint(0, 256, frames.shape, dtype=torch.uint8, generator=generator).to(frames.device)
 
 
+def checked_kinds(kinds: Sequence[str], counterfactual: str | None, replaced: int, freeze_steps: int) -> list[str]:
+    """Names of perturbations, with ``counterfactual`` where a folder of such frames is given.
+
+    Raises:
+        UserError: for what cannot be done, before anything is loaded.
+    """
+    out = list(kinds)
+    if counterfactual is not None and "counterfactual" not in out:
+        out.append("counterfactual")
+    perturbations(out, freeze_steps, swap if counterfactual is not None else None)
+    if replaced < 1 or freeze_steps < 1:
+        raise UserError(f"replaced and freeze_steps are numbers of steps from 1 on, got {replaced}, {freeze_steps}")
+    return out
+
+
 def perturbations(
     kinds: Sequence[str], freeze_steps: int = FREEZE_STEPS, counterfactual: Perturbation | None = None
 ) -> dict[str, Perturbation]:

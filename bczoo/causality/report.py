@@ -26,16 +26,17 @@ from bczoo.actions import ActionSpace
 from bczoo.causality.clip import Clip, draw
 from bczoo.causality.counterfactual import Counterfactuals
 from bczoo.causality.metrics import causality_name, evaluate, visual_share
-from bczoo.causality.perturb import FREEZE_STEPS, Perturbation, longest_freeze, perturbations, swap
+from bczoo.causality.perturb import FREEZE_STEPS, Perturbation, checked_kinds, longest_freeze, perturbations
 from bczoo.data.dataset import WindowDataset
 from bczoo.data.index import Index, open_index
 from bczoo.data.loader import WindowLoader
 from bczoo.data.windows import Plan, split
+from bczoo.devices import usable_device
 from bczoo.errors import UserError
-from bczoo.games.evaluate import usable_device
 from bczoo.hub.source import locate
 from bczoo.metrics import DRAWS, Measures, action_measures, bootstrap, masked_sum, summarise
 from bczoo.model.policy import BCPolicy
+from bczoo.model.text import where_untold
 
 READING = (
     "Causality and action reliance are nats per action: 0 means that the picture (the past actions) does not matter.\n"
@@ -153,13 +154,9 @@ def _kinds(perturb: Sequence[str] | str, counterfactual: str | None, replaced: i
     """Names of the perturbations, each once; raises for what cannot be done before anything is loaded."""
     listed = perturb.split(",") if isinstance(perturb, str) else list(perturb)
     kinds = list(dict.fromkeys(name for name in (kind.strip() for kind in listed) if name))
-    if counterfactual is not None and "counterfactual" not in kinds:
-        kinds.append("counterfactual")
+    kinds = checked_kinds(kinds, counterfactual, replaced, freeze_steps)
     if not kinds:
         raise UserError("perturb names no perturbation; --perturb swap is the one to begin with")
-    perturbations(kinds, freeze_steps, swap if counterfactual is not None else None)
-    if replaced < 1 or freeze_steps < 1:
-        raise UserError(f"replaced and freeze_steps are numbers of steps from 1 on, got {replaced}, {freeze_steps}")
     return kinds
 
 
@@ -261,8 +258,7 @@ def measure(
     for batch in tqdm(loader, desc="causality", unit="batch", disable=not progress):
         batch = move_data_to_device(batch, policy.device)
         if instruction is not None:
-            told = (batch["text"] != 0).any(-1, keepdim=True)
-            batch["text"] = torch.where(told, batch["text"], instruction.to(policy.device))
+            batch["text"] = where_untold(batch["text"], instruction)
         scores = evaluate(policy, batch, kinds, replaced)
         measures = scores.measures | action_measures(scores.logits, batch["actions"], batch["user"] & batch["valid"])
         sums.add(measures, batch["recording"])

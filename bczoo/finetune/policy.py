@@ -26,7 +26,7 @@ from bczoo.finetune.transfer import carry_over
 from bczoo.hub.source import locate
 from bczoo.hub.state import LORA_SCALE
 from bczoo.model.policy import BCPolicy, published_optimizer
-from bczoo.model.text import TextEncoder
+from bczoo.model.text import TextEncoder, where_untold
 from bczoo.spec import Batch
 
 Part = Literal["encoder", "transformer", "decoder", "embeddings"]
@@ -210,7 +210,7 @@ class FineTune(BCPolicy):
             return text
         shape = (*batch["frames"].shape[:2], len(self._embedded))
         text = batch["frames"].new_zeros(shape, dtype=torch.float32) if text is None else text
-        return torch.where((text == 0).all(dim=-1, keepdim=True), self._embedded.to(text), text)
+        return where_untold(text, self._embedded)
 
 
 def _by_part(given: Mapping[str, Any] | None, option: str) -> dict[str, Any]:

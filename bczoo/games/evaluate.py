@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from bczoo.agent import PolicyPlayer
+from bczoo.devices import usable_device
 from bczoo.errors import UserError
 from bczoo.games.game import game_names, make_game
 from bczoo.games.play import PlayResult, check_playable, play_beside_baselines, record_play, score_table
@@ -81,15 +82,3 @@ def play_policy(
         record_play(game, player, video, seed, max_seconds=video_seconds)
         print(f"a game of the policy: {video}")
     return results
-
-
-def usable_device(name: str) -> torch.device:
-    """The device of a name, if this machine has it."""
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"the device {name!r} cannot be used here; choose cpu, or cuda on a machine with a GPU"
-        ) from error
-    return device

@@ -24,6 +24,7 @@ from bczoo.games.draw import draw_decision
 from bczoo.games.game import Game, RunningGame
 from bczoo.games.players import Player, make_player
 from bczoo.games.workers import closing_on_sigterm, in_processes
+from bczoo.intervals import interval_over_episodes
 
 if TYPE_CHECKING:
     from bczoo.spec import InputSpec  # brings in torch
@@ -58,10 +59,7 @@ class PlayResult:
     @property
     def interval(self) -> tuple[float, float]:
         """95 % interval of the mean return: bootstrap over episodes, 10,000 draws."""
-        returns = np.asarray(self.returns)
-        draws = np.random.default_rng(0).choice(returns, size=(10_000, len(returns)))
-        low, high = np.percentile(draws.mean(axis=1), [2.5, 97.5])
-        return float(low), float(high)
+        return interval_over_episodes(np.asarray(self.returns), np.ones(len(self.returns)))
 
     @property
     def steps_per_second(self) -> float:

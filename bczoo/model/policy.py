@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from bczoo.agent import Agent
 
 TRAINING_SETTINGS = "bczoo_training_settings"  # key of a checkpoint
-LOGGED = ("loss", "perplexity", "change_perplexity", "accuracy")  # of the metrics; bczoo.CausalityScore logs the rest
 
 
 def published_optimizer(parameters: Iterable) -> Optimizer:
@@ -115,6 +114,7 @@ class BCPolicy(L.LightningModule):
         self.input_spec = InputSpec(self.action_space, self.encoder.frame_size, fps, window, text_dim, resize)
         self.z_loss = z_loss
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.logged = {"loss", "perplexity", "change_perplexity", "accuracy"}  # of the metrics; callbacks may add to it
         self.metrics = nn.ModuleDict({stage: ActionMetrics(self.action_space) for stage in ("val", "test")})
         # a checkpoint brings its own weights, so rebuilding from it must not download ImageNet's
         self.hparams.update(without_imagenet(self.config))
@@ -387,5 +387,5 @@ class BCPolicy(L.LightningModule):
         values = metrics.compute()  # type: ignore[operator]  # of all ranks, so the same on all of them
         metrics.reset()  # type: ignore[operator]
         for name, value in values.items():
-            if name.partition("/")[0] in LOGGED:
+            if name.partition("/")[0] in self.logged:
                 self.log(f"{stage}/{name}", value, prog_bar=name == "loss", sync_dist=True)

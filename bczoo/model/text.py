@@ -17,6 +17,11 @@ from bczoo.errors import UserError
 from bczoo.model.part import Configured
 
 
+def where_untold(text: Tensor, instruction: Tensor) -> Tensor:
+    """Embeddings (..., E) with an instruction (E,) at steps that carry none, which are all zero there."""
+    return torch.where((text == 0).all(dim=-1, keepdim=True), instruction.to(text), text)
+
+
 class TextEncoder(Configured):
     """Base class of text encoders. They are no part of the policy's weights."""
 

@@ -28,8 +28,8 @@ import torch
 from bczoo.agent import PolicyPlayer
 from bczoo.callbacks.causality import CausalityScore
 from bczoo.data.module import RecordingDataModule
+from bczoo.devices import usable_device
 from bczoo.errors import UserError
-from bczoo.games.evaluate import usable_device
 from bczoo.games.game import make_game
 from bczoo.games.play import play
 from bczoo.games.players import Holding, make_player

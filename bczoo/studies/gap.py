@@ -30,13 +30,14 @@ from bczoo.actions import ActionSpace, Values
 from bczoo.causality.scores import kl
 from bczoo.data.recording import RecordingWriter, parse_steps, read_annotation
 from bczoo.data.video import read_frames
+from bczoo.devices import usable_device
 from bczoo.errors import UserError
 from bczoo.frames import FILTERS, resize
-from bczoo.games.evaluate import usable_device
 from bczoo.games.game import Game, make_game
 from bczoo.games.play import check_playable, play
 from bczoo.games.players import make_player
 from bczoo.hub.source import locate
+from bczoo.intervals import interval_over_episodes
 from bczoo.loss import bc_loss
 from bczoo.model.decoder import Logits
 from bczoo.model.policy import BCPolicy
@@ -47,7 +48,6 @@ ELSEWHERE = "another moment"
 FORMATS = {"yuv420p": "yuv420p", "yuv444p": "yuv444p", "rgb": "rgb24"}  # name in tables -> of the video file
 LARGEST_CRF = 51
 FRAMES_PER_FORWARD = 256
-DRAWS = 10_000
 SMALLEST_AXIS = 1e-3  # nats; rounding errors of a policy that does not look are no bars
 Interval = tuple[float, float]
 
@@ -449,10 +449,7 @@ def interval(means: Sequence[float], steps: np.ndarray) -> Interval | None:
     """
     if len(means) < 2:
         return None
-    drawn = np.random.default_rng(0).integers(len(means), size=(DRAWS, len(means)))
-    pooled = (np.asarray(means) * steps)[drawn].sum(1) / steps[drawn].sum(1)
-    low, high = np.percentile(pooled, [2.5, 97.5])
-    return float(low), float(high)
+    return interval_over_episodes(np.asarray(means) * steps, steps)
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,9 @@ import torch
 
 from bczoo.actions import BinnedGroup
 from bczoo.errors import UserError
+from bczoo.intervals import interval_over_episodes
 from bczoo.model.policy import BCPolicy
 from bczoo.studies.interventions import CONTROL, KINDS, Interventions, agree
-
-BOOTSTRAP_DRAWS = 10_000
 
 
 @dataclass(frozen=True)
@@ -193,8 +192,4 @@ def _balanced(cases: Interventions, right: np.ndarray, rows: np.ndarray) -> floa
 def _interval(values: np.ndarray, episodes: np.ndarray) -> tuple[float, float]:
     """95 % interval of the mean of values, drawn by whole episodes."""
     _, which = np.unique(episodes, return_inverse=True)
-    sums, counts = np.bincount(which, values), np.bincount(which)
-    rng = np.random.default_rng(0)
-    draws = rng.integers(len(counts), size=(BOOTSTRAP_DRAWS, len(counts)))
-    low, high = np.percentile(sums[draws].sum(1) / counts[draws].sum(1), [2.5, 97.5])
-    return float(low), float(high)
+    return interval_over_episodes(np.bincount(which, values), np.bincount(which))
