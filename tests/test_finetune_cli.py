@@ -23,13 +23,7 @@ LAST = "runs/finetune/checkpoints/last.ckpt"
 WITH_R = ["--model.action_space", "{name: keyboard_mouse, extra_keys: [r]}"]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tiny tensors gain nothing from threads, which wait for each other where cores are busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(autouse=True)
