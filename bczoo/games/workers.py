@@ -104,10 +104,18 @@ def _spread(
             raise
 
 
+_in_task = False  # of a worker process
+
+
 def _run(packed: bytes) -> Any:
+    global _in_task
     try:
-        function, task = _unpack(packed)
-        return function(*task)
+        try:
+            _in_task = True
+            function, task = _unpack(packed)
+            return function(*task)
+        finally:
+            _in_task = False
     except SystemExit as end:  # the pool would take it for the failure of a task, and go on with the next
         atexit._run_exitfuncs()  # as nothing else will: games that were stopped while they opened or closed
         os._exit(end.code if isinstance(end.code, int) else 1)
@@ -126,7 +134,7 @@ def _unpack(packed: bytes) -> Any:
 
 
 def _end_with_parent() -> None:
-    signal.signal(signal.SIGTERM, _exit)
+    signal.signal(signal.SIGTERM, _exit_worker)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which then ends its workers
     parent = multiprocessing.parent_process()
 
@@ -136,6 +144,13 @@ def _end_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+def _exit_worker(signum: int, frame: object) -> None:
+    """Between tasks nothing is open, and an exception would meet the pool while it holds its locks."""
+    if not _in_task:
+        os._exit(128 + signum)
+    _exit(signum, frame)
 
 
 def _exit(signum: int, frame: object) -> None:
