@@ -1,16 +1,17 @@
 """The streaming agent: one frame in, one action out.
 
 Place in the pipeline: in play (evaluation, servers) frames arrive one at a time. The agent resizes them as in
-training, runs one backbone pass per frame over its :class:`~bczoo.model.memory.Memory`, and draws the action tokens
-one after the other. Many games can share one agent: one forward steps all of them.
+training, has ``bczoo.model.stream`` run the policy once per frame over its memory, and turns the ids that were drawn
+into keys and pixels. Many games can share one agent: one forward steps all of them.
 
-Shape legend: R games, r games of a call, A action tokens, n tokens and V choices of a group, D width.
+Shape legend: R games, r games of a call, A action tokens, n tokens and V choices of a group, E text width.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -20,23 +21,34 @@ from bczoo import sampling
 from bczoo.actions import Decision, MouseDecoding
 from bczoo.errors import UserError
 from bczoo.frames import resize
-from bczoo.model.memory import Memory
+from bczoo.latency import StageTimes
 from bczoo.model.policy import BCPolicy
+from bczoo.model.stream import Choices, GraphedStream, Stream
 
 MOST_TEXTS = 256  # embedded instructions that an agent remembers
+QUEUED = ("encode", "backbone", "decode")  # stages that a GPU works through on its own
 
 
 class Agent:
     """Plays ``games`` games with one policy. State lives here, never in the policy.
+
+    All memory is taken at once: keys and values of a window for every game.
 
     Args:
         policy: the policy; put into evaluation mode.
         games: how many games it plays side by side.
         temperature: divides the logits before sampling.
         top_p: sample only from the most likely choices that together reach this mass.
-        mouse: how a mouse bin becomes pixels.
+        mouse: how a mouse bin becomes pixels: ``truncated_normal``, ``mean`` or ``conservative``.
         seed: of the draws.
         greedy: take the most likely id instead of sampling.
+        cuda_graphs: replay the step from CUDA graphs, recorded at the start; None: on a GPU.
+
+    Attributes:
+        times: give it a :class:`~bczoo.latency.StageTimes` to measure every step's stages.
+
+    Raises:
+        ValueError: an option is out of its range.
     """
 
     def __init__(
@@ -48,29 +60,34 @@ class Agent:
         mouse: MouseDecoding = "truncated_normal",
         seed: int = 0,
         greedy: bool = False,
+        cuda_graphs: bool | None = None,
     ) -> None:
+        if games < 1:
+            raise UserError(f"games must be at least 1, got {games}")
+        if temperature <= 0:
+            raise UserError(f"temperature must be above 0, got {temperature}; greedy=True takes the most likely action")
+        if top_p is not None and not 0 < top_p <= 1:
+            raise UserError(f"top_p is a probability above 0 and up to 1, got {top_p}")
+        if mouse not in get_args(MouseDecoding):
+            raise UserError(f"mouse is one of {', '.join(get_args(MouseDecoding))}, got {mouse!r}")
         self.policy = policy.eval()
-        self.games, self.temperature, self.top_p, self.mouse, self.greedy = (
-            games,
-            temperature,
-            top_p,
-            mouse,
-            greedy,
-        )
+        self.games, self.temperature, self.top_p, self.mouse, self.greedy = games, temperature, top_p, mouse, greedy
         self.rngs = [np.random.default_rng([seed, row]) for row in range(games)]
-        self.space, self.layout = policy.action_space, policy.layout
-        self.memory = Memory(policy.transformer, self.layout, policy.input_spec.window, games)
-        self.device = self.memory.device
-        # action tokens of the last step that the backbone has not seen yet
-        self.pending_from = self.space.tokens - 1 if policy.decoder.in_backbone else 0
-        self.now = torch.zeros(games, dtype=torch.long, device=self.device)
-        self.last_ids = torch.zeros(games, self.space.tokens, dtype=torch.long, device=self.device)
-        self.latent: Tensor | None = None
+        self.space = policy.action_space
+        self.times: StageTimes | None = None
+        on_gpu = next(policy.parameters()).is_cuda
+        if cuda_graphs and not on_gpu:
+            raise UserError("cuda_graphs=True needs a policy on a GPU; move it there with policy.cuda()")
+        graphed = on_gpu if cuda_graphs is None else cuda_graphs
+        self.stream = (GraphedStream if graphed else Stream)(policy, games, self._chooser)
+        self.device = self.stream.device
+        self.latent: Tensor | None = None  # (r, D), what the decoder was given last
         self._texts: dict[str, Tensor] = {}
+        self._drawing_s = 0.0  # in this step
 
     def reset(self, row: int = 0, seed: int | None = None) -> None:
         """Start game ``row`` anew: nothing of what was seen is remembered; with a seed its draws start anew too."""
-        self.now[row] = 0
+        self.stream.forget(row)
         if seed is not None:
             self.rngs[row] = np.random.default_rng(seed)
 
@@ -92,104 +109,126 @@ class Agent:
             frames: one frame per game that steps.
             texts: one instruction (or its embedding) per game that steps; None for none.
         """
-        if list(rows) != sorted(set(rows)) or not rows or not 0 <= rows[0] <= rows[-1] < self.games:
-            raise ValueError(f"rows must be ascending numbers of games in 0..{self.games - 1}, got {list(rows)}")
+        rows = list(rows)
+        if rows != sorted(set(rows)) or not rows or not 0 <= rows[0] <= rows[-1] < self.games:
+            raise ValueError(f"rows must be ascending numbers of games in 0..{self.games - 1}, got {rows}")
         if len(frames) != len(rows) or (texts is not None and len(texts) != len(rows)):
             raise ValueError(f"{len(rows)} games step, so as many frames (and texts) are needed; got {len(frames)}")
-        index = torch.tensor(rows, device=self.device)
-        latent = self._observe(index, self.pixels(frames), self._embed(texts or [None] * len(rows)))
-        chosen = _Choice(self, rows)
-        embedding = self.policy.action_embedding
-        ids = self.policy.decoder.decode(
-            latent,
-            chosen,
-            embedding.token,
-            lambda i, token: self._advance(index, i, embedding.token(i, token)),
-        )  # (r, A)
-        self.latent = latent
-        self.last_ids[index] = ids
-        self.now[index] += 1
-        return chosen.decisions(ids)
+        clock = _Clock(self.device) if self.times is not None else None
+        pixels = self.pixels(frames)
+        text = self.embed(texts or [None] * len(rows))
+        u = torch.from_numpy(np.stack([self.rngs[row].random(self.space.tokens) for row in rows]))
+        if clock:
+            clock.mark("resize")
+        ids, p, self.latent = self.stream.step(rows, pixels, text, u, clock.mark if clock else _ignore)
+        chosen, probabilities = ids.tolist(), p.cpu().numpy()
+        if clock:
+            clock.drawn_in(self._drawing_s)
+        decisions = [self._decision(row, chosen[i], probabilities[i]) for i, row in enumerate(rows)]
+        if clock and self.times is not None:
+            clock.mark("sample")
+            clock.tell(self.times)
+        return decisions
 
     def pixels(self, frames: Sequence[np.ndarray]) -> Tensor:
-        """Frames of any size as the policy takes them: (r, 1, 3, H, W) uint8."""
-        size = self.policy.input_spec.frame_size
-        by = self.policy.input_spec.resize
+        """Frames of any size as the policy takes them: (r, 3, H, W) uint8."""
+        size, by = self.policy.input_spec.frame_size, self.policy.input_spec.resize
         resized = np.stack([resize(_height_width_channels(f), size, by) for f in frames])
-        return torch.from_numpy(resized).permute(0, 3, 1, 2)[:, None].to(self.device)
+        return torch.from_numpy(resized).permute(0, 3, 1, 2)
 
-    def _embed(self, texts: Sequence[str | Tensor | np.ndarray | None]) -> Tensor | None:
-        """Embeddings (r, 1, E) of instructions; all zero means none."""
+    def embed(self, texts: Sequence[str | Tensor | np.ndarray | None]) -> Tensor:
+        """Embeddings (r, E) of instructions, all zero for none; each is remembered, so it takes its time only once."""
         width = self.policy.input_spec.text_dim
-        if not any(t is not None and len(t) for t in texts):
-            return None
-        if width is None:
+        if width is None and any(t is not None and len(t) for t in texts):
             raise UserError("this policy takes no text (text_dim is null); leave the instruction out")
-        return torch.stack([self._embedding(t, width) for t in texts])[:, None].to(self.device)
+        return torch.stack([self._embedding(t, width or 0) for t in texts])
 
     def _embedding(self, text: str | Tensor | np.ndarray | None, width: int) -> Tensor:
         if text is None or len(text) == 0:
             return torch.zeros(width)
         if not isinstance(text, str):
-            return torch.as_tensor(text).float().cpu()
+            embedding = torch.as_tensor(text).float().cpu()
+            if embedding.shape != (width,):
+                raise UserError(f"an embedded instruction is ({width},) for this policy, got {tuple(embedding.shape)}")
+            return embedding
         if text not in self._texts:
             if self.policy.text_encoder is None:
                 raise UserError("this policy has no text_encoder; set one in its config (bczoo.GemmaTextEncoder)")
             if len(self._texts) >= MOST_TEXTS:
                 self._texts.clear()
-            self._texts[text] = self.policy.text_encoder([text])[0]
+            self._texts[text] = self.policy.text_encoder([text])[0].float().cpu()
         return self._texts[text]
 
-    def _observe(self, rows: Tensor, pixels: Tensor, text: Tensor | None) -> Tensor:
-        """One backbone pass over last step's actions and this step's observation; the latent (r, D)."""
-        policy, now = self.policy, self.now[rows]
-        ids = self.last_ids[rows]
-        actions = {name: ids[:, part] for name, part in self.space.slices.items()}
-        taken = policy.tokens.actions(policy.action_embedding(actions))[:, self.pending_from :]  # (r, ., D)
-        seen = policy.tokens.observation(policy.encode(pixels), text)[:, 0]  # (r, P + 1, D)
-        before = torch.tensor([*self.layout.action_slots][self.pending_from :], device=self.device)
-        slots = torch.cat([before, torch.arange(self.layout.action_out + 1, device=self.device)])
-        offset = torch.cat([torch.full_like(before, -1), slots.new_zeros(self.layout.action_out + 1)])
-        x = torch.cat([taken, seen], dim=1)
-        steps = now[:, None] + offset
-        return self.memory.run(x, rows, now, steps, slots.expand(len(rows), -1))[:, -1]
+    def _chooser(self, u: Tensor) -> Choices:
+        self._drawing_s = 0.0
+        return _Choice(self, u)
 
-    def _advance(self, rows: Tensor, index: int, embedded: Tensor) -> Tensor:
-        """Feed action token ``index`` of this step (r, D); the backbone's output there (r, D)."""
-        x = self.policy.tokens.action(index, embedded)[:, None]
-        now = self.now[rows]
-        slot = torch.full_like(now, self.layout.action_slots[index])[:, None]
-        return self.memory.run(x, rows, now, now[:, None], slot)[:, 0]
+    def _choose(self, logits: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Ids (r, n) for logits (r, n, V) and random numbers u (r, n), and the probabilities (r, n, V)."""
+        started = time.perf_counter()
+        p = sampling.probabilities(logits, self.temperature, self.top_p)
+        ids = logits.argmax(dim=-1) if self.greedy else sampling.draw(p, u)
+        self._drawing_s += time.perf_counter() - started
+        return ids, p
+
+    def _decision(self, row: int, chosen: list[int], p: np.ndarray) -> Decision:
+        """Ids (A,) and probabilities (A, V) of one game as the action it takes."""
+        ids = {name: chosen[part] for name, part in self.space.slices.items()}
+        choices = {g.name: g.choices for g in self.space.groups}
+        probabilities = {name: p[part, : choices[name]] for name, part in self.space.slices.items()}
+        return Decision(self.space.decode(ids, mouse=self.mouse, rng=self.rngs[row]), ids, probabilities)
 
 
-class _Choice:
-    """Chooses the ids of one step and remembers the probabilities they were drawn from."""
+class _Choice(Choices):
+    """The ids of one step by its random numbers (r, A), and the probabilities they were drawn from."""
 
-    def __init__(self, agent: Agent, rows: Sequence[int]) -> None:
-        self.agent, self.rows = agent, rows
-        draws = np.stack([agent.rngs[row].random(agent.space.tokens) for row in rows])
-        self.u = torch.from_numpy(draws)  # (r, A), float64, stays on the CPU
-        self.logits: list[Tensor] = []
-        self.p: list[Tensor] = []
+    def __init__(self, agent: Agent, u: Tensor) -> None:
+        self.agent, self.u = agent, u
+        self.p = torch.zeros(*u.shape, max(g.choices for g in agent.space.groups), device=u.device)
 
-    def __call__(self, index: int, logits: Tensor) -> Tensor:
-        agent = self.agent
-        p = sampling.probabilities(logits, agent.temperature, agent.top_p)
-        self.logits.append(logits)
-        self.p.append(p)
-        return logits.argmax(dim=-1) if agent.greedy else sampling.draw(p, self.u[:, index])
+    def __call__(self, tokens: slice, logits: Tensor) -> Tensor:
+        ids, p = self.agent._choose(logits, self.u[:, tokens])
+        self.p[:, tokens, : p.shape[-1]] = p
+        return ids
 
-    def decisions(self, ids: Tensor) -> list[Decision]:
-        agent = self.agent
-        chosen = ids.tolist()
-        p = [t.cpu().numpy() for t in self.p]
-        out = []
-        for i, row in enumerate(self.rows):
-            row_ids = {name: chosen[i][part] for name, part in agent.space.slices.items()}
-            row_p = {name: np.stack([t[i] for t in p[part]]) for name, part in agent.space.slices.items()}
-            values = agent.space.decode(row_ids, mouse=agent.mouse, rng=agent.rngs[row])
-            out.append(Decision(values, row_ids, row_p))
-        return out
+
+class _Clock:
+    """Durations of the stages of one step; on a GPU, which works on its own, between events in its queue."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.on_gpu = device.type == "cuda"
+        self.queued: list[tuple[str, Any]] = []
+        self.stages: dict[str, float] = {}
+        self.last = time.perf_counter()
+
+    def mark(self, stage: str) -> None:
+        """The stage is over; on a GPU, all of it is in the queue."""
+        now = time.perf_counter()
+        if not self.on_gpu or stage not in QUEUED:
+            self.stages[stage] = self.stages.get(stage, 0.0) + now - self.last
+        if self.on_gpu:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self.queued.append((stage, event))
+        self.last = now
+
+    def drawn_in(self, seconds: float) -> None:
+        """The results are here; on a CPU, drawing them has taken some of the time of decoding."""
+        self.last = time.perf_counter()
+        if not self.on_gpu:
+            self.stages["decode"] -= seconds
+            self.stages["sample"] = seconds
+
+    def tell(self, times: StageTimes) -> None:
+        for (_, before), (stage, after) in zip(self.queued, self.queued[1:], strict=False):
+            if stage in QUEUED:
+                times.add(stage, before.elapsed_time(after) / 1e3)
+        for stage, seconds in self.stages.items():
+            times.add(stage, seconds)
+
+
+def _ignore(stage: str) -> None:
+    """Nobody measures."""
 
 
 class PolicyPlayer:
@@ -204,6 +243,15 @@ class PolicyPlayer:
     def __init__(self, policy: BCPolicy, text: str | None = None, **options: Any) -> None:
         self.policy, self.text, self.options = policy, text, options
         self.agent: Agent | None = None
+
+    @property
+    def times(self) -> StageTimes | None:
+        """What the agent's steps are measured into, from the start of the games on."""
+        return self._playing.times
+
+    @times.setter
+    def times(self, times: StageTimes | None) -> None:
+        self._playing.times = times
 
     def start(self, games: int, seed: int) -> None:
         self.agent = self.policy.agent(games, **{"seed": seed, **self.options})

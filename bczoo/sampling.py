@@ -2,7 +2,7 @@
 
 Place in the pipeline: the streaming agent draws every action token with this.
 
-Shape legend: R rows (games), V choices.
+Shape legend: V choices.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ LARGEST_BELOW_ONE = math.nextafter(1.0, 0.0)
 
 
 def probabilities(logits: Tensor, temperature: float = 1.0, top_p: float | None = None) -> Tensor:
-    """The distribution (R, V) that ids are drawn from, float32.
+    """The distribution (..., V) that ids are drawn from, float32.
 
     Args:
-        logits: (R, V).
+        logits: (..., V).
         temperature: divides the logits; below 1 is more certain.
         top_p: keep the most likely choices that together reach this mass; only values inside (0, 1) count.
     """
@@ -35,7 +35,8 @@ def probabilities(logits: Tensor, temperature: float = 1.0, top_p: float | None 
 
 
 def draw(p: Tensor, u: Tensor) -> Tensor:
-    """First index whose cumulative probability reaches u: p (R, V), u (R,) float64 on the CPU in 0..1, to ids (R,)."""
-    cdf = p.cpu().double().cumsum(dim=-1)  # few numbers; not every device has float64
+    """First index whose cumulative probability reaches u: p (..., V), u (...) float64 in 0..1, to ids (...)."""
+    on = p.device if p.device.type != "mps" else torch.device("cpu")  # MPS has no float64
+    cdf = p.to(on, torch.float64).cumsum(dim=-1)
     cdf[..., -1] = 1.0
-    return (cdf < u.clamp(0.0, LARGEST_BELOW_ONE)[..., None]).sum(dim=-1).to(p.device)
+    return (cdf < u.to(on).clamp(0.0, LARGEST_BELOW_ONE)[..., None]).sum(dim=-1).to(p.device)

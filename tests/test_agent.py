@@ -2,13 +2,20 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tiny
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from bczoo import ActionDecoder, BackboneHeads, IndependentHeads, sampling
+from bczoo import ActionDecoder, BackboneHeads, IndependentHeads, RecordingDataModule, sampling
+from bczoo.data.recording import RecordingWriter
+from bczoo.latency import StageTimes
+from bczoo.model import stream
 from bczoo.model.blocks import ROPE_BASE, Rotation
 
 VARIANTS = {
@@ -22,7 +29,13 @@ VARIANTS = {
     "no-past-actions": {"past_actions": False},
     "no-past-actions-no-decoder": {"past_actions": False, "decoder": BackboneHeads},
     "gamepad": {"action_space": "gamepad", "decoder": ActionDecoder},
+    "everything": {
+        "encoder": {"tokens": 4},
+        "thinking_tokens": 2,
+        "transformer": {"layers": 3, "kv_heads": 2, "sinks": 3, "history": [1, 4, None]},
+    },
 }
+FAKE_GPU = ["published", "no-decoder", "independent-heads", "everything"]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -115,3 +128,191 @@ def test_angles_stay_exact_after_ten_hours():
     exact = positions.numpy()[:, None] * ROPE_BASE ** -(np.arange(0, 64, 2) / 64)
     assert np.abs(rotation.cos.numpy() - np.cos(exact)).max() < 1e-6
     assert np.abs(rotation.sin.numpy() - np.sin(exact)).max() < 1e-6
+
+
+def test_ten_hours_of_play_change_no_decision():
+    """Only distances between tokens count, so step 720,000 has to go like step 0; errors in the angles would show."""
+    policy = tiny.tiny_policy().eval()
+    frames = tiny.tiny_batch(policy, batch=1, steps=12)["frames"][0].numpy()
+    fresh, old = policy.agent(), policy.agent()
+    old.stream.now.fill_(720_000)
+    for frame in frames:
+        a, b = fresh.step(frame), old.step(frame)
+        assert a.ids == b.ids
+        for name, p in a.probabilities.items():
+            np.testing.assert_allclose(p, b.probabilities[name], atol=1e-5)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_guessing_all_tokens_at_once_chooses_as_one_by_one(variant, monkeypatch):
+    policy = tiny.tiny_policy(**VARIANTS[variant]).eval()
+    frames = tiny.tiny_batch(policy, batch=3, steps=8)["frames"].numpy()
+    decisions = []
+    for most in (0, 16):
+        monkeypatch.setattr(stream, "MOST_GUESSED", most)
+        agent = policy.agent(3, seed=5)
+        decisions.append([agent.step_many([0, 1, 2], list(frames[:, t])) for t in range(8)])
+    for one_by_one, guessed in zip(*decisions, strict=True):
+        for a, b in zip(one_by_one, guessed, strict=True):
+            assert a.values == b.values
+            for name, p in a.probabilities.items():
+                np.testing.assert_allclose(p, b.probabilities[name], atol=1e-5)
+
+
+def test_a_good_guess_takes_one_pass(monkeypatch):
+    policy = tiny.tiny_policy().eval()
+    agent = policy.agent(greedy=True)
+    passes = []
+    outputs = ActionDecoder.outputs
+    monkeypatch.setattr(ActionDecoder, "outputs", lambda *a: passes.append(1) or outputs(*a))
+    frame = np.zeros((64, 64, 3), np.uint8)
+    ids = [agent.step(frame).ids for _ in range(20)]
+    assert ids[-1] == ids[-2], "a steady picture should lead to steady decisions, or this shows nothing"
+    passes.clear()
+    agent.step(frame)
+    assert len(passes) == 1
+
+
+def memory_of(agent):
+    memory = agent.stream.memory
+    return [t.data_ptr() for layer in memory.layers for t in (layer.k, layer.v)] + [
+        memory.held.data_ptr()
+    ], memory.bytes
+
+
+def test_memory_is_taken_once():
+    agent = tiny.tiny_policy().agent(2)
+    frames = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    before = memory_of(agent)
+    for rows in [[0, 1]] * 12 + [[1]] * 3:
+        agent.step_many(rows, [frames[r] for r in rows])
+    assert memory_of(agent) == before
+    layer = agent.stream.memory.layers[0]
+    assert before[1] == 2 * sum(t.numel() * t.element_size() for t in (layer.k, layer.v))  # two layers alike
+
+
+@pytest.mark.parametrize("variant", FAKE_GPU)
+def test_a_step_on_a_gpu_never_waits_for_the_cpu(variant):
+    """What a CUDA graph needs: on a pretended GPU, all stages run without a value looked at or a tensor off the GPU."""
+    policy = tiny.tiny_policy(**VARIANTS[variant]).eval()
+    width = policy.input_spec.text_dim or 0
+    with FakeTensorMode():
+        for module in policy.modules():
+            for kind in (module._parameters, module._buffers):
+                for name, tensor in kind.items():
+                    kind[name] = (
+                        None if tensor is None else torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda")
+                    )
+        agent = policy.agent(3, cuda_graphs=False)
+        frames = torch.empty(3, 3, tiny.SIZE, tiny.SIZE, dtype=torch.uint8, device="cuda")
+        u = torch.empty(3, agent.space.tokens, dtype=torch.float64, device="cuda")
+        active = torch.empty(3, dtype=torch.bool, device="cuda")
+        with torch.no_grad(), OnlyOnGPU() as seen:
+            images = agent.stream.encode(frames)
+            latent = agent.stream.observe(images, torch.empty(3, width, device="cuda"))
+            ids, p = agent.stream.decode(latent, u, None, active)
+    assert ids.shape == (3, agent.space.tokens) and p.shape[:2] == ids.shape and seen.calls > 100
+
+
+class OnlyOnGPU(TorchDispatchMode):
+    """Refuses every operation with a tensor on the CPU."""
+
+    calls = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        self.calls += 1
+        tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, torch.Tensor)]
+        assert all(t.device.type == "cuda" for t in tensors), f"{function} has a tensor on the CPU"
+        return out
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"temperature": 0}, "temperature"),
+        ({"top_p": 1.5}, "top_p"),
+        ({"mouse": "median"}, "truncated_normal"),
+        ({"games": 0}, "games"),
+        ({"cuda_graphs": True}, "GPU"),
+    ],
+)
+def test_options_out_of_range_are_refused_at_once(options, said):
+    with pytest.raises(ValueError, match=said):
+        tiny.tiny_policy().agent(**options)
+
+
+def test_stages_are_measured_when_asked():
+    agent = tiny.tiny_policy().agent(2)
+    frame = np.zeros((80, 90, 3), np.uint8)
+    agent.step_many([0, 1], [frame] * 2)
+    agent.times = StageTimes()
+    for _ in range(3):
+        agent.step_many([0, 1], [frame] * 2)
+    summary = agent.times.summary()
+    assert list(summary) == ["resize", "encode", "backbone", "decode", "sample"]
+    assert all(row["n"] == 3 and row["max"] > 0 for row in summary.values())
+
+
+def test_live_and_recorded_frames_become_the_same_tensor(tmp_path):
+    """A lossless recording of larger frames, read as for training, against the same pixels shown to an agent."""
+    policy = tiny.tiny_policy(text_dim=None).eval()
+    shown = np.random.default_rng(0).integers(0, 256, (7, 96, 96, 3), dtype=np.uint8)
+    with RecordingWriter(tmp_path / "game", size=96, crf=0, pix_fmt="rgb24") as writer:
+        for frame in shown:
+            writer.add(frame, user={"keys": ["w"]})
+    data = RecordingDataModule(root=str(tmp_path), batch_size=1, num_workers=0, val_fraction=0.0)
+    data.trainer = SimpleNamespace(
+        lightning_module=policy,
+        is_global_zero=True,
+        global_rank=0,
+        world_size=1,
+        strategy=SimpleNamespace(root_device="cpu"),
+    )
+    data.prepare_data()
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    start = int(batch["start"][0])
+    live = policy.agent().pixels(list(shown[start : start + policy.input_spec.window]))
+    assert live.shape[-1] == 64 and torch.equal(live, batch["frames"][0, : len(live)])
+
+
+class ReplayedEagerly:
+    """Stands in for a CUDA graph on a CPU: fixed inputs, fixed outputs, the function run anew by every replay."""
+
+    def __init__(self, function, *inputs):
+        self.function, self.inputs = function, inputs
+        self.output = function(*inputs)
+
+    def replay(self):
+        outputs = self.function(*self.inputs)
+        if isinstance(outputs, torch.Tensor):
+            self.output.copy_(outputs)
+        else:
+            for kept, new in zip(self.output, outputs, strict=True):
+                kept.copy_(new)
+
+
+@pytest.mark.parametrize("variant", FAKE_GPU)
+def test_graphs_over_fixed_tensors_decide_as_plain_steps(variant, monkeypatch):
+    """Games pause, start anew and go on; in graphs all of them are computed every time."""
+    monkeypatch.setattr(stream, "CudaGraph", ReplayedEagerly)
+    policy = tiny.tiny_policy(**VARIANTS[variant]).eval()
+    batch = tiny.tiny_batch(policy, batch=3, steps=14)
+    frames, texts = batch["frames"].numpy(), batch["text"]
+    played = []
+    for graphed in (False, True):
+        agent = policy.agent(3, seed=2)
+        if graphed:
+            agent.stream = stream.GraphedStream(policy, 3, agent._chooser)
+        steps = []
+        for t in range(14):
+            rows = [0, 1, 2] if t % 3 else [[0, 2], [1], [2]][t // 3 % 3]
+            if t == 9:
+                agent.reset(1, seed=8)
+            steps += agent.step_many(rows, [frames[r, t] for r in rows], [texts[r, t] for r in rows])
+        played.append(steps)
+    for plain, graphed in zip(*played, strict=True):
+        assert plain.ids == graphed.ids and plain.values == graphed.values
+        for name, p in plain.probabilities.items():
+            np.testing.assert_allclose(p, graphed.probabilities[name], atol=1e-5)

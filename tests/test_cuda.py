@@ -1,9 +1,11 @@
-"""What only a GPU can show: compiled FlexAttention, forward and backward, and a step in bfloat16."""
+"""What only a GPU can show: compiled FlexAttention, forward and backward, bfloat16, and steps from CUDA graphs."""
 
 import pytest
 import tiny
 import torch
 
+from bczoo import BackboneHeads
+from bczoo.latency import StageTimes
 from bczoo.loss import bc_loss
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -48,3 +50,38 @@ def test_streaming_on_the_gpu_decides_as_on_the_cpu():
     for frame in frames:
         a, b = on_cpu.step(frame), on_cuda.step(frame)
         assert abs(a.probabilities["keys"] - b.probabilities["keys"]).max() < 1e-2
+
+
+@pytest.mark.parametrize("options", [{}, {"decoder": BackboneHeads}, {"transformer": {"kv_heads": 2, "sinks": 2}}])
+def test_cuda_graphs_decide_as_plain_steps(options):
+    policy = tiny.tiny_policy(**options).cuda()
+    frames = tiny.tiny_batch(policy, batch=3, steps=12)["frames"].cpu().numpy()
+    graphed, plain = policy.agent(3, seed=1), policy.agent(3, seed=1, cuda_graphs=False)
+    for t in range(12):
+        rows = [0, 1, 2] if t % 3 else [0, 2]
+        for a, b in zip(*(x.step_many(rows, [frames[r, t] for r in rows]) for x in (graphed, plain)), strict=True):
+            assert a.ids == b.ids
+            assert abs(a.probabilities["keys"] - b.probabilities["keys"]).max() < 1e-4
+
+
+def test_cuda_graphs_take_no_memory_after_the_first_step():
+    policy = tiny.tiny_policy().cuda()
+    frame = tiny.tiny_batch(policy, batch=1, steps=1)["frames"][0, 0].cpu().numpy()
+    agent = policy.agent()
+    agent.times = StageTimes()
+    agent.step(frame)
+    torch.cuda.synchronize()
+    taken = torch.cuda.memory_allocated()
+    for _ in range(50):
+        agent.step(frame)
+    assert torch.cuda.memory_allocated() == taken
+    assert list(agent.times.summary()) == ["resize", "encode", "backbone", "decode", "sample"]
+
+
+def test_bfloat16_play_is_near_float32_play():
+    frames = tiny.tiny_batch(tiny.tiny_policy(), batch=1, steps=8)["frames"][0].numpy()
+    exact, rough = tiny.tiny_policy().cuda().agent(greedy=True), tiny.tiny_policy().cuda().bfloat16().agent(greedy=True)
+    differences = [
+        abs(exact.step(f).probabilities["keys"][0] - rough.step(f).probabilities["keys"][0]).max() for f in frames[:1]
+    ]
+    assert max(differences) < 0.05

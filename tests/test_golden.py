@@ -128,7 +128,7 @@ def test_streaming_past_the_wrap_of_the_window(policy):
             probabilities = torch.softmax(theirs[t], dim=-1)
             close(torch.from_numpy(decision.probabilities[name]), probabilities)
     # keys of the last window, as kept: after norm and rotation, action_out left out, the last action still pending
-    memory, layout = agent.memory, policy.layout
+    memory, layout = agent.stream.memory, policy.layout
     kept = [s for s in range(layout.length) if s != layout.action_out]
     theirs = expected["online.final_k_cache_layer0"][0].unflatten(1, (golden.STEPS, layout.length))
     for i, step in enumerate(range(15 - golden.STEPS, 15)):

@@ -14,6 +14,13 @@ from importlib import import_module
 FUNCTIONS = {
     ("record",): ("play a game and write the episodes as recordings", "bczoo.games.record:record", ()),
     ("play",): ("play a game with a policy and tell its returns", "bczoo.games.evaluate:play_policy", ("policy",)),
+    ("serve",): ("let a policy play games that connect to a socket", "bczoo.serve.commands:serve", ("policy",)),
+    ("client-test",): (
+        "replay a recording against a server and tell its latency",
+        "bczoo.serve.client:client_test",
+        (),
+    ),
+    ("bench", "latency"): ("measure the latency of a policy or size, by stage", "bczoo.bench:latency", ("policy",)),
     ("export",): ("write a trained policy as a folder to publish", "bczoo.hub.commands:export", ("source", "out")),
     ("push",): (
         "publish an exported policy on the Hugging Face Hub",

@@ -24,19 +24,19 @@ from bczoo.model.attention import Sinks, prepend_sinks, sdpa
 from bczoo.model.blocks import Block, Rotation
 from bczoo.model.groups import GroupModules
 from bczoo.model.part import Part
+from bczoo.model.tokens import ActionEmbedding
 
 Logits = dict[str, Tensor]  # per group (..., n, V)
 DECODER_POSITION_STD = 3.0
 
 
 class Chooser(Protocol):
-    """Picks the ids of one action token."""
+    """Picks ids of action tokens; the same ids for the same logits, however often it is asked in a step."""
 
-    def __call__(self, index: int, logits: Tensor) -> Tensor:
-        """Logits (R, V) of action token ``index`` to ids (R,)."""
+    def __call__(self, tokens: slice, logits: Tensor) -> Tensor:
+        """Logits (R, n, V) of action tokens of one group to ids (R, n)."""
 
 
-Embed = Callable[[int, Tensor], Tensor]  # (index, ids (R,)) -> (R, D), plain action embeddings
 Advance = Callable[[int, Tensor], Tensor]  # (index, ids (R,)) -> (R, D), the backbone's output at that action token
 
 
@@ -65,17 +65,40 @@ class Decoder(Part):
         """Backbone outputs (B, T, latents, D) and embedded true actions (B, T, A, D) to logits (B, T, n, V)."""
         raise NotImplementedError(f"{type(self).__name__} must define forward(latents, embedded)")
 
-    def decode(self, latent: Tensor, choose: Chooser, embed: Embed, advance: Advance) -> Tensor:
-        """Choose an action: latent (R, D) of action_out to ids (R, A)."""
-        raise NotImplementedError(f"{type(self).__name__} must define decode(latent, choose, embed, advance)")
+    def decode(
+        self,
+        latent: Tensor,
+        choose: Chooser,
+        embedding: ActionEmbedding,
+        advance: Advance,
+        guess: Tensor | None = None,
+    ) -> Tensor:
+        """Choose an action: latent (R, D) of action_out to ids (R, A).
+
+        Args:
+            latent: (R, D).
+            choose: picks the ids.
+            embedding: of the action tokens, without positions.
+            advance: runs the backbone on, for decoders that live in it.
+            guess: ids (R, A) that are likely to be chosen; a decoder may use them to come to the same ids faster.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} must define decode(latent, choose, embedding, advance, guess)"
+        )
+
+    def choose_token(self, index: int, output: Tensor, choose: Chooser) -> Tensor:
+        """Ids (R,) of action token ``index`` from its output (R, D)."""
+        logits = self.heads[self.token_groups[index]](output)
+        return choose(slice(index, index + 1), logits[:, None])[:, 0]
+
+    def choose_tokens(self, outputs: Tensor, choose: Chooser) -> Tensor:
+        """Ids (R, A) of all action tokens from their outputs (R, A, D)."""
+        logits = self.group_logits(outputs)
+        return torch.cat([choose(part, logits[name]) for name, part in self.space.slices.items()], dim=-1)
 
     def group_logits(self, outputs: Tensor) -> Logits:
         """Outputs (..., A, D), one per action token, through the head of each token's group."""
         return {name: self.heads[name](outputs[..., part, :]) for name, part in self.space.slices.items()}
-
-    def token_logits(self, index: int, output: Tensor) -> Tensor:
-        """Output (R, D) of action token ``index`` to logits (R, V)."""
-        return self.heads[self.token_groups[index]](output)
 
 
 class ActionDecoder(Decoder):
@@ -122,18 +145,46 @@ class ActionDecoder(Decoder):
             x = block(x, rotate, _causal)
         return x.unflatten(0, lead)
 
-    def decode(self, latent: Tensor, choose: Chooser, embed: Embed, advance: Advance) -> Tensor:
+    def decode(
+        self,
+        latent: Tensor,
+        choose: Chooser,
+        embedding: ActionEmbedding,
+        advance: Advance,
+        guess: Tensor | None = None,
+    ) -> Tensor:
+        return (
+            self._chain(latent, choose, embedding) if guess is None else self._settle(latent, choose, embedding, guess)
+        )
+
+    def _chain(self, latent: Tensor, choose: Chooser, embedding: ActionEmbedding) -> Tensor:
+        """Token by token, each seeing those before it: as many small passes as there are tokens."""
         caches = [_GrowingCache() for _ in self.blocks]
         x = self.project(latent)
         ids = []
         for index in range(self.space.tokens):
             x = (x + self.positions[index])[:, None]  # (R, 1, D)
-            rotate = Rotation.at(torch.tensor([index], device=x.device), self.head_dim)
+            rotate = Rotation.at(torch.arange(index, index + 1, device=x.device), self.head_dim)
             for block, cache in zip(self.blocks, caches, strict=True):
                 x = block(x, rotate, cache)
-            ids.append(choose(index, self.token_logits(index, x[:, 0])))
-            x = embed(index, ids[-1])
+            ids.append(self.choose_token(index, x[:, 0], choose))
+            x = embedding.token(index, ids[-1])
         return torch.stack(ids, dim=-1)
+
+    def _settle(self, latent: Tensor, choose: Chooser, embedding: ActionEmbedding, guess: Tensor) -> Tensor:
+        """The ids of :meth:`_chain` in fewer passes: all tokens at once behind a guess, until the guess comes true.
+
+        The first token of every pass is right, then those up to the first that was guessed wrong; what was chosen
+        is the next guess. A pass over all tokens reads the weights once, as does a pass over one, and that is what
+        takes the time for a few games on a CPU.
+        """
+        for _ in range(self.space.tokens):
+            embedded = embedding.of(guess)[:, None]  # (R, 1, A, D)
+            ids = self.choose_tokens(self.outputs(latent[:, None, None], embedded)[:, 0], choose)
+            if torch.equal(ids[:, :-1], guess[:, :-1]):
+                break
+            guess = ids
+        return ids
 
 
 class BackboneHeads(Decoder):
@@ -151,10 +202,17 @@ class BackboneHeads(Decoder):
     def forward(self, latents: Tensor, embedded: Tensor) -> Logits:
         return self.group_logits(latents)
 
-    def decode(self, latent: Tensor, choose: Chooser, embed: Embed, advance: Advance) -> Tensor:
+    def decode(
+        self,
+        latent: Tensor,
+        choose: Chooser,
+        embedding: ActionEmbedding,
+        advance: Advance,
+        guess: Tensor | None = None,
+    ) -> Tensor:
         ids = []
         for index in range(self.space.tokens):
-            ids.append(choose(index, self.token_logits(index, latent)))
+            ids.append(self.choose_token(index, latent, choose))
             if index + 1 < self.space.tokens:
                 latent = advance(index, ids[-1])
         return torch.stack(ids, dim=-1)
@@ -179,9 +237,15 @@ class IndependentHeads(Decoder):
         """Latents (..., 1, D) to one output per action token (..., A, D)."""
         return nn.functional.gelu(self.hidden(latents + self.positions))
 
-    def decode(self, latent: Tensor, choose: Chooser, embed: Embed, advance: Advance) -> Tensor:
-        outputs = self.outputs(latent[:, None])  # (R, A, D)
-        return torch.stack([choose(i, self.token_logits(i, outputs[:, i])) for i in range(self.space.tokens)], dim=-1)
+    def decode(
+        self,
+        latent: Tensor,
+        choose: Chooser,
+        embedding: ActionEmbedding,
+        advance: Advance,
+        guess: Tensor | None = None,
+    ) -> Tensor:
+        return self.choose_tokens(self.outputs(latent[:, None]), choose)
 
 
 def _causal(q: Tensor, k: Tensor, v: Tensor, sinks: Sinks) -> Tensor:

@@ -31,6 +31,7 @@ class ActionEmbedding(nn.Module):
 
     def __init__(self, width: int, space: ActionSpace) -> None:
         super().__init__()
+        self.space = space
         self.tables = GroupModules({g.name: nn.Embedding(g.choices, width) for g in space.groups})
         self.token_groups = [g.name for g in space.token_groups]
         for _, table in self.tables.items():
@@ -39,6 +40,10 @@ class ActionEmbedding(nn.Module):
     def forward(self, ids: Mapping[str, Tensor]) -> Tensor:
         """Ids per group (..., n) to (..., A, D)."""
         return torch.cat([table(ids[name]) for name, table in self.tables.items()], dim=-2)
+
+    def of(self, ids: Tensor) -> Tensor:
+        """Ids of all action tokens (..., A) to (..., A, D)."""
+        return self({name: ids[..., part] for name, part in self.space.slices.items()})
 
     def token(self, index: int, ids: Tensor) -> Tensor:
         """Embedding of one action token: ids (...) of the group that token ``index`` belongs to, to (..., D)."""
