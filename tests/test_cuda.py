@@ -79,9 +79,7 @@ def test_cuda_graphs_take_no_memory_after_the_first_step():
 
 
 def test_bfloat16_play_is_near_float32_play():
-    frames = tiny.tiny_batch(tiny.tiny_policy(), batch=1, steps=8)["frames"][0].numpy()
-    exact, rough = tiny.tiny_policy().cuda().agent(greedy=True), tiny.tiny_policy().cuda().bfloat16().agent(greedy=True)
-    differences = [
-        abs(exact.step(f).probabilities["keys"][0] - rough.step(f).probabilities["keys"][0]).max() for f in frames[:1]
-    ]
-    assert max(differences) < 0.05
+    frame = tiny.tiny_batch(tiny.tiny_policy(), batch=1, steps=1)["frames"][0, 0].numpy()
+    exact = tiny.tiny_policy().cuda().agent(greedy=True).step(frame)
+    rough = tiny.tiny_policy().cuda().bfloat16().agent(greedy=True).step(frame)
+    assert abs(exact.probabilities["keys"][0] - rough.probabilities["keys"][0]).max() < 0.05

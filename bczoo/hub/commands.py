@@ -6,16 +6,10 @@ Place in the pipeline: thin functions around :mod:`bczoo.hub.source`, :mod:`bczo
 
 from __future__ import annotations
 
-from typing import Literal
-
-import torch
-
+from bczoo.devices import DTYPES, Precision
 from bczoo.hub.folder import read_folder
 from bczoo.hub.remote import fetch, push, require_repository
 from bczoo.hub.source import locate
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-Precision = Literal["float32", "bfloat16", "float16"]
 
 
 def export(
