@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from bczoo.actions import ActionSpace, Decision, HeldGroup
+from bczoo.actions import ActionSpace, Decision, HeldGroup, SwitchGroup
 
 BACK, CAP, EDGE, TEXT, DIM = (22, 24, 30), (44, 48, 58), (70, 76, 90), (235, 238, 245), (140, 147, 162)
 LIT, INK, BAR = (255, 196, 61), (30, 24, 8), (86, 148, 240)
@@ -62,6 +64,39 @@ def draw_decision(
     if caption:
         _Pen(pen.draw, 0, height, scale).text(10, 13, caption, 13, TEXT, "lm")
     return np.asarray(image)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A name of a group, how likely it is in any token of a step, and whether it is held now."""
+
+    label: str
+    probability: float
+    held: bool
+
+
+def likeliest(group: HeldGroup | SwitchGroup, probabilities: np.ndarray, held: Sequence[str]) -> list[Choice]:
+    """What a group's probabilities say of every name, the likeliest first.
+
+    Args:
+        group: keys, mouse buttons or switches.
+        probabilities: (tokens, choices) of this group.
+        held: names that are held; of a held group, "none" counts as held if there are none.
+    """
+    tokens = np.asarray(probabilities, np.float64)
+    if isinstance(group, SwitchGroup):
+        likely = tokens[:, 1]
+    else:
+        likely = np.minimum(tokens.sum(axis=0), 1.0)
+        likely[0] = tokens[0, 0]  # nothing is held if the first token says so
+    buttons = dict(MOUSE_BUTTONS) if group.name == "mouse_buttons" else {}
+    choices = []
+    for i in np.argsort(-likely, kind="stable"):
+        name = group.names[i]
+        none = isinstance(group, HeldGroup) and i == 0
+        label = "none" if none else buttons.get(name, name)
+        choices.append(Choice(label, float(likely[i]), not held if none else name in held))
+    return choices
 
 
 class _Pen:
@@ -153,22 +188,16 @@ def _draw_keyboard_probabilities(pen: _Pen, decision: Decision, space: ActionSpa
 def _draw_choices(
     pen: _Pen, y: float, group: HeldGroup, probabilities: np.ndarray, decision: Decision, rows: int
 ) -> float:
-    """Bars of the likeliest names: how likely each is in any of its tokens. Returns where to go on."""
-    tokens = np.asarray(probabilities, np.float64)  # (tokens, choices)
-    likely = np.minimum(tokens.sum(axis=0), 1.0)
-    likely[0] = tokens[0, 0]  # nothing is held if the first token says so
-    held = decision.values.get(group.name, [])
+    """Bars of the likeliest names. Returns where to go on."""
     pen.text(14, y, group.name.replace("_", " "), 11, DIM, "lm")
     y += 11
-    for i in np.argsort(-likely, kind="stable")[:rows]:
-        name = group.names[i]
-        lit = name in held if i else not held
-        label = "none" if i == 0 else dict(MOUSE_BUTTONS)[name] if group.name == "mouse_buttons" else name
-        pen.text(70, y + 6, _short(label), 11, LIT if lit else TEXT, "rm")
+    for choice in likeliest(group, probabilities, decision.values.get(group.name, []))[:rows]:
+        colour = LIT if choice.held else TEXT
+        pen.text(70, y + 6, _short(choice.label), 11, colour, "rm")
         pen.box(76, y + 1, 124, 10, CAP, radius=2)
-        if likely[i] > 0.01:
-            pen.box(76, y + 1, 124 * float(likely[i]), 10, LIT if lit else BAR, radius=2)
-        pen.text(237, y + 6, f"{100 * likely[i]:.0f} %", 11, LIT if lit else TEXT, "rm")
+        if choice.probability > 0.01:
+            pen.box(76, y + 1, 124 * choice.probability, 10, LIT if choice.held else BAR, radius=2)
+        pen.text(237, y + 6, f"{100 * choice.probability:.0f} %", 11, colour, "rm")
         y += 14
     return y + 8
 
