@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from bczoo import sampling
-from bczoo.actions import Decision, MouseDecoding
+from bczoo.actions import Decision, MouseDecoding, Values
 from bczoo.errors import UserError
 from bczoo.frames import resize
 from bczoo.latency import StageTimes
@@ -129,6 +129,18 @@ class Agent:
             clock.mark("sample")
             clock.tell(self.times)
         return decisions
+
+    @torch.no_grad()
+    def took(self, row: int, values: Values) -> None:
+        """Say what was really done in the last step of game ``row``, where that is not what was decided.
+
+        Somebody took over, say. The policy then remembers the step as it went, as in training. Names that its action
+        space lacks are left out.
+        """
+        if not int(self.stream.now[row]):
+            raise ValueError(f"game {row} has taken no step since it was reset")
+        ids = self.space.encode(ignore_unknown=True, **values)
+        self.stream.took(row, torch.tensor([i for group in ids.values() for i in group], device=self.device))
 
     def pixels(self, frames: Sequence[np.ndarray]) -> Tensor:
         """Frames of any size as the policy takes them: (r, 3, H, W) uint8."""

@@ -56,6 +56,38 @@ def test_streaming_equals_one_long_window(variant):
         torch.testing.assert_close(streamed, expected[0].softmax(-1), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_what_was_really_done_is_remembered(variant):
+    """Somebody else acts in every second step; the window with the actions that were executed goes the same way."""
+    policy = tiny.tiny_policy(**VARIANTS[variant]).eval()
+    batch = tiny.tiny_batch(policy, batch=1, steps=9)
+    agent, space, executed = policy.agent(2, seed=3), policy.action_space, []
+    texts = batch["text"][0] if "text" in batch else [None] * 9
+    decisions = []
+    for t, frame in enumerate(batch["frames"][0].numpy()):
+        decisions += agent.step_many([1], [frame], [texts[t]])
+        ids = decisions[-1].ids
+        if t % 2:
+            values = space.decode({name: i[0, t].tolist() for name, i in batch["actions"].items()}, mouse="mean")
+            agent.took(1, values)
+            ids = space.encode(**values)
+        executed.append(ids)
+    actions = {g.name: torch.tensor([[ids[g.name] for ids in executed]]) for g in space.groups}
+    policy.transformer.histories = [min(h, policy.input_spec.window - 1) for h in policy.transformer.histories]
+    with torch.no_grad():
+        embedded = policy.action_embedding(actions)
+        latents = policy.latents(policy.encode(batch["frames"]), embedded, batch.get("text"))
+    first = policy.decoder(latents, embedded)[space.groups[0].name][0, :, 0].softmax(-1)  # nothing chosen is in it
+    streamed = torch.tensor(np.stack([d.probabilities[space.groups[0].name][0] for d in decisions]))
+    torch.testing.assert_close(streamed, first, atol=1e-5, rtol=0)
+
+
+def test_nothing_was_done_before_the_first_step():
+    agent = tiny.tiny_policy().agent()
+    with pytest.raises(ValueError, match="no step"):
+        agent.took(0, {"keys": ["w"]})
+
+
 def test_games_side_by_side_do_not_touch_each_other():
     policy = tiny.tiny_policy().eval()
     frames = tiny.tiny_batch(policy, batch=3, steps=8)["frames"].numpy()

@@ -70,6 +70,16 @@ class Stream:
         self.last_ids[which] = 0
         self.memory.forget(row)
 
+    def took(self, row: int, ids: Tensor) -> None:
+        """Put ids (A,) in the place of those chosen in a game's last step."""
+        self.last_ids[row] = ids
+        if not self.pending.start:
+            return  # the backbone has seen none of them yet
+        embedded = self.policy.tokens.actions(self.policy.action_embedding.of(ids[None]))[:, : self.pending.start]
+        rows = torch.tensor([row], device=self.device)
+        last, slots = self.now[rows] - 1, self.action_slots[: self.pending.start]
+        self.memory.run(embedded, rows, last, last[:, None].expand(-1, len(slots)), slots)
+
     def step(
         self, rows: list[int], frames: Tensor, text: Tensor, u: Tensor, mark: Mark
     ) -> tuple[Tensor, Tensor, Tensor]:
