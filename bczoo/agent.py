@@ -254,6 +254,7 @@ class PolicyPlayer:
 
     def __init__(self, policy: BCPolicy, text: str | None = None, **options: Any) -> None:
         self.policy, self.text, self.options = policy, text, options
+        self.action_space = policy.action_space
         self.agent: Agent | None = None
 
     @property

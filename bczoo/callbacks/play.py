@@ -13,6 +13,7 @@ import lightning as L
 import torch
 
 from bczoo.agent import PolicyPlayer
+from bczoo.devices import play_threads
 from bczoo.games.game import Game, make_game
 from bczoo.games.play import PlayResult, check_playable, play_beside_baselines, record_play, score_table
 
@@ -29,7 +30,7 @@ class PlayGame(L.Callback):
         text: instruction to the policy; if left out, that of the fine-tuning, or none.
         video: where to write an mp4 of one game of the policy; null for none.
         video_seconds: longest length of the video.
-        threads: processor threads of the policy in play; a small policy is faster with one. null for torch's choice.
+        threads: processor threads of the policy in play; null for one where it is small, torch's choice otherwise.
     """
 
     def __init__(
@@ -60,8 +61,8 @@ class PlayGame(L.Callback):
         text = self.text or getattr(pl_module, "instruction", None)
         player = PolicyPlayer(pl_module, text, temperature=self.temperature)  # type: ignore[arg-type]
         training, threads = pl_module.training, torch.get_num_threads()
-        torch.set_num_threads(self.threads or threads)
         try:
+            play_threads(pl_module, self.threads)
             self._play(trainer, game, player)
         finally:
             torch.set_num_threads(threads)

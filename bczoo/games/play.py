@@ -2,14 +2,14 @@
 
 Place in the pipeline: :mod:`bczoo.games.game` gives the game, :mod:`bczoo.games.players` or
 :mod:`bczoo.agent` the player; :class:`PlayResult` goes to :func:`score_table`, to callbacks and to model
-cards. Several episodes run side by side in one process, so that a policy answers all of them with one forward
-pass.
+cards. Several episodes run side by side (:mod:`bczoo.games.pool`), so that a policy answers all of them with one
+forward pass. They wait for its answer, or go on without it (:mod:`bczoo.games.realtime`).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,16 +21,16 @@ from bczoo.actions import Decision
 from bczoo.errors import UserError
 from bczoo.games.bindings import inputs_in
 from bczoo.games.draw import draw_decision
-from bczoo.games.game import Game, RunningGame
+from bczoo.games.game import Game
+from bczoo.games.loop import EpisodeTable, OnStep, in_real_time, in_step
 from bczoo.games.players import Player, make_player
+from bczoo.games.pool import GamePool, GamesHere
+from bczoo.games.realtime import RealTimeGames, RealTimeReport
 from bczoo.games.workers import closing_on_sigterm, in_processes
 from bczoo.intervals import interval_over_episodes
 
 if TYPE_CHECKING:
     from bczoo.spec import InputSpec  # brings in torch
-
-REFRESH_S = 0.3  # the progress bar tells steps at most this often
-OnStep = Callable[[int, np.ndarray, Decision, float], None]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,10 @@ class PlayResult:
         returns: sum of rewards.
         lengths: steps.
         seeds: seed of each episode.
-        seconds: wall-clock time of all of them together.
+        seconds: wall-clock time of all of them together, once the games are open and the player has warmed up (in
+            :func:`play_in_processes` from the start on).
+        latency: durations by stage in milliseconds (:meth:`bczoo.latency.StageTimes.summary`), if they were measured.
+        realtime: how the player kept up with the clock, if there was one.
     """
 
     game: str
@@ -50,6 +53,8 @@ class PlayResult:
     lengths: list[int]
     seeds: list[int]
     seconds: float
+    latency: dict[str, dict[str, float]] | None = None
+    realtime: RealTimeReport | None = None
 
     @property
     def mean(self) -> float:
@@ -65,6 +70,12 @@ class PlayResult:
     def steps_per_second(self) -> float:
         """Steps of all episodes per second of wall-clock time."""
         return sum(self.lengths) / self.seconds if self.seconds > 0 else float("nan")
+
+    @property
+    def actions_per_second(self) -> float:
+        """Decisions of the player per second of wall-clock time: in real time it may not answer every frame."""
+        answers = sum(self.lengths) if self.realtime is None else self.realtime.answers
+        return answers / self.seconds if self.seconds > 0 else float("nan")
 
 
 def check_playable(game: Game, spec: InputSpec) -> None:
@@ -85,63 +96,45 @@ def play(
     parallel: int = 8,
     progress: bool = True,
     on_step: OnStep | None = None,
+    processes: bool = False,
+    realtime: bool = False,
+    measure: bool = False,
 ) -> PlayResult:
-    """Play ``episodes`` episodes in this process, up to ``parallel`` of them side by side.
+    """Play ``episodes`` episodes, up to ``parallel`` of them side by side.
+
+    The games wait for the player, unless ``realtime`` is set. What comes out then depends on the seeds alone, not on
+    ``processes``.
 
     Args:
-        game: what is played.
-        player: who plays.
+        game: what is played; has to be picklable where it runs in processes.
+        player: who plays, in this process.
         episodes: how many; episode i has the seed ``seed + i``, whatever runs beside it.
         seed: seed of the first episode.
         parallel: games that run at the same time.
         progress: show a progress bar: episodes that are over, steps so far and their rate.
         on_step: called as ``on_step(episode, frame, decision, reward)`` after every step; the frame is the
-            one that the decision answers.
+            one that the decision answers. In real time it is called after every decision, and the reward is what
+            came since the one before.
+        processes: run every game in a process of its own; a player that is not ``privileged`` gets no infos then.
+        realtime: let the games (in processes) run on the wall clock, see :mod:`bczoo.games.realtime`.
+        measure: tell the latency by stage; always told in real time. The player is warmed up before.
     """
     if episodes < 1 or parallel < 1:
         raise UserError(f"episodes and parallel must be at least 1, got {episodes} and {parallel}")
-    started = time.perf_counter()
-    returns, lengths = [0.0] * episodes, [0] * episodes
-    rows = min(parallel, episodes)
-    running: list[RunningGame] = []
+    rows, privileged = min(parallel, episodes), getattr(player, "privileged", False)
     with closing_on_sigterm(), tqdm(total=episodes, desc=game.name, disable=not progress, unit="ep") as bar:
-        try:
-            for _ in range(rows):
-                running.append(game.open(for_expert=getattr(player, "privileged", False)))
-            player.start(rows, seed)
-            todo = iter(range(episodes))
-            count = _StepCount(bar)
-            current: dict[int, tuple[int, np.ndarray, dict[str, Any]]] = {}  # row -> episode, frame, info
-
-            def begin(row: int) -> None:
-                if (episode := next(todo, None)) is not None:
-                    current[row] = (episode, *running[row].reset(seed + episode))
-                    player.reset(row, seed + episode)
-
-            for row in range(rows):
-                begin(row)
-            while current:
-                active = sorted(current)
-                decisions = player.act(active, [current[r][1] for r in active], [current[r][2] for r in active])
-                for row, decision in zip(active, decisions, strict=True):
-                    episode, frame, _ = current.pop(row)
-                    next_frame, reward, done, info = running[row].step(decision.values)
-                    returns[episode] += reward
-                    lengths[episode] += 1
-                    if on_step is not None:
-                        on_step(episode, frame, decision, reward)
-                    if not done:
-                        current[row] = (episode, next_frame, info)
-                        continue
-                    bar.update()
-                    begin(row)
-                count.add(len(active))
-            count.show()
-        finally:
-            for one in running:
-                one.close()
-    seconds = time.perf_counter() - started
-    return PlayResult(game.name, returns, lengths, [seed + i for i in range(episodes)], seconds)
+        table, report = EpisodeTable(player, episodes, seed, bar, on_step, measure or realtime), None
+        if realtime:
+            with RealTimeGames(game, rows, privileged) as ticking:
+                player.start(rows, seed)
+                report = in_real_time(ticking, table, rows)
+        else:
+            with (GamePool if processes else GamesHere)(game, rows, privileged) as games:
+                player.start(rows, seed)
+                in_step(games, table, rows)
+    latency = table.times.summary() if table.measured else None
+    seeds = [seed + i for i in range(episodes)]
+    return PlayResult(game.name, table.returns, table.lengths, seeds, table.seconds, latency, report)
 
 
 def play_in_processes(
@@ -173,7 +166,7 @@ def play_in_processes(
 
 
 def play_beside_baselines(
-    game: Game, player: Player, episodes: int, seed: int = 0, parallel: int = 8, baselines: bool = True
+    game: Game, player: Player, episodes: int, seed: int = 0, parallel: int = 8, baselines: bool = True, **options: Any
 ) -> dict[str, PlayResult]:
     """The same games played by a policy, by the game's expert (where it has one) and at random.
 
@@ -184,8 +177,9 @@ def play_beside_baselines(
         seed: of the first game.
         parallel: games that the policy plays side by side.
         baselines: False for the policy alone.
+        **options: of :func:`play`, for the policy.
     """
-    results = {"policy": play(game, player, episodes, seed, parallel=parallel)}
+    results = {"policy": play(game, player, episodes, seed, parallel=parallel, **options)}
     for name in (("expert", "random") if game.expert else ("random",)) if baselines else ():
         results[name] = play_in_processes(game, name, episodes, seed)
     return results
@@ -232,7 +226,8 @@ def record_play(
     with VideoWriter(path, fps=game.fps) as video, bar:
         for step, (frame, decision, reward) in enumerate(_episode(game, player, seed)):
             caption = f"{game.name}   {step / game.fps:5.1f} s   return {total:.1f}"
-            video.add(draw_decision(frame, decision, caption, size, game.action_space))
+            space = getattr(player, "action_space", game.action_space)  # a policy may know more keys than the game
+            video.add(draw_decision(frame, decision, caption, size, space))
             total += reward
             bar.update()
             if (step + 1) / game.fps >= max_seconds:
@@ -251,24 +246,6 @@ def _episode(game: Game, player: Player, seed: int) -> Iterator[tuple[np.ndarray
             next_frame, reward, done, info = running.step(decision.values)
             yield frame, decision, reward
             frame = next_frame
-
-
-class _StepCount:
-    """Steps beside a bar of episodes: games side by side may all end together, with nothing to see until then."""
-
-    def __init__(self, bar: tqdm) -> None:
-        self.bar, self.steps = bar, 0
-        self.started = self.shown = time.perf_counter()
-
-    def add(self, steps: int) -> None:
-        self.steps += steps
-        if time.perf_counter() - self.shown >= REFRESH_S:
-            self.show()
-
-    def show(self) -> None:
-        self.shown = time.perf_counter()
-        rate = self.steps / max(self.shown - self.started, 1e-9)
-        self.bar.set_postfix_str(f"{self.steps} steps, {rate:.0f} steps/s")
 
 
 def _play_some(game: Game, player: str, episodes: int, seed: int) -> PlayResult:

@@ -1,9 +1,9 @@
 """Worker processes that leave nothing behind.
 
 Place in the pipeline: :func:`bczoo.games.play.play_in_processes` and :mod:`bczoo.games.record` spread
-episodes over processes here. Games may run engines as processes of their own, so every way to end, short of
-SIGKILL, has to reach their ``close()``: SIGTERM becomes SystemExit, and a worker whose parent has died ends
-too.
+episodes over processes here, :mod:`bczoo.games.pool` runs one game per process. Games may run engines as processes
+of their own, so every way to end, short of SIGKILL, has to reach their ``close()``: SIGTERM becomes SystemExit,
+and a worker whose parent has died ends too.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 from bczoo.errors import UserError
 
 Result = TypeVar("Result")
+ALONE = "workers=1"  # does without other processes
 
 
 def default_workers() -> int:
@@ -38,11 +39,57 @@ def closing_on_sigterm() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
         yield
         return
-    signal.signal(signal.SIGTERM, _exit)
+    signal.signal(signal.SIGTERM, exit_on_signal)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def pack(what: Any, instead: str) -> bytes:
+    """Something that holds a game, on its way to another process.
+
+    Args:
+        what: has to be picklable.
+        instead: argument that does without other processes, for the message.
+    """
+    try:
+        return pickle.dumps(what)
+    except Exception as error:
+        raise UserError(
+            f"cannot send the game to other processes ({error}). Name it package.module:function, so that they "
+            "make it themselves; or make its Game out of functions, classes or functools.partial instead of "
+            f"lambdas; or use {instead}"
+        ) from error
+
+
+def unpack(packed: bytes, instead: str) -> Any:
+    """Inverse of :func:`pack`, in the other process."""
+    try:
+        return pickle.loads(packed)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"a worker process cannot make the game ({type(error).__name__}: {error}). Put what it is made of into "
+            f"a module that can be imported, or use {instead}"
+        ) from error
+
+
+def end_with_parent(on_sigterm: Callable[[int, Any], None]) -> None:
+    """Called first in a worker process: SIGTERM is handled, also sent when the parent dies, and Ctrl-C is not."""
+    signal.signal(signal.SIGTERM, on_sigterm)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which then ends its workers
+    if hasattr(signal, "pthread_sigmask"):  # not on Windows
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        if parent is not None:
+            parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def in_processes(
@@ -80,17 +127,12 @@ def _spread(
     workers: int,
     tell: Callable[[Result], object],
 ) -> list[Result]:
-    try:
-        packed = [pickle.dumps((function, task)) for task in tasks]
-    except Exception as error:
-        raise UserError(
-            f"cannot send the game to other processes ({error}). Name it package.module:function, so that they "
-            "make it themselves; or make its Game out of functions, classes or functools.partial instead of "
-            "lambdas; or use workers=1"
-        ) from error
+    packed = [pack((function, task), ALONE) for task in tasks]
     others = {process.pid for process in multiprocessing.active_children()}
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
+    with ProcessPoolExecutor(
+        workers, mp_context=context, initializer=end_with_parent, initargs=(_exit_worker,)
+    ) as pool:
         try:
             futures = [pool.submit(_run, one) for one in packed]
             for future in as_completed(futures):
@@ -112,7 +154,7 @@ def _run(packed: bytes) -> Any:
     try:
         try:
             _in_task = True
-            function, task = _unpack(packed)
+            function, task = unpack(packed, ALONE)
             return function(*task)
         finally:
             _in_task = False
@@ -121,38 +163,14 @@ def _run(packed: bytes) -> Any:
         os._exit(end.code if isinstance(end.code, int) else 1)
 
 
-def _unpack(packed: bytes) -> Any:
-    try:
-        return pickle.loads(packed)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(
-            f"a worker process cannot make the game ({type(error).__name__}: {error}). Put what it is made of into "
-            "a module that can be imported, or use workers=1"
-        ) from error
-
-
-def _end_with_parent() -> None:
-    signal.signal(signal.SIGTERM, _exit_worker)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which then ends its workers
-    parent = multiprocessing.parent_process()
-
-    def wait() -> None:
-        if parent is not None:
-            parent.join()
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
 def _exit_worker(signum: int, frame: object) -> None:
     """Between tasks nothing is open, and an exception would meet the pool while it holds its locks."""
     if not _in_task:
         os._exit(128 + signum)
-    _exit(signum, frame)
+    exit_on_signal(signum, frame)
 
 
-def _exit(signum: int, frame: object) -> None:
+def exit_on_signal(signum: int, frame: object) -> None:
+    """Handler of a signal that lets ``finally`` blocks run."""
     signal.signal(signum, signal.SIG_IGN)  # a second one must not cut the cleaning up short
     raise SystemExit(128 + signum)

@@ -8,10 +8,13 @@ import types
 import numpy as np
 import pytest
 import tiny_game
+from tiny import tiny_policy
 
 from bczoo.actions import Decision
+from bczoo.agent import PolicyPlayer
 from bczoo.errors import UserError
 from bczoo.games import ExpertPlayer, Game, PlayResult, RandomPlayer, record_play, score_table
+from bczoo.games.evaluate import OneAtATime, play_policy
 from bczoo.games.play import play, play_in_processes
 
 
@@ -160,11 +163,11 @@ def test_the_progress_bar_moves_while_games_run(capsys, monkeypatch):
             shown.append(capsys.readouterr().err)
             return super().act(rows, frames, infos)
 
-    monkeypatch.setattr("bczoo.games.play.REFRESH_S", 0.0)
+    monkeypatch.setattr("bczoo.games.loop.REFRESH_S", 0.0)
     played = play(tiny_game.catch(), Looking(), 4, parallel=4)
     assert "0/4" in shown[5] and "20 steps" in shown[5] and "steps/s" in shown[5]
     assert f"{sum(played.lengths)} steps" in capsys.readouterr().err
-    monkeypatch.setattr("bczoo.games.play.REFRESH_S", 1000.0)
+    monkeypatch.setattr("bczoo.games.loop.REFRESH_S", 1000.0)
     shown.clear()
     play(tiny_game.catch(), Looking(), 4, parallel=4)
     assert not any("steps/s" in text for text in shown), "no more often than it should"
@@ -206,3 +209,74 @@ def test_videos_of_experts_see_what_the_expert_needs(tmp_path):
 
     game = make_game("doom/basic")
     assert record_play(game, ExpertPlayer(game), tmp_path / "play.mp4", seed=2, size=120) > 80
+
+
+class Page:
+    def __init__(self) -> None:
+        self.shown: list[tuple[int, int]] = []
+        self.captions: list[str] = []
+
+    def show(self, frame, decision, caption):
+        self.shown.append((int(frame), decision))
+        self.captions.append(caption)
+
+
+def test_one_game_at_a_time_is_shown_from_where_it_is_to_its_end():
+    page = Page()
+    show = OneAtATime(tiny_game.catch(), page)
+    lengths = {0: 30, 1: 40, 2: 80, 3: 100}
+    for step in range(100):
+        for episode, length in lengths.items():
+            if step < length:
+                show(episode, step, episode, 1.0)
+    shown = [episode for _, episode in page.shown]
+    assert sorted(set(shown)) == [0, 1, 2, 3] and shown == sorted(shown), "1 is shown at its end"
+    assert page.shown[:30] == [(step, 0) for step in range(30)], "nothing of another one in between"
+    assert (79, 2) in page.shown and page.shown[-1] == (99, 3)
+    assert page.captions[0] == "catch   game 1   return 1.0" and page.captions[-1] == "catch   game 4   return 100.0"
+    assert len(shown) > 70
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("realtime", [False, True])
+def test_the_command_tells_how_fast_the_policy_is(tmp_path, monkeypatch, capsys, realtime):
+    pages = []
+
+    class Watch:
+        url = "http://here"
+
+        def __init__(self, space, title, port):
+            pages.append((title, port))
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *exception):
+            pages.append("closed")
+
+        def show(self, frame, decision, caption):
+            pages.append(set(decision.probabilities))
+
+    monkeypatch.setattr("bczoo.games.watch.Watch", Watch)
+    tiny_policy(text_dim=None).save_pretrained(tmp_path)
+    results = play_policy(
+        str(tmp_path), "tiny_game:short", episodes=2, watch=True, watch_port=7, compare=False, realtime=realtime
+    )
+    out = capsys.readouterr().out
+    assert pages[0] == ("short", 7) and pages[-1] == "closed" and "watch at http://here" in out
+    assert pages[1] == {"keys", "mouse_buttons", "mouse_dx", "mouse_dy"} and len(pages) >= 7
+    played = results["policy"]
+    assert played.lengths == [10, 10]
+    stages = ["capture", "resize", "encode", "backbone", "decode", "sample", "send"]
+    assert list(played.latency) == [*stages, *(["game"] if realtime else []), "total"]
+    for stage in played.latency:
+        assert f"| {stage} |" in out
+    assert "| p50 | p95 | p99 | max |" in out and "actions a second" in out
+    assert ("missed deadlines: " in out and " of 20 (" in out) == realtime
+    assert (played.realtime is not None) == realtime
+
+
+def test_a_video_shows_a_policy_that_knows_more_keys_than_the_game(tmp_path):
+    policy = tiny_policy(action_space={"name": "keyboard_mouse", "extra_keys": ["r", "LeftControl"]}, text_dim=None)
+    record_play(tiny_game.short(), PolicyPlayer(policy), tmp_path / "play.mp4", max_seconds=0.2)
+    assert (tmp_path / "play.mp4").stat().st_size > 0

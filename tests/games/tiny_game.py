@@ -78,6 +78,11 @@ def catch(shown_as: str = "array") -> Game:
     return Game("catch", CatchIn(shown_as), DiscreteBindings({"a": 0, "d": 1}, none=2), CatchExpert, time_limit_s=10.0)
 
 
+def short() -> Game:
+    """Ends after ten steps."""
+    return Game("short", Catch, DiscreteBindings({"a": 0, "d": 1}, none=2), time_limit_s=0.5)
+
+
 def with_lambdas() -> Game:
     """As users like to write it; other processes can make it by its name alone."""
     bindings = DiscreteBindings({"a": 0, "d": 1}, none=2)
