@@ -6,7 +6,8 @@ Place in the pipeline: `recording.py` reads and writes ``annotation.VideoAnnotat
 anywhere.
 
 The tables below are the schema (proto3). A field reads ``name=number:type``; after the type ``*`` means
-repeated, ``|group`` member of the oneof ``group``, and ``key->value`` a map.
+repeated, ``|group`` member of the oneof ``group``, and ``key->value`` a map. Fields numbered from 100 are not of the
+published schema, whose readers skip them (:mod:`bczoo.serve.wire` says what they mean).
 
 >>> annotation.VideoAnnotation.FromString(data).frame_annotations[1].user_action.keyboard.keys
 """
@@ -92,10 +93,10 @@ PathfindingTaskSpecificInfo: pathfinding_trajectory=1:Point3D*
 """
 
 _VIDEO_INFERENCE = """
-Frame: width=1:int32 height=2:int32 data=3:bytes id=4:int32
+Frame: width=1:int32 height=2:int32 data=3:bytes id=4:int32 text=100:string|instruction
 MouseAction: mouse_delta_px=1:shared.Vec2Int|mouse_change mouse_pos=2:shared.Vec2Float|mouse_change
     scroll_delta_px=3:shared.Vec2Int buttons_down=4:string*
-Action: keys=1:string* id=2:int32 mouse_action=3:MouseAction
+Action: keys=1:string* id=2:int32 mouse_action=3:MouseAction error=100:string dropped=101:int32
 """
 
 _Field = descriptor_pb2.FieldDescriptorProto
