@@ -67,11 +67,6 @@ class PlayResult:
         return interval_over_episodes(np.asarray(self.returns), np.ones(len(self.returns)))
 
     @property
-    def steps_per_second(self) -> float:
-        """Steps of all episodes per second of wall-clock time."""
-        return sum(self.lengths) / self.seconds if self.seconds > 0 else float("nan")
-
-    @property
     def actions_per_second(self) -> float:
         """Decisions of the player per second of wall-clock time: in real time it may not answer every frame."""
         answers = sum(self.lengths) if self.realtime is None else self.realtime.answers

@@ -181,7 +181,7 @@ def test_intervals_hold_the_true_mean_as_often_as_they_say():
         held += low <= 5.0 <= high
     assert 86 <= held <= 99
     assert result([3.0, 3.0]).interval == (3.0, 3.0)
-    assert result([1.0, 2.0]).steps_per_second == 10.0
+    assert result([1.0, 2.0]).actions_per_second == 10.0
 
 
 def test_score_table_places_policies_between_random_and_expert():
