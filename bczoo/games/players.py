@@ -14,6 +14,8 @@ from bczoo.actions import Decision
 from bczoo.errors import UserError
 from bczoo.games.game import Expert, Game
 
+KEYBOARD = "keyboard"  # a person, who is no player here; see bczoo.games.keyboard
+
 
 class Player(Protocol):
     """What plays: an answer for every running game, step by step.
@@ -114,4 +116,6 @@ def make_player(name: str, game: Game) -> Player:
         return ExpertPlayer(game)
     if name == "random":
         return RandomPlayer(game)
+    if name == KEYBOARD:
+        raise UserError("a person plays in `bczoo record --agent keyboard` only; choose expert or random")
     raise UserError(f"there is no player {name!r} for game {game.name!r}; choose expert or random")

@@ -1,15 +1,19 @@
-"""Demonstrations: experts play, and every episode becomes a recording that policies train on.
+"""Recordings of play: experts, people or a policy play, and every episode becomes a recording to train on.
 
-Place in the pipeline: plays a :class:`~bczoo.games.game.Game` in parallel processes and writes through
+Place in the pipeline: plays a :class:`~bczoo.games.game.Game` and writes through
 :class:`bczoo.data.recording.RecordingWriter`. ``bczoo record`` calls :func:`record`; a config that should
-train without a step before it names :class:`PlayedRecordings` as its source.
+train without a step before it names :class:`PlayedRecordings` as its source. Demonstrations of experts are played
+here, in parallel processes; policies and their corrections in :mod:`bczoo.games.corrections`, people in
+:mod:`bczoo.games.keyboard`.
 """
 
 from __future__ import annotations
 
+import functools
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
@@ -19,8 +23,11 @@ from bczoo.data.recording import RecordingWriter
 from bczoo.data.source import RecordingSource
 from bczoo.errors import UserError
 from bczoo.games.game import Game, make_game
-from bczoo.games.players import Holding, make_player
+from bczoo.games.players import KEYBOARD, Holding, make_player
 from bczoo.games.workers import in_processes
+
+if TYPE_CHECKING:
+    from bczoo.games.corrections import Todo
 
 BURST_STEPS = (2, 10)
 
@@ -35,24 +42,59 @@ def record(
     noise: float = 0.0,
     workers: int | None = None,
     hold: int = 1,
+    policy: str | None = None,
+    expert: str | None = None,
+    takeover: float = 0.05,
+    takeover_steps: tuple[int, int] = (10, 30),
+    stray: int = 0,
+    dagger: bool = False,
+    text: str | None = None,
+    temperature: float = 1.0,
+    greedy: bool = False,
+    parallel: int = 8,
+    device: str = "cpu",
+    revision: str | None = None,
 ) -> list[str]:
-    """Play a game and write every episode as a recording.
+    """Play a game and write every episode as a recording: demonstrations, or a policy that is corrected.
 
     An episode that is already in the folder is kept and not played again, so the same command goes on with a
     recording that was interrupted, and a larger number of episodes adds to it. Episodes of other games,
-    agents and seeds may lie in the same folder.
+    agents, policies and seeds may lie in the same folder.
+
+    With a policy and an expert the policy plays and the expert takes over at times. Training learns from the
+    expert's steps only; the policy's are marked as its own and stay in view as past actions.
 
     Args:
         env: the game, such as doom/defend_the_center, or package.module:function for your own.
         out: folder of the recordings.
-        agent: who plays, expert or random.
+        agent: who plays where no policy does: expert, random, or keyboard for yourself in a window.
         episodes: how many episodes.
         seed: seed of the first episode; the others follow.
         size: height and width of the stored frames in pixels.
         noise: share of steps that start a burst of random turning (2 to 10 steps long). The recording holds
             what the expert would have done instead, which teaches a policy to recover from its own mistakes.
-        workers: processes that play at the same time; one per processor core if left out.
+        workers: processes that play at the same time, of experts and random players; one per processor core if
+            left out.
         hold: the player decides every so many steps and holds its decision in between.
+        policy: the policy that plays: a published folder, org/name on the Hugging Face Hub, a run, or a .ckpt file.
+        expert: who corrects the policy: expert (the game's own), or keyboard for yourself in a window, where any
+            bound key, mouse button or mouse motion takes over until half a second after the last, Tab takes over
+            until the next Tab, Escape ends the episode and closing the window ends the recording. If left out,
+            nothing can be learned from the recordings.
+        takeover: probability, at every step of the policy, that the game's expert takes over.
+        takeover_steps: fewest and most steps that the expert then plays.
+        stray: the expert takes over only after so many steps in a row in which the policy gave a part of what the
+            expert would have done less than 5 %; 0 lets it take over at any step.
+        dagger: label every step with what the expert would have done, whoever played, and learn from all of them.
+            The past actions that a policy sees in training are then those labels and not what was executed, as
+            under noise. With takeover 0 the policy plays alone.
+        text: instruction to the policy, also written into the recordings; the one that it was fine-tuned under if
+            left out.
+        temperature: of the policy's sampling.
+        greedy: let the policy take the most likely action instead of sampling.
+        parallel: games that the policy plays side by side.
+        device: where the policy runs, cpu or cuda.
+        revision: branch, tag or commit of the policy on the Hub.
 
     Returns:
         The folders of the episodes.
@@ -63,20 +105,71 @@ def record(
         raise UserError(f"noise is a share of steps from 0 up to (not including) 1, got {noise}")
     if hold < 1:
         raise UserError(f"hold is a number of steps from 1 on, got {hold}")
+    if policy is None and (expert is not None or dagger or text):
+        raise UserError("expert, dagger and text go with a policy; name one with --policy, or let --agent play")
+    if (noise or hold > 1) and (policy is not None or agent == KEYBOARD):
+        raise UserError("noise and hold are for experts that demonstrate; leave them out with a policy or a keyboard")
     game = make_game(env)
-    make_player(agent, game)
-    folders = [Path(out) / episode_name(env, agent, seed + i, size, noise, hold) for i in range(episodes)]
-    todo = [(i, folder) for i, folder in enumerate(folders) if not folder.exists()]
-    tasks = [(game, agent, seed + i, str(folder), size, noise, hold) for i, folder in todo]
-    with tqdm(total=episodes, initial=episodes - len(todo), desc=f"recording {env}", unit="ep") as bar:
-        returns = in_processes(record_episode, tasks, workers, lambda _: bar.update())
+    who, play = agent, functools.partial(_demonstrate, game, agent, size, noise, hold, workers)
+    if policy is not None:
+        from bczoo.games.corrections import PlayingPolicy, TakeoverRule, record_corrections  # bring in torch
+
+        rule = TakeoverRule(takeover, takeover_steps, stray, dagger) if _corrects(game, expert, dagger) else None
+        playing = PlayingPolicy.load(policy, text, temperature, greedy, device, revision)
+        who = playing.name + (f"_{rule.name if rule else expert}" if expert else "")
+        play = functools.partial(record_corrections, game, playing, rule, size, parallel)
+        if expert == KEYBOARD:
+            play = functools.partial(_by_hand, game, playing, size)
+    elif agent == KEYBOARD:
+        play = functools.partial(_by_hand, game, None, size)
+    else:
+        make_player(agent, game)  # says at once that there is none
+    folders = [Path(out) / episode_name(env, who, seed + i, size, noise, hold) for i in range(episodes)]
+    todo = [(seed + i, folder) for i, folder in enumerate(folders) if not folder.exists()]
     kept = episodes - len(todo)
+    returns = []
+    if todo:
+        with tqdm(total=episodes, initial=kept, desc=f"recording {env}", unit="ep") as bar:
+            returns = play(todo, bar.update)
     print(
-        f"{episodes} episodes of {env} in {out}"
+        f"{kept + len(returns)} episodes of {env} in {out}"
         + (f", {kept} of them were already there" if kept else "")
         + (f"; mean return {np.mean(returns):.1f}" if returns else "")
     )
-    return [str(folder) for folder in folders]
+    return [str(folder) for folder in folders if folder.exists()]
+
+
+def _corrects(game: Game, expert: str | None, dagger: bool) -> bool:
+    """Whether the game's own expert corrects a policy; checks that it can."""
+    if expert not in (None, "expert", KEYBOARD):
+        raise UserError(f"the expert of a policy is expert or keyboard, got {expert!r}")
+    if dagger and expert != "expert":
+        raise UserError("dagger needs an expert that can be asked at every step: --expert expert")
+    if expert is None:
+        print("without --expert these recordings hold the policy's own actions, from which nothing is learned")
+    if expert == "expert":
+        game.make_expert()  # says at once that there is none
+    return expert == "expert"
+
+
+def _demonstrate(
+    game: Game,
+    agent: str,
+    size: int,
+    noise: float,
+    hold: int,
+    workers: int | None,
+    todo: Todo,
+    on_episode: Callable[[], object],
+) -> list[float]:
+    tasks = [(game, agent, seed, str(folder), size, noise, hold) for seed, folder in todo]
+    return in_processes(record_episode, tasks, workers, lambda _: on_episode())
+
+
+def _by_hand(game: Game, playing: Any, size: int, todo: Todo, on_episode: Callable[[], object]) -> list[float]:
+    from bczoo.games.keyboard import record_by_hand  # brings in the window
+
+    return record_by_hand(game, playing, size, todo, on_episode)
 
 
 def episode_name(env: str, agent: str, seed: int, size: int, noise: float, hold: int = 1) -> str:

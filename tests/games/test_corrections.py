@@ -1,0 +1,331 @@
+"""A policy that is corrected: who plays, how it is marked, and that only the expert is learned from."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_game
+import torch
+from tiny import tiny_policy
+
+from bczoo.actions import ActionSpace, Decision
+from bczoo.agent import Agent
+from bczoo.data.module import RecordingDataModule
+from bczoo.data.recording import SYSTEM, UNKNOWN, USER, action_values, known_action, read_annotation
+from bczoo.errors import UserError
+from bczoo.games.corrections import TakeoverRule, Takeovers, strays
+from bczoo.games.game import Game
+from bczoo.games.record import record
+from bczoo.loss import bc_loss
+from bczoo.model.text import TextEncoder
+
+CATCH = "tiny_game:catch"
+GROUPS = ("keys", "mouse_buttons", "mouse_dx", "mouse_dy")
+SPACE = ActionSpace.keyboard_mouse()
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def policy(here):
+    tiny_policy(text_dim=None).save_pretrained("policy")
+    return "policy"
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    """Everything that is executed in one game: the environment's actions, in order."""
+    executed: list[int] = []
+
+    def step(self, action, play=tiny_game.Catch.step):
+        executed.append(action)
+        return play(self, action)
+
+    monkeypatch.setattr(tiny_game.Catch, "step", step)
+    return executed
+
+
+@pytest.fixture
+def wanted(monkeypatch):
+    """What the expert wanted at every step, whoever played."""
+    asked: list[dict] = []
+
+    def act(self, frame, info, ask=tiny_game.CatchExpert.act):
+        asked.append(ask(self, frame, info))
+        return asked[-1]
+
+    monkeypatch.setattr(tiny_game.CatchExpert, "act", act)
+    return asked
+
+
+def correct(policy, out="out", episodes=1, **options) -> list[str]:
+    return record(CATCH, out, episodes=episodes, size=64, policy=policy, **options)
+
+
+def steps(folder: str) -> tuple[list[int], list[dict]]:
+    """Kind and values of all steps; annotation 0 is not one of them."""
+    known = [known_action(f) for f in read_annotation(folder).frame_annotations[1:]]
+    return [k for k, _ in known], [action_values(a, GROUPS) for _, a in known]
+
+
+def same(bindings, values: list[dict], actions: list[int]) -> bool:
+    return [bindings(v) for v in values] == actions
+
+
+def test_what_is_recorded_is_what_was_executed_and_by_whom(policy, watched, wanted):
+    (folder,) = correct(policy, expert="expert", takeover=0.1, takeover_steps=(3, 5))
+    kinds, values = steps(folder)
+    assert kinds.count(USER) >= 8 and kinds.count(SYSTEM) >= 8 and UNKNOWN not in kinds
+    assert len(kinds) == len(watched) == len(wanted), "the expert is asked at every step"
+    assert same(tiny_game.catch().bindings, values, watched)
+    of_expert = [v["keys"] == w["keys"] for k, v, w in zip(kinds, values, wanted, strict=True) if k == USER]
+    assert all(of_expert)
+    of_policy = [v["keys"] == w["keys"] for k, v, w in zip(kinds, values, wanted, strict=True) if k == SYSTEM]
+    assert not all(of_policy), "an untrained policy does something else"
+    message = read_annotation(folder)
+    assert all(not f.user_action.is_known for f in message.frame_annotations if f.system_action.is_known)
+    assert message.metadata.user.startswith("policy (policy-") and message.metadata.user.endswith("and expert")
+
+
+def test_takeovers_last_as_long_as_asked(policy):
+    (folder,) = correct(policy, expert="expert", takeover=0.1, takeover_steps=(4, 4))
+    kinds = np.array(steps(folder)[0][:-1])  # the last takeover may be cut short
+    edges = np.flatnonzero(np.diff([0, *(kinds == USER).astype(int), 0]))
+    lengths = (edges[1::2] - edges[::2])[: -1 if kinds[-1] == USER else None]
+    assert len(lengths) and all(length % 4 == 0 for length in lengths)
+
+
+def test_the_policy_sees_every_step_and_remembers_what_was_done(policy, monkeypatch, wanted):
+    log = []
+
+    def reset(self, row=0, seed=None, do=Agent.reset):
+        log.append(f"begin {seed}")
+        do(self, row, seed)
+
+    def step_many(self, rows, frames, texts=None, do=Agent.step_many):
+        decisions = do(self, rows, frames, texts)
+        log.extend(decision.values["keys"] for decision in decisions)
+        return decisions
+
+    def took(self, row, values, do=Agent.took):
+        log[-1] = values["keys"]
+        do(self, row, values)
+
+    monkeypatch.setattr(Agent, "reset", reset)
+    monkeypatch.setattr(Agent, "step_many", step_many)
+    monkeypatch.setattr(Agent, "took", took)
+    for dagger in (False, True):
+        log.clear()
+        wanted.clear()
+        (folder,) = correct(
+            policy, expert="expert", takeover=0.1, takeover_steps=(1, 4), seed=5, dagger=dagger, parallel=1
+        )
+        kinds, values = steps(folder)
+        assert log[0] == "begin 5" and len(log) == len(kinds) + 1
+        if not dagger:
+            assert log[1:] == [v["keys"] for v in values] and len(set(kinds)) == 2
+        else:
+            assert log[1:] != [w["keys"] for w in wanted], "not the labels, but what was executed"
+
+
+def test_games_side_by_side_are_those_played_alone(policy):
+    options = {"expert": "expert", "takeover": 0.1, "takeover_steps": (3, 5), "episodes": 3}
+    together = correct(policy, "together", parallel=2, **options)
+    alone = correct(policy, "alone", parallel=1, **options)
+    assert [steps(f) for f in together] == [steps(f) for f in alone]
+    assert len({str(steps(f)) for f in alone}) == 3
+
+
+def test_dagger_labels_every_step_with_the_expert(policy, watched, wanted, capsys):
+    (folder,) = correct(policy, expert="expert", dagger=True, takeover=0)
+    kinds, values = steps(folder)
+    assert set(kinds) == {USER} and [v["keys"] for v in values] == [w["keys"] for w in wanted]
+    assert not same(tiny_game.catch().bindings, values, watched), "the policy played"
+    watched.clear()
+    (mixed,) = correct(policy, expert="expert", dagger=True, takeover=0.5, takeover_steps=(5, 5))
+    agree = [tiny_game.catch().bindings(v) == a for v, a in zip(steps(mixed)[1], watched, strict=True)]
+    assert set(steps(mixed)[0]) == {USER} and mixed != folder and np.mean(agree) > 0.6
+
+
+def test_without_an_expert_nothing_is_to_be_learned(policy, watched, capsys):
+    (folder,) = correct(policy)
+    kinds, values = steps(folder)
+    assert set(kinds) == {SYSTEM} and same(tiny_game.catch().bindings, values, watched)
+    assert "nothing is learned" in capsys.readouterr().out
+
+
+def test_names_tell_policies_and_rules_apart(policy, capsys):
+    first = correct(policy, expert="expert", episodes=2)
+    assert correct(policy, expert="expert", episodes=3)[:2] == first
+    assert "2 of them were already there" in capsys.readouterr().out
+    Path("policy").rename("moved")
+    assert correct("moved", expert="expert", episodes=2) == first, "the weights tell, not the folder's name"
+    others = [
+        *correct("moved"),
+        *correct("moved", expert="expert", takeover=0.2),
+        *correct("moved", expert="expert", stray=2),
+        *correct("moved", expert="expert", takeover_steps=(1, 2)),
+        *correct("moved", expert="expert", dagger=True),
+        *correct("moved", expert="expert", temperature=0.5),
+        *correct("moved", expert="expert", greedy=True),
+    ]
+    trained = tiny_policy(text_dim=None)
+    next(trained.transformer.parameters()).data[0] += 1e-3
+    trained.save_pretrained("trained")
+    others += correct("trained", expert="expert")
+    assert len({*first, *others}) == 10
+
+
+def test_an_interrupted_recording_goes_on(policy, monkeypatch):
+    asked = []
+
+    def act(self, frame, info, ask=tiny_game.CatchExpert.act):
+        asked.append(1)
+        if len(asked) == 80:
+            raise KeyboardInterrupt
+        return ask(self, frame, info)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tiny_game.CatchExpert, "act", act)
+        with pytest.raises(KeyboardInterrupt):
+            correct(policy, expert="expert", episodes=3, parallel=1)
+    assert len(list(Path("out").iterdir())) == 1
+    assert len(correct(policy, expert="expert", episodes=3)) == len(list(Path("out").iterdir())) == 3
+
+
+def test_training_learns_from_the_expert_alone_and_sees_what_was_executed(policy, watched):
+    (folder,) = correct(policy, expert="expert", takeover=0.04, takeover_steps=(2, 4), seed=3)
+    kinds = steps(folder)[0]
+    data = RecordingDataModule("out", batch_size=1, window=5, val_fraction=0.0, frame_size=64)
+    data.prepare_data()
+    data.setup()
+    loader = data.train_dataloader()
+    mixed = counted = 0
+    starts = []
+    for batch in loader:
+        start, size = int(batch["start"]), int(batch["valid"].sum())
+        starts.append(start)
+        part = slice(start, start + size)
+        user, system = batch["user"][0, :size].numpy(), batch["system"][0, :size].numpy()
+        assert user.any(), "windows of the policy's own actions are dropped"
+        assert user.tolist() == [k == USER for k in kinds[part]]
+        assert system.tolist() == [k == SYSTEM for k in kinds[part]]
+        mixed += user.any() and system.any()
+        counted += int((batch["user"] & batch["valid"]).sum())
+        for i, executed in enumerate(watched[part]):
+            ids = {name: one[0, i].tolist() for name, one in batch["actions"].items()}
+            assert tiny_game.catch().bindings(SPACE.decode(ids)) == executed
+        assert loss(batch) == loss(batch, of_system=1), "what the policy did is no label"
+        assert loss(batch) != loss(batch, of_user=1)
+    assert mixed >= 2
+    everywhere = np.array(kinds[starts_from(loader) :]) == USER
+    assert counted == everywhere.sum() > 0
+    windows_of_all = math.ceil((len(kinds) - starts_from(loader)) / 5)
+    assert len(starts) < windows_of_all, "some windows hold nothing but the policy's actions"
+
+
+def starts_from(loader) -> int:
+    """Start of the first window of the only recording in the loader's last epoch; those before it are cut off."""
+    from bczoo.data.windows import first_starts
+
+    plan = loader.plan
+    index = plan.index
+    return int(first_starts(index.n_frames, plan.window, index.hashes, plan.seed, 0)[0])
+
+
+def loss(batch, of_system: int = 0, of_user: int = 0) -> float:
+    """The loss where the labels, not the past actions, of the policy's or the expert's steps are others."""
+    policy = tiny_policy(text_dim=None).eval()
+    with torch.no_grad():
+        logits = policy(batch["frames"], batch["actions"])
+    shift = of_system * batch["system"] + of_user * batch["user"]
+    labels = {name: (ids + shift[..., None]) % logits[name].shape[-1] for name, ids in batch["actions"].items()}
+    return bc_loss(logits, labels, batch["user"] & batch["valid"]).total.item()
+
+
+class Lengths(TextEncoder):
+    """Embeds a text by its length."""
+
+    def __init__(self) -> None:
+        """Nothing to set."""
+
+    def __call__(self, texts):
+        return torch.tensor([[float(len(t)), *[1.0] * 15] for t in texts])
+
+
+def test_the_instruction_is_written_with_its_embedding(monkeypatch):
+    from bczoo.games import corrections
+
+    loaded = tiny_policy(text_encoder=Lengths())
+
+    class Found:
+        record = {"instruction": "catch the dot"}  # noqa: RUF012
+
+        def load(self, device):
+            return loaded
+
+    monkeypatch.setattr(corrections, "locate", lambda source, revision: Found())
+    (folder,) = correct("somewhere", expert="expert", takeover=0.3)
+    assert read_annotation(folder).frame_annotations[1].frame_text_annotation[0].instruction == "catch the dot"
+    (other,) = correct("somewhere", expert="expert", takeover=0.3, text="catch")
+    assert other != folder
+    data = RecordingDataModule("out", batch_size=1, window=5, val_fraction=0.0, frame_size=64)
+    data.trainer = type("T", (), {"lightning_module": loaded, "global_rank": 0, "world_size": 1})()
+    data.trainer.is_global_zero, data.trainer.overfit_batches = True, 0
+    data.pin_memory = False
+    data.prepare_data()
+    data.setup()
+    told = {tuple(batch["text"][0, :, 0].unique().tolist()) for batch in data.train_dataloader()}
+    assert told == {(5.0,), (13.0,)}
+
+
+def test_the_expert_waits_until_the_policy_strays():
+    certain = Decision({}, None, {g.name: np.eye(g.choices)[g.neutral] for g in SPACE.groups})
+    wanted, other = {"keys": []}, {"keys": ["w"]}
+    assert not strays(certain, wanted, SPACE) and strays(certain, other, SPACE)
+    takes_over = Takeovers(TakeoverRule(1.0, (2, 2), stray=3), SPACE, seed=0)
+    assert [takes_over(certain, w) for w in (other, other, wanted, other, other, other)] == [False] * 5 + [True]
+    assert takes_over(certain, wanted), "it lasts for two steps"
+    assert not takes_over(certain, other), "it begins to count anew"
+    one, same_again, other = (Takeovers(TakeoverRule(0.5, (1, 1)), SPACE, seed=seed) for seed in (0, 0, 1))
+    draws = [[takeovers(certain, wanted) for _ in range(40)] for takeovers in (one, same_again, other)]
+    assert draws[0] == draws[1] != draws[2]
+    at_once = Takeovers(TakeoverRule(1.0, (1, 1)), SPACE, seed=0)
+    assert at_once(certain, wanted)
+
+
+def test_wrong_arguments_are_named(policy, monkeypatch):
+    for wrong, message in (
+        ({"expert": "exprt"}, r"expert or keyboard, got 'exprt'"),
+        ({"expert": "expert", "takeover": 1.5}, r"takeover is a probability"),
+        ({"expert": "expert", "takeover_steps": (5, 2)}, r"takeover_steps are .* \[5, 2\]"),
+        ({"expert": "expert", "stray": -1}, r"stray is a number of steps"),
+        ({"expert": "expert", "takeover": 0}, r"teaches nothing"),
+        ({"expert": "keyboard", "dagger": True}, r"dagger needs an expert that can be asked"),
+        ({"dagger": True}, r"dagger needs an expert"),
+        ({"noise": 0.1}, r"noise and hold are for experts that demonstrate"),
+        ({"parallel": 0}, r"parallel must be at least 1"),
+        ({"temperature": 0.0}, r"temperature must be above 0"),
+        ({"text": "catch"}, r"takes no text"),
+    ):
+        with pytest.raises(UserError, match=message):
+            correct(policy, **wrong)
+    with pytest.raises(UserError, match=r"go with a policy"):
+        record(CATCH, "out", expert="expert")
+    with pytest.raises(UserError, match="there is no policy 'polcy'; did you mean policy"):
+        correct("polcy", expert="expert")
+    with pytest.raises(UserError, match="steps a second"):
+        tiny_policy(text_dim=None, fps=10.0).save_pretrained("slow")
+        correct("slow", expert="expert")
+    monkeypatch.setattr(tiny_game, "catch", lambda: Game("catch", tiny_game.Catch, lambda values: 2))
+    with pytest.raises(UserError, match="has no expert"):
+        correct(policy, expert="expert")
+    assert not Path("out").exists() or not list(Path("out").iterdir())
