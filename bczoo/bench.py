@@ -22,6 +22,7 @@ from bczoo.devices import DTYPES, Precision, play_threads, usable_device
 from bczoo.errors import UserError
 from bczoo.hub.source import locate
 from bczoo.latency import StageTimes, latency_table
+from bczoo.model.packed import PackedLinear
 from bczoo.model.policy import BCPolicy
 
 MEASURED_BYTES = 1 << 30
@@ -98,7 +99,7 @@ def latency(
     else:
         loaded = locate(policy, revision).load(device=where, dtype=kind)
     play_threads(loaded, threads)
-    agent = loaded.agent(games, cuda_graphs=cuda_graphs)
+    agent = loaded.for_play().agent(games, cuda_graphs=cuda_graphs)
     report = measure(agent, steps, warm_up)
     weights = next(loaded.parameters()).dtype
     print(f"{policy}, {device}, {str(weights).removeprefix('torch.')}, games {games}, ", end="")
@@ -132,7 +133,8 @@ def measure(agent: Agent, steps: int, warm_up: int) -> LatencyReport:
 def weight_bytes(policy: nn.Module) -> int:
     """Bytes of the weights that every frame needs; of an embedding table that is only a row or two."""
     tables = {id(m.weight) for m in policy.modules() if isinstance(m, nn.Embedding)}
-    return sum(p.numel() * p.element_size() for p in policy.parameters() if id(p) not in tables)
+    packed = sum(m.bytes for m in policy.modules() if isinstance(m, PackedLinear))
+    return packed + sum(p.numel() * p.element_size() for p in policy.parameters() if id(p) not in tables)
 
 
 def bandwidth(device: torch.device, repeats: int = 7) -> float:

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from bczoo import BCPolicy
 from bczoo.agent import Agent
+from bczoo.bench import weight_bytes
 from bczoo.model import stream
 from bczoo.model.stream import Stream
 from bczoo.threads import tune_for_cpu
@@ -76,7 +77,7 @@ class Recomputing:
 
     def __init__(self, policy: BCPolicy) -> None:
         self.policy, window = policy, policy.input_spec.window
-        first = next(policy.parameters())
+        first = policy.transformer.blocks[0].attention_norm.scale
         self.images = torch.randn(1, window, policy.encoder.tokens, policy.transformer.width).to(first)
         self.frame = torch.zeros(1, 1, 3, policy.encoder.frame_size, policy.encoder.frame_size, dtype=torch.uint8)
         self.frame = self.frame.to(first.device)
@@ -140,7 +141,7 @@ def many(policy: BCPolicy, options: argparse.Namespace) -> None:
     """Several games in one forward."""
     one = Player(policy, 1)
     each = one.agent.stream.memory.bytes
-    weights = sum(p.numel() * p.element_size() for p in policy.parameters())
+    weights = weight_bytes(policy)
     print(f"\n{'games':>6}{'ms a step':>12}{'ms a game':>12}{'speed-up':>10}")
     alone = 0.0
     for games in options.games:
@@ -168,6 +169,7 @@ def main() -> None:
     options = parser.parse_args()
     for size in options.sizes:
         policy = BCPolicy.from_config(size, pretrained=False).to(options.device, getattr(torch, options.dtype)).eval()
+        policy = policy.for_play()
         print(f"\n{size}, {options.device}, {options.dtype}, window of {policy.input_spec.window} steps\n")
         ways(policy, options)
         many(policy, options)

@@ -86,7 +86,7 @@ def play_policy(
     if text is None and (text := found.record.get("instruction")):
         print(f"instruction: {text}")
     play_threads(loaded, threads)
-    player = PolicyPlayer(loaded, text, temperature=temperature, top_p=top_p, greedy=greedy)
+    player = PolicyPlayer(loaded.for_play(), text, temperature=temperature, top_p=top_p, greedy=greedy)
     with _watching(game, loaded.action_space, watch_port) if watch else contextlib.nullcontext() as on_step:
         results = play_beside_baselines(
             game,

@@ -106,7 +106,7 @@ class ImageEncoder(Encoder):
 
     def forward(self, frames: Tensor) -> Tensor:
         self.check(frames)
-        return self.encode((frames.float() / 255).to(self.project.weight.dtype))
+        return self.encode((frames.float() / 255).to(self.norm.weight.dtype))
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Image tokens (N, I, D) of pixels (N, 3, H, W) scaled to 0..1; no mean or deviation is taken off."""

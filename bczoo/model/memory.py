@@ -75,8 +75,8 @@ class Memory:
     def _layer(self, attention: Attention) -> LayerMemory:
         """An empty buffer for one layer, its sinks in place."""
         shape = (self.rows, attention.kv_heads, self.columns, attention.head_dim)
-        weight = attention.out.weight
-        memory = LayerMemory(weight.new_zeros(shape), weight.new_zeros(shape))
+        like = attention.k_norm.scale
+        memory = LayerMemory(like.new_zeros(shape), like.new_zeros(shape))
         if attention.sinks is not None:
             k, v = attention.sinks
             memory.k[:, :, : self.sinks], memory.v[:, :, : self.sinks] = k.detach(), v.detach()

@@ -303,6 +303,19 @@ class BCPolicy(L.LightningModule):
 
     # ------------------------------------------------------------------ play
 
+    def for_play(self) -> BCPolicy:
+        """This policy as it plays fastest: on a CPU a twin whose linear layers are packed, elsewhere itself.
+
+        The twin plays only: it cannot be trained, moved or saved. It has a copy of the matrices and shares the rest,
+        so ``policy = policy.for_play()`` takes no more memory in the end.
+        """
+        from bczoo.model.packed import can_pack, with_packed_linears
+
+        weight = next(self.transformer.parameters())
+        if weight.device.type != "cpu" or not can_pack(weight.dtype):
+            return self
+        return with_packed_linears(self.eval())
+
     def agent(self, games: int = 1, **options: Any) -> Agent:
         """A player of ``games`` games with this policy; options as in :class:`bczoo.agent.Agent`."""
         from bczoo.agent import Agent

@@ -72,7 +72,7 @@ def serve(
     play_threads(loaded, threads)
     if text is None:
         text = found.record.get("instruction")
-    agent = loaded.agent(clients, temperature=temperature, top_p=top_p, greedy=greedy)
+    agent = loaded.for_play().agent(clients, temperature=temperature, top_p=top_p, greedy=greedy)
     server = Server(agent, seed, text, say=say)
     if text:
         say(f"instruction: {text}")
