@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from bczoo.loss import bc_loss
-from bczoo.model import masks
+from bczoo.model import masks, packed, stream
 from bczoo.model.attention import window_attention
 from bczoo.model.blocks import Rotation
 
@@ -109,15 +109,18 @@ def test_batch_norm_on_batch_statistics():
     with torch.no_grad():
         logits = policy(case["frames"], case["actions"], case["text"])
     for name, theirs in golden.by_group("bntrain.logits").items():
-        close(logits[name], theirs)
+        close(logits[name], theirs, atol=5e-5, rtol=0)  # batch sums depend on how many threads share them
     buffers = dict(policy.encoder.backbone.named_buffers())
     close(buffers["model.bn1.running_mean"], golden.expected()["bntrain.running_mean_stem"])
     close(buffers["model.bn1.running_var"], golden.expected()["bntrain.running_var_stem"])
 
 
-def test_streaming_past_the_wrap_of_the_window(policy):
+@pytest.mark.parametrize("way", ["plain", "packed", "token by token"])
+def test_streaming_past_the_wrap_of_the_window(policy, way, monkeypatch):
     """Greedy play, one backbone pass a frame: ids exactly, decisions and logits within tolerance."""
-    expected, agent = golden.expected(), policy.agent(greedy=True)
+    monkeypatch.setattr(packed, "SMALLEST", 1)
+    monkeypatch.setattr(stream, "MOST_GUESSED", 0 if way == "token by token" else 16)
+    expected, agent = golden.expected(), (policy.for_play() if way == "packed" else policy).agent(greedy=True)
     logits = golden.by_group("online.logits")
     for t, frame in enumerate(golden.online_frames(15)):
         decision = agent.step(frame)

@@ -11,12 +11,12 @@ import tiny_game
 import torch
 from tiny import tiny_policy
 
-from bczoo.actions import ActionSpace, Decision
+from bczoo.actions import ActionSpace
 from bczoo.agent import Agent
 from bczoo.data.module import RecordingDataModule
 from bczoo.data.recording import SYSTEM, UNKNOWN, USER, action_values, known_action, read_annotation
 from bczoo.errors import UserError
-from bczoo.games.corrections import TakeoverRule, Takeovers, strays
+from bczoo.games.corrections import TakeoverRule, Takeovers
 from bczoo.games.game import Game
 from bczoo.games.record import record
 from bczoo.loss import bc_loss
@@ -171,7 +171,6 @@ def test_names_tell_policies_and_rules_apart(policy, capsys):
     others = [
         *correct("moved"),
         *correct("moved", expert="expert", takeover=0.2),
-        *correct("moved", expert="expert", stray=2),
         *correct("moved", expert="expert", takeover_steps=(1, 2)),
         *correct("moved", expert="expert", dagger=True),
         *correct("moved", expert="expert", temperature=0.5),
@@ -181,7 +180,7 @@ def test_names_tell_policies_and_rules_apart(policy, capsys):
     next(trained.transformer.parameters()).data[0] += 1e-3
     trained.save_pretrained("trained")
     others += correct("trained", expert="expert")
-    assert len({*first, *others}) == 10
+    assert len({*first, *others}) == 9
 
 
 def test_an_interrupted_recording_goes_on(policy, monkeypatch):
@@ -287,19 +286,16 @@ def test_the_instruction_is_written_with_its_embedding(monkeypatch):
     assert told == {(5.0,), (13.0,)}
 
 
-def test_the_expert_waits_until_the_policy_strays():
-    certain = Decision({}, None, {g.name: np.eye(g.choices)[g.neutral] for g in SPACE.groups})
-    wanted, other = {"keys": []}, {"keys": ["w"]}
-    assert not strays(certain, wanted, SPACE) and strays(certain, other, SPACE)
-    takes_over = Takeovers(TakeoverRule(1.0, (2, 2), stray=3), SPACE, seed=0)
-    assert [takes_over(certain, w) for w in (other, other, wanted, other, other, other)] == [False] * 5 + [True]
-    assert takes_over(certain, wanted), "it lasts for two steps"
-    assert not takes_over(certain, other), "it begins to count anew"
-    one, same_again, other = (Takeovers(TakeoverRule(0.5, (1, 1)), SPACE, seed=seed) for seed in (0, 0, 1))
-    draws = [[takeovers(certain, wanted) for _ in range(40)] for takeovers in (one, same_again, other)]
-    assert draws[0] == draws[1] != draws[2]
-    at_once = Takeovers(TakeoverRule(1.0, (1, 1)), SPACE, seed=0)
-    assert at_once(certain, wanted)
+def test_takeovers_depend_on_the_seed_and_come_as_often_as_asked():
+    def draws(share, low, high, seed):
+        takes_over = Takeovers(TakeoverRule(share, (low, high)), seed)
+        return [takes_over() for _ in range(2000)]
+
+    assert draws(0.5, 1, 4, seed=0) == draws(0.5, 1, 4, seed=0) != draws(0.5, 1, 4, seed=1)
+    assert all(draws(1.0, 1, 1, seed=0))
+    assert np.mean(draws(0.2, 1, 1, seed=0)) == pytest.approx(0.2, abs=0.03)
+    # runs of 5 steps on average between waits of 9 steps (0.1 a step, and the next takeover may follow at once)
+    assert np.mean(draws(0.1, 2, 8, seed=0)) == pytest.approx(5 / (5 + 9), abs=0.06)
 
 
 def test_wrong_arguments_are_named(policy, monkeypatch):
@@ -307,7 +303,6 @@ def test_wrong_arguments_are_named(policy, monkeypatch):
         ({"expert": "exprt"}, r"expert or keyboard, got 'exprt'"),
         ({"expert": "expert", "takeover": 1.5}, r"takeover is a probability"),
         ({"expert": "expert", "takeover_steps": (5, 2)}, r"takeover_steps are .* \[5, 2\]"),
-        ({"expert": "expert", "stray": -1}, r"stray is a number of steps"),
         ({"expert": "expert", "takeover": 0}, r"teaches nothing"),
         ({"expert": "keyboard", "dagger": True}, r"dagger needs an expert that can be asked"),
         ({"dagger": True}, r"dagger needs an expert"),
