@@ -9,6 +9,7 @@ ratios are printed. Weights are random and frames are noise, which changes no sh
     before the window is full   the same in the first steps of a game (cost should not depend on time)
     two passes           as published: one pass for the decision, another to write the action into the memory
     token by token       the decoder's eight small passes instead of passes over all tokens behind a guess (CPU)
+    matrices not packed  the policy itself instead of ``policy.for_play()`` (CPU)
     recomputing          the last window of steps from the start, image tokens kept; a few turns only
 """
 
@@ -106,12 +107,12 @@ def take_turns(variants: dict[str, Callable[[], float]], rounds: int, sometimes:
     return {name: 1e3 * statistics.median(times) for name, times in seconds.items()}
 
 
-def ways(policy: BCPolicy, options: argparse.Namespace) -> None:
+def ways(original: BCPolicy, policy: BCPolicy, options: argparse.Namespace) -> None:
     """Streaming beside the other ways to come to the same decision."""
     window = policy.input_spec.window
     full, two, chain = Player(policy, 1), Player(policy, 1, two_passes=True), Player(policy, 1, guess=False)
-    begun = Player(policy, 1)
-    for player in (full, two, chain):  # a memory that is full costs no more, but let nobody take our word for it
+    begun, loose = Player(policy, 1), Player(original, 1)
+    for player in (full, two, chain, loose):  # a memory that is full costs no more, but let nobody take our word for it
         player.agent.stream.now.fill_(10 * window)
         player.agent.stream.memory.held.copy_(10 * window - 1 - torch.arange(window + 1).flip(0))
         for _ in range(options.warm_up):
@@ -130,6 +131,7 @@ def ways(policy: BCPolicy, options: argparse.Namespace) -> None:
     }
     if options.device == "cpu":
         variants["token by token"] = chain
+        variants["matrices not packed"] = loose
     variants["recomputing the window"] = Recomputing(policy)
     took = take_turns(variants, options.rounds, {"recomputing the window": options.recomputed})
     print(f"{'':28}{'ms a step':>12}{'ratio':>8}")
@@ -168,10 +170,11 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     for size in options.sizes:
-        policy = BCPolicy.from_config(size, pretrained=False).to(options.device, getattr(torch, options.dtype)).eval()
-        policy = policy.for_play()
+        original = BCPolicy.from_config(size, pretrained=False).to(options.device, getattr(torch, options.dtype)).eval()
+        policy = original.for_play()
         print(f"\n{size}, {options.device}, {options.dtype}, window of {policy.input_spec.window} steps\n")
-        ways(policy, options)
+        ways(original, policy, options)
+        del original
         many(policy, options)
         del policy
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bczoo.actions import ActionSpace, Decision, Values
+from bczoo.actions import Decision, Values
 from bczoo.agent import Agent
 from bczoo.data.recording import RecordingWriter
 from bczoo.devices import play_threads, usable_device
@@ -31,8 +31,6 @@ from bczoo.games.play import check_playable
 from bczoo.games.workers import closing_on_sigterm
 from bczoo.hub.source import locate
 from bczoo.model.policy import BCPolicy
-
-UNLIKELY = 0.05  # the policy strays where it gives some part of the expert's action less than this
 
 Todo = Sequence[tuple[int, Path]]  # seed and folder of every episode that is to be recorded
 
@@ -44,13 +42,11 @@ class TakeoverRule:
     Args:
         share: probability, at every step that the policy plays, that the expert takes over.
         steps: fewest and most steps that it then plays.
-        stray: it takes over only after the policy has strayed for so many steps in a row; 0 for at any step.
         dagger: label every step with the expert's action, whoever played.
     """
 
     share: float = 0.05
     steps: tuple[int, int] = (10, 30)
-    stray: int = 0
     dagger: bool = False
 
     def __post_init__(self) -> None:
@@ -58,8 +54,6 @@ class TakeoverRule:
             raise UserError(f"takeover is a probability per step from 0 to 1, got {self.share}")
         if not 1 <= self.steps[0] <= self.steps[1]:
             raise UserError(f"takeover_steps are the fewest and the most steps, from 1 on, got {list(self.steps)}")
-        if self.stray < 0:
-            raise UserError(f"stray is a number of steps from 0 on, got {self.stray}")
         if self.share == 0 and not self.dagger:
             raise UserError(
                 "without takeovers (takeover 0) the expert teaches nothing; give --takeover or --dagger true"
@@ -69,8 +63,7 @@ class TakeoverRule:
     def name(self) -> str:
         """What of this changes a recording, for its name."""
         low, high = self.steps
-        stray = f"-stray{self.stray}" if self.stray else ""
-        taken = f"takeover{self.share:g}x{low}-{high}{stray}" if self.share else ""
+        taken = f"takeover{self.share:g}x{low}-{high}" if self.share else ""
         return "_".join(part for part in ("dagger" if self.dagger else "", taken) if part)
 
 
@@ -79,43 +72,23 @@ class Takeovers:
 
     Args:
         rule: when the expert takes over.
-        space: the policy's action space.
         seed: of the episode.
     """
 
-    def __init__(self, rule: TakeoverRule, space: ActionSpace, seed: int) -> None:
-        self.rule, self.space = rule, space
+    def __init__(self, rule: TakeoverRule, seed: int) -> None:
+        self.rule = rule
         self._rng = np.random.default_rng((seed, 2))  # apart from the policy's draws
         self._left = 0  # steps that the expert still plays
-        self._strayed = 0  # steps in a row
 
-    def __call__(self, decision: Decision, wanted: Values) -> bool:
-        """Whether the expert plays this step.
-
-        Args:
-            decision: the policy's.
-            wanted: what the expert would do.
-        """
+    def __call__(self) -> bool:
+        """Whether the expert plays the next step."""
         if self._left == 0:
-            self._strayed = self._strayed + 1 if strays(decision, wanted, self.space) else 0
-            if self._strayed < self.rule.stray or self._rng.random() >= self.rule.share:
+            if self._rng.random() >= self.rule.share:
                 return False
             low, high = self.rule.steps
-            self._left, self._strayed = int(self._rng.integers(low, high + 1)), 0
+            self._left = int(self._rng.integers(low, high + 1))
         self._left -= 1
         return True
-
-
-def strays(decision: Decision, wanted: Values, space: ActionSpace) -> bool:
-    """Whether some part of what the expert would do was unlikely under the policy.
-
-    The probabilities of a token are given the policy's own tokens before it, so this is a rule of thumb.
-    """
-    assert decision.probabilities is not None
-    ids = space.encode(ignore_unknown=True, **wanted)
-    return any(
-        decision.probabilities[name][i, one] < UNLIKELY for name, part in ids.items() for i, one in enumerate(part)
-    )
 
 
 @dataclass
@@ -276,7 +249,7 @@ class _Episode:
         if rule is not None:
             self.expert = game.make_expert()
             self.expert.reset(seed)
-            self._takes_over = Takeovers(rule, playing.policy.action_space, seed)
+            self._takes_over = Takeovers(rule, seed)
         self.total = 0.0
         self.executed: Values = {}  # in the last step
         self.frame, self.info = running.reset(seed)
@@ -288,7 +261,7 @@ class _Episode:
         wanted, taken_over = None, False
         if self.expert is not None:
             wanted = self.expert.act(self.frame, self.info)
-            taken_over = self._takes_over(decision, wanted)
+            taken_over = self._takes_over()
         self.executed = wanted if taken_over and wanted is not None else decision.values
         labelled = taken_over or (self.rule is not None and self.rule.dagger)
         self.writer.add(

@@ -46,7 +46,6 @@ def record(
     expert: str | None = None,
     takeover: float = 0.05,
     takeover_steps: tuple[int, int] = (10, 30),
-    stray: int = 0,
     dagger: bool = False,
     text: str | None = None,
     temperature: float = 1.0,
@@ -83,8 +82,6 @@ def record(
             nothing can be learned from the recordings.
         takeover: probability, at every step of the policy, that the game's expert takes over.
         takeover_steps: fewest and most steps that the expert then plays.
-        stray: the expert takes over only after so many steps in a row in which the policy gave a part of what the
-            expert would have done less than 5 %; 0 lets it take over at any step.
         dagger: label every step with what the expert would have done, whoever played, and learn from all of them.
             The past actions that a policy sees in training are then those labels and not what was executed, as
             under noise. With takeover 0 the policy plays alone.
@@ -114,7 +111,7 @@ def record(
     if policy is not None:
         from bczoo.games.corrections import PlayingPolicy, TakeoverRule, record_corrections  # bring in torch
 
-        rule = TakeoverRule(takeover, takeover_steps, stray, dagger) if _corrects(game, expert, dagger) else None
+        rule = TakeoverRule(takeover, takeover_steps, dagger) if _corrects(game, expert, dagger) else None
         playing = PlayingPolicy.load(policy, text, temperature, greedy, device, revision)
         who = playing.name + (f"_{rule.name if rule else expert}" if expert else "")
         play = functools.partial(record_corrections, game, playing, rule, size, parallel)

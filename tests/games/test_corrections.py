@@ -296,6 +296,8 @@ def test_takeovers_depend_on_the_seed_and_come_as_often_as_asked():
     assert np.mean(draws(0.2, 1, 1, seed=0)) == pytest.approx(0.2, abs=0.03)
     # runs of 5 steps on average between waits of 9 steps (0.1 a step, and the next takeover may follow at once)
     assert np.mean(draws(0.1, 2, 8, seed=0)) == pytest.approx(5 / (5 + 9), abs=0.06)
+    edges = np.flatnonzero(np.diff([0, *draws(0.01, 3, 4, seed=0), 0]))
+    assert set(edges[1::2] - edges[::2]) == {3, 4}
 
 
 def test_wrong_arguments_are_named(policy, monkeypatch):
