@@ -83,7 +83,7 @@ class Report:
         for group, counts in self.actions.items():
             most = sorted(counts.items(), key=lambda item: -item[1])[:12]
             shares = ", ".join(f"{name} {steps / max(self.user_steps, 1):.1%}" for name, steps in most if steps)
-            lines.append(f"  {group:<7} {shares or 'never used'}{', ...' if len(counts) > 12 else ''}")
+            lines.append(f"  {group:<7} {shares or 'not in the steps of a user'}{', ...' if len(counts) > 12 else ''}")
         if self.unknown_names:
             names = ", ".join(f"{name} {steps:,}" for name, steps in self.unknown_names.items())
             lines.append(f"  not in the action space, so left out (steps): {names}")

@@ -22,6 +22,7 @@ from bczoo.data.augment import ClipAugment
 from bczoo.data.dataset import WindowDataset
 from bczoo.data.index import Index, as_paths, open_index
 from bczoo.data.loader import WindowLoader
+from bczoo.data.recording import USER
 from bczoo.data.source import RecordingSource
 from bczoo.data.windows import Plan, split, subset
 from bczoo.errors import UserError
@@ -154,8 +155,13 @@ class RecordingDataModule(L.LightningDataModule):
         """Shuffled windows of the training recordings; a resumed run goes on within the epoch."""
         overfit = bool(getattr(self.trainer, "overfit_batches", 0))  # trains on the same batches again and again
         loader = self._loader("train", shuffle=not overfit)
+        plan = loader.plan
+        if len(plan.recordings) and not any((plan.index.steps(r)[1][1:] == USER).any() for r in plan.recordings):
+            raise UserError(
+                f"{self.root}: none of the {len(plan.recordings)} training recordings holds an action of a user, and "
+                "only those are learned from; record demonstrations or corrections (bczoo record)"
+            )
         if not len(loader):
-            plan = loader.plan
             raise UserError(
                 f"{self.root}: {len(plan.recordings)} training recordings give {plan.n_windows()} windows of "
                 f"{plan.window} steps, too few for one batch of {self.batch_size} windows on each of "

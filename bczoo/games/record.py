@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from bczoo.actions import BinnedGroup, Values
-from bczoo.data.recording import RecordingWriter
+from bczoo.data.recording import USER, RecordingWriter, known_action, read_annotation
 from bczoo.data.source import RecordingSource
 from bczoo.errors import UserError
 from bczoo.games.game import Game, make_game
@@ -81,7 +81,7 @@ def record(
             until the next Tab, Escape ends the episode and closing the window ends the recording. If left out,
             nothing can be learned from the recordings.
         takeover: probability, at every step of the policy, that the game's expert takes over.
-        takeover_steps: fewest and most steps that the expert then plays.
+        takeover_steps: fewest and most steps that the expert then plays, such as [10,30].
         dagger: label every step with what the expert would have done, whoever played, and learn from all of them.
             The past actions that a policy sees in training are then those labels and not what was executed, as
             under noise. With takeover 0 the policy plays alone.
@@ -133,7 +133,16 @@ def record(
         + (f", {kept} of them were already there" if kept else "")
         + (f"; mean return {np.mean(returns):.1f}" if returns else "")
     )
+    if expert is not None:
+        print(_learnable([folder for folder in folders if folder.exists()]))
     return [str(folder) for folder in folders if folder.exists()]
+
+
+def _learnable(folders: list[Path]) -> str:
+    """How much can be learned from recordings of a policy."""
+    kinds = [known_action(frame)[0] for f in folders for frame in read_annotation(f).frame_annotations[1:]]
+    told = f"{kinds.count(USER):,} of {len(kinds):,} steps are the expert's, and can be learned from"
+    return told if USER in kinds else f"{told}: raise --takeover, or record more episodes"
 
 
 def _corrects(game: Game, expert: str | None, dagger: bool) -> bool:

@@ -326,3 +326,17 @@ def test_wrong_arguments_are_named(policy, monkeypatch):
     with pytest.raises(UserError, match="has no expert"):
         correct(policy, expert="expert")
     assert not Path("out").exists() or not list(Path("out").iterdir())
+
+
+def test_what_can_be_learned_is_told(policy, capsys):
+    options = {"policy": policy, "expert": "expert", "episodes": 1, "size": 64}
+    record(CATCH, "some", takeover=1.0, takeover_steps=(3, 3), **options)
+    told = capsys.readouterr().out
+    assert "steps are the expert's" in told and "\n0 of" not in told
+    record(CATCH, "none", takeover=1e-9, **options)
+    told = capsys.readouterr().out
+    assert "\n0 of" in told and "raise --takeover" in told
+    data = RecordingDataModule("none", batch_size=1, val_fraction=0.0, window=5, frame_size=64)
+    data.setup("fit")
+    with pytest.raises(ValueError, match="none of the 1 training recordings holds an action of a user"):
+        data.train_dataloader()
