@@ -10,6 +10,7 @@ Shape legend: R games, r games of a call, A action tokens, n tokens and V choice
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Sequence
 from typing import Any, get_args
 
@@ -17,13 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bczoo import sampling
 from bczoo.actions import Decision, MouseDecoding, Values
 from bczoo.errors import UserError
 from bczoo.frames import resize
 from bczoo.latency import StageTimes
-from bczoo.model.policy import BCPolicy
-from bczoo.model.stream import Choices, GraphedStream, Stream
+from bczoo.model.policy import NO_TEXT, BCPolicy
+from bczoo.model.stream import GraphedStream, GraphError, Stream
+from bczoo.sampling import Sampler
 
 MOST_TEXTS = 256  # embedded instructions that an agent remembers
 QUEUED = ("encode", "backbone", "decode")  # stages that a GPU works through on its own
@@ -42,7 +43,8 @@ class Agent:
         mouse: how a mouse bin becomes pixels: ``truncated_normal``, ``mean`` or ``conservative``.
         seed: of the draws.
         greedy: take the most likely id instead of sampling.
-        cuda_graphs: replay the step from CUDA graphs, recorded at the start; None: on a GPU.
+        cuda_graphs: replay the step from CUDA graphs, recorded at the start. None: on a GPU, if this policy's step can
+            be recorded.
 
     Attributes:
         times: give it a :class:`~bczoo.latency.StageTimes` to measure every step's stages.
@@ -64,29 +66,21 @@ class Agent:
     ) -> None:
         if games < 1:
             raise UserError(f"games must be at least 1, got {games}")
-        if temperature <= 0:
-            raise UserError(f"temperature must be above 0, got {temperature}; greedy=True takes the most likely action")
-        if top_p is not None and not 0 < top_p <= 1:
-            raise UserError(f"top_p is a probability above 0 and up to 1, got {top_p}")
         if mouse not in get_args(MouseDecoding):
             raise UserError(f"mouse is one of {', '.join(get_args(MouseDecoding))}, got {mouse!r}")
         self.policy = policy.eval()
-        self.games, self.temperature, self.top_p, self.mouse, self.greedy = games, temperature, top_p, mouse, greedy
+        self.space, self.games, self.mouse = policy.action_space, games, mouse
+        self.sampler = Sampler(max(g.choices for g in self.space.groups), temperature, top_p, greedy)
         self.rngs = [np.random.default_rng([seed, row]) for row in range(games)]
-        self.space = policy.action_space
         self.times: StageTimes | None = None
-        on_gpu = next(policy.parameters()).is_cuda
-        if cuda_graphs and not on_gpu:
-            raise UserError("cuda_graphs=True needs a policy on a GPU; move it there with policy.cuda()")
-        graphed = on_gpu if cuda_graphs is None else cuda_graphs
-        self.stream = (GraphedStream if graphed else Stream)(policy, games, self._chooser)
+        self.stream = _open_stream(policy, games, self.sampler, cuda_graphs)
         self.device = self.stream.device
         self.latent: Tensor | None = None  # (r, D), what the decoder was given last
         self._texts: dict[str, Tensor] = {}
-        self._drawing_s = 0.0  # in this step
 
     def reset(self, row: int = 0, seed: int | None = None) -> None:
         """Start game ``row`` anew: nothing of what was seen is remembered; with a seed its draws start anew too."""
+        self._check([row])
         self.stream.forget(row)
         if seed is not None:
             self.rngs[row] = np.random.default_rng(seed)
@@ -110,10 +104,22 @@ class Agent:
             texts: one instruction (or its embedding) per game that steps; None for none.
         """
         rows = list(rows)
-        if rows != sorted(set(rows)) or not rows or not 0 <= rows[0] <= rows[-1] < self.games:
-            raise ValueError(f"rows must be ascending numbers of games in 0..{self.games - 1}, got {rows}")
+        self._check(rows)
         if len(frames) != len(rows) or (texts is not None and len(texts) != len(rows)):
             raise ValueError(f"{len(rows)} games step, so as many frames (and texts) are needed; got {len(frames)}")
+        with self.stream.on_device():
+            return self._act(rows, frames, texts)
+
+    def _check(self, rows: list[int]) -> None:
+        if rows != sorted(set(rows)) or not rows or not 0 <= rows[0] <= rows[-1] < self.games:
+            raise ValueError(f"rows must be ascending numbers of games in 0..{self.games - 1}, got {rows}")
+
+    def _act(
+        self,
+        rows: list[int],
+        frames: Sequence[np.ndarray],
+        texts: Sequence[str | Tensor | np.ndarray | None] | None,
+    ) -> list[Decision]:
         clock = _Clock(self.device) if self.times is not None else None
         pixels = self.pixels(frames)
         text = self.embed(texts or [None] * len(rows))
@@ -123,7 +129,7 @@ class Agent:
         ids, p, self.latent = self.stream.step(rows, pixels, text, u, clock.mark if clock else _ignore)
         chosen, probabilities = ids.tolist(), p.cpu().numpy()
         if clock:
-            clock.drawn_in(self._drawing_s)
+            clock.drawn_in(self.sampler.drawing_s)
         decisions = [self._decision(row, chosen[i], probabilities[i]) for i, row in enumerate(rows)]
         if clock and self.times is not None:
             clock.mark("sample")
@@ -134,12 +140,14 @@ class Agent:
     def took(self, row: int, values: Values) -> None:
         """Say what was really done in the last step of game ``row``, where that is not what was decided.
 
-        Somebody took over, say. The policy then remembers the step as it went, as in training. Names that its action
-        space lacks are left out.
+        Somebody took over, say. The policy then remembers the step as it went, as in training. Names and groups that
+        its action space lacks are left out.
         """
+        self._check([row])
         if not int(self.stream.now[row]):
             raise ValueError(f"game {row} has taken no step since it was reset")
-        ids = self.space.encode(ignore_unknown=True, **values)
+        known = {name: value for name, value in values.items() if name in self.space.slices}
+        ids = self.space.encode(ignore_unknown=True, **known)
         self.stream.took(row, torch.tensor([i for group in ids.values() for i in group], device=self.device))
 
     def pixels(self, frames: Sequence[np.ndarray]) -> Tensor:
@@ -152,7 +160,7 @@ class Agent:
         """Embeddings (r, E) of instructions, all zero for none; each is remembered, so it takes its time only once."""
         width = self.policy.input_spec.text_dim
         if width is None and any(t is not None and len(t) for t in texts):
-            raise UserError("this policy takes no text (text_dim is null); leave the instruction out")
+            raise UserError(NO_TEXT)
         return torch.stack([self._embedding(t, width or 0) for t in texts])
 
     def _embedding(self, text: str | Tensor | np.ndarray | None, width: int) -> Tensor:
@@ -164,24 +172,10 @@ class Agent:
                 raise UserError(f"an embedded instruction is ({width},) for this policy, got {tuple(embedding.shape)}")
             return embedding
         if text not in self._texts:
-            if self.policy.text_encoder is None:
-                raise UserError("this policy has no text_encoder; set one in its config (bczoo.GemmaTextEncoder)")
             if len(self._texts) >= MOST_TEXTS:
                 self._texts.clear()
-            self._texts[text] = self.policy.text_encoder([text])[0].float().cpu()
+            self._texts[text] = self.policy.embed(text)
         return self._texts[text]
-
-    def _chooser(self, u: Tensor) -> Choices:
-        self._drawing_s = 0.0
-        return _Choice(self, u)
-
-    def _choose(self, logits: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Ids (r, n) for logits (r, n, V) and random numbers u (r, n), and the probabilities (r, n, V)."""
-        started = time.perf_counter()
-        p = sampling.probabilities(logits, self.temperature, self.top_p)
-        ids = logits.argmax(dim=-1) if self.greedy else sampling.draw(p, u)
-        self._drawing_s += time.perf_counter() - started
-        return ids, p
 
     def _decision(self, row: int, chosen: list[int], p: np.ndarray) -> Decision:
         """Ids (A,) and probabilities (A, V) of one game as the action it takes."""
@@ -191,17 +185,19 @@ class Agent:
         return Decision(self.space.decode(ids, mouse=self.mouse, rng=self.rngs[row]), ids, probabilities)
 
 
-class _Choice(Choices):
-    """The ids of one step by its random numbers (r, A), and the probabilities they were drawn from."""
-
-    def __init__(self, agent: Agent, u: Tensor) -> None:
-        self.agent, self.u = agent, u
-        self.p = torch.zeros(*u.shape, max(g.choices for g in agent.space.groups), device=u.device)
-
-    def __call__(self, tokens: slice, logits: Tensor) -> Tensor:
-        ids, p = self.agent._choose(logits, self.u[:, tokens])
-        self.p[:, tokens, : p.shape[-1]] = p
-        return ids
+def _open_stream(policy: BCPolicy, games: int, sampler: Sampler, cuda_graphs: bool | None) -> Stream:
+    on_gpu = next(policy.parameters()).is_cuda
+    if cuda_graphs and not on_gpu:
+        raise UserError("cuda_graphs=True needs a policy on a GPU; move it there with policy.cuda()")
+    if not on_gpu or cuda_graphs is False:
+        return Stream(policy, games, sampler)
+    try:
+        return GraphedStream(policy, games, sampler)
+    except GraphError as error:
+        if cuda_graphs:
+            raise
+        warnings.warn(f"{error}; playing without, which is slower", stacklevel=3)
+        return Stream(policy, games, sampler)
 
 
 class _Clock:
@@ -267,6 +263,7 @@ class PolicyPlayer:
         self._playing.times = times
 
     def start(self, games: int, seed: int) -> None:
+        self.agent = None  # gives its memory back before the next one takes as much
         self.agent = self.policy.agent(games, **{"seed": seed, **self.options})
 
     def reset(self, row: int, seed: int) -> None:

@@ -99,7 +99,8 @@ def latency(
     else:
         loaded = locate(policy, revision).load(device=where, dtype=kind)
     play_threads(loaded, threads)
-    agent = loaded.for_play().agent(games, cuda_graphs=cuda_graphs)
+    loaded = loaded.for_play()
+    agent = loaded.agent(games, cuda_graphs=cuda_graphs)
     report = measure(agent, steps, warm_up)
     weights = next(loaded.parameters()).dtype
     print(f"{policy}, {device}, {str(weights).removeprefix('torch.')}, games {games}, ", end="")

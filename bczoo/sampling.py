@@ -1,16 +1,20 @@
 """Drawing an id from logits, by inverse cumulative distribution and given uniform numbers.
 
-Place in the pipeline: the streaming agent draws every action token with this.
+Place in the pipeline: a :class:`Sampler` holds how an agent draws; for every step it makes the chooser that the decoder
+asks for the ids of action tokens.
 
-Shape legend: V choices.
+Shape legend: R rows (games), A action tokens of a step, n of a call, V choices.
 """
 
 from __future__ import annotations
 
 import math
+import time
 
 import torch
 from torch import Tensor
+
+from bczoo.errors import UserError
 
 LARGEST_BELOW_ONE = math.nextafter(1.0, 0.0)
 
@@ -40,3 +44,58 @@ def draw(p: Tensor, u: Tensor) -> Tensor:
     cdf = p.to(on, torch.float64).cumsum(dim=-1)
     cdf[..., -1] = 1.0
     return (cdf < u.to(on).clamp(0.0, LARGEST_BELOW_ONE)[..., None]).sum(dim=-1).to(p.device)
+
+
+class Sampler:
+    """How ids are drawn; fixed, because on a GPU it is recorded with the rest of a step.
+
+    Args:
+        choices: most choices of an action token.
+        temperature: divides the logits.
+        top_p: keep the most likely choices that together reach this mass.
+        greedy: take the most likely id instead of drawing one.
+
+    Attributes:
+        drawing_s: seconds that the last step spent on drawing, on a CPU.
+    """
+
+    def __init__(
+        self, choices: int, temperature: float = 1.0, top_p: float | None = None, greedy: bool = False
+    ) -> None:
+        if temperature <= 0:
+            raise UserError(f"temperature must be above 0, got {temperature}; greedy=True takes the most likely action")
+        if top_p is not None and not 0 < top_p <= 1:
+            raise UserError(f"top_p is a probability above 0 and up to 1, got {top_p}")
+        self.choices, self.temperature, self.top_p, self.greedy = choices, temperature, top_p, greedy
+        self.drawing_s = 0.0
+
+    def __call__(self, u: Tensor) -> Choice:
+        """The chooser of a step by its random numbers (R, A), float64 in 0..1."""
+        self.drawing_s = 0.0
+        return Choice(self, u)
+
+    def draw(self, logits: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Ids (R, n) for logits (R, n, V) and random numbers u (R, n), and the probabilities (R, n, V)."""
+        started = time.perf_counter()
+        p = probabilities(logits, self.temperature, self.top_p)
+        ids = logits.argmax(dim=-1) if self.greedy else draw(p, u)
+        self.drawing_s += time.perf_counter() - started
+        return ids, p
+
+
+class Choice:
+    """The ids of one step, and the probabilities they were drawn from.
+
+    Attributes:
+        p: (R, A, V) float32, zero behind the choices of a token's group.
+    """
+
+    def __init__(self, sampler: Sampler, u: Tensor) -> None:
+        self.sampler, self.u = sampler, u
+        self.p = torch.zeros(*u.shape, sampler.choices, device=u.device)
+
+    def __call__(self, tokens: slice, logits: Tensor) -> Tensor:
+        """Logits (R, n, V) of action tokens of one group to ids (R, n)."""
+        ids, p = self.sampler.draw(logits, self.u[:, tokens])
+        self.p[:, tokens, : p.shape[-1]] = p
+        return ids

@@ -7,7 +7,8 @@ ratios are printed. Weights are random and frames are noise, which changes no sh
 
     streaming            as bczoo plays: one backbone pass over the memory
     before the window is full   the same in the first steps of a game (cost should not depend on time)
-    two passes           as published: one pass for the decision, another to write the action into the memory
+    two passes           as published: one pass for the decision, another to write the action into the memory; never
+                         in CUDA graphs, so on a GPU to be compared with one pass without
     token by token       the decoder's eight small passes instead of passes over all tokens behind a guess (CPU)
     matrices not packed  the policy itself instead of ``policy.for_play()`` (CPU)
     recomputing          the last window of steps from the start, image tokens kept; a few turns only
@@ -54,11 +55,13 @@ class TwoPasses(Stream):
 class Player:
     """Steps of one variant."""
 
-    def __init__(self, policy: BCPolicy, games: int, two_passes: bool = False, guess: bool = True) -> None:
-        self.agent = Agent(policy, games, cuda_graphs=None if not two_passes else False)
+    def __init__(
+        self, policy: BCPolicy, games: int, two_passes: bool = False, guess: bool = True, graphs: bool | None = None
+    ) -> None:
+        self.agent = Agent(policy, games, cuda_graphs=False if two_passes else graphs)
         self.games, self.guess, self.steps = games, guess, 0
         if two_passes:
-            self.agent.stream = TwoPasses(policy, games, self.agent._chooser)
+            self.agent.stream = TwoPasses(policy, games, self.agent.sampler)
         self.rows = list(range(games))
 
     def __call__(self) -> float:
@@ -129,10 +132,13 @@ def ways(original: BCPolicy, policy: BCPolicy, options: argparse.Namespace) -> N
         "before the window is full": early,
         "two passes": two,
     }
-    if options.device == "cpu":
+    if options.device != "cpu":  # what two passes are to be compared with there
+        variants["one pass without CUDA graphs"] = Player(policy, 1, graphs=False)
+    else:
         variants["token by token"] = chain
         variants["matrices not packed"] = loose
     variants["recomputing the window"] = Recomputing(policy)
+    variants["recomputing the window"]()  # what is compiled is compiled now
     took = take_turns(variants, options.rounds, {"recomputing the window": options.recomputed})
     print(f"{'':28}{'ms a step':>12}{'ratio':>8}")
     for name, median in took.items():

@@ -1,6 +1,8 @@
 """Streaming play: equal to the window it stands for, in every variant of the architecture."""
 
+import gc
 import json
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -86,6 +88,46 @@ def test_nothing_was_done_before_the_first_step():
     agent = tiny.tiny_policy().agent()
     with pytest.raises(ValueError, match="no step"):
         agent.took(0, {"keys": ["w"]})
+
+
+@pytest.mark.parametrize("row", [-1, 2])
+def test_games_that_there_are_not(row):
+    agent = tiny.tiny_policy().agent(2)
+    for attempt in (agent.reset, lambda row: agent.took(row, {}), lambda row: agent.step_many([row], [None])):
+        with pytest.raises(ValueError, match=r"games in 0\.\.1"):
+            attempt(row)
+
+
+def test_groups_that_the_policy_lacks_are_left_out_of_what_was_done():
+    agent = tiny.tiny_policy(action_space="gamepad").agent()
+    agent.step(np.zeros((64, 64, 3), np.uint8))
+    agent.took(0, {"buttons": ["south"], "mouse_dx": 3, "keys": ["w"]})
+    assert agent.stream.last_ids[0].any()
+
+
+def test_an_agent_that_is_dropped_gives_its_memory_back_at_once():
+    agent = tiny.tiny_policy().agent()
+    agent.step(np.zeros((64, 64, 3), np.uint8))
+    keys = weakref.ref(agent.stream.memory.layers[0].k)
+    gc.disable()
+    try:
+        del agent
+        assert keys() is None
+    finally:
+        gc.enable()
+
+
+def test_a_step_that_cannot_be_recorded_is_played_without(monkeypatch):
+    def refuse(*arguments):
+        raise stream.GraphError("this policy's step cannot be recorded")
+
+    policy = tiny.tiny_policy()
+    monkeypatch.setattr("bczoo.agent.GraphedStream", refuse)
+    monkeypatch.setattr(torch.nn.Parameter, "is_cuda", True)
+    with pytest.warns(UserWarning, match="cannot be recorded.*playing without"):
+        assert type(policy.agent().stream) is stream.Stream
+    with pytest.raises(ValueError, match="cannot be recorded"):
+        policy.agent(cuda_graphs=True)
 
 
 def test_games_side_by_side_do_not_touch_each_other():
@@ -336,7 +378,7 @@ def test_graphs_over_fixed_tensors_decide_as_plain_steps(variant, monkeypatch):
     for graphed in (False, True):
         agent = policy.agent(3, seed=2)
         if graphed:
-            agent.stream = stream.GraphedStream(policy, 3, agent._chooser)
+            agent.stream = stream.GraphedStream(policy, 3, agent.sampler)
         steps = []
         for t in range(14):
             rows = [0, 1, 2] if t % 3 else [[0, 2], [1], [2]][t // 3 % 3]

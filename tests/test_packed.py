@@ -1,13 +1,16 @@
 """Policies that are packed for play: the same decisions, and nothing else can be done with them."""
 
+import copy
+
 import numpy as np
 import pytest
 import tiny
 import torch
 from torch import nn
 
-from bczoo import BackboneHeads, bench
+from bczoo import BackboneHeads, BCPolicy, PolicyTransformer, bench
 from bczoo.model import packed
+from bczoo.model.encoder import Encoder
 from bczoo.model.packed import PackedLinear, can_pack
 
 pytestmark = pytest.mark.skipif(not can_pack(torch.float32), reason="this machine's torch cannot pack linear layers")
@@ -40,7 +43,8 @@ def test_the_original_stays_as_it_is():
     before = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
     quick = policy.for_play()
     assert any(isinstance(m, PackedLinear) for m in quick.modules())
-    assert not any(isinstance(m, nn.Linear) for m in quick.modules())
+    ours = (quick.transformer, quick.decoder, quick.tokens)
+    assert not any(isinstance(m, nn.Linear) for part in ours for m in part.modules())
     assert not any(isinstance(m, PackedLinear) for m in policy.modules())
     assert all(torch.equal(policy.state_dict()[name], tensor) for name, tensor in before.items())
     policy.train()
@@ -49,8 +53,33 @@ def test_the_original_stays_as_it_is():
     assert policy.transformer.blocks[0].attention.qkv.weight.grad is not None
 
 
+class LooksInside(Encoder):
+    """An encoder whose layers are another package's, which reads their weights itself."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.tokens, self.frame_size = 1, tiny.SIZE
+        self.layer = nn.TransformerEncoderLayer(3 * tiny.SIZE, 4, 64, batch_first=True)
+        self.norm = nn.Linear(3 * tiny.SIZE, width)
+
+    def forward(self, frames):
+        rows = (frames.float() / 255).flatten(1, 2).transpose(1, 2)  # (N, W, 3 H)
+        return self.norm(self.layer(rows).mean(1))[:, None]
+
+
+def test_what_is_not_ours_is_left_alone():
+    torch.manual_seed(0)
+    policy = BCPolicy(PolicyTransformer(width=32, layers=2, heads=4, dropout=0.0), LooksInside, window=5, text_dim=None)
+    frame = np.zeros((tiny.SIZE, tiny.SIZE, 3), np.uint8)
+    quick = policy.eval().for_play()
+    assert quick.encoder.layer is policy.encoder.layer and isinstance(quick.decoder.project, PackedLinear)
+    plain = policy.agent(greedy=True).step(frame)
+    assert quick.agent(greedy=True).step(frame).ids == plain.ids
+
+
 def test_all_weights_are_counted():
     policy = tiny.tiny_policy()
+    assert policy.for_play().parameter_counts() == policy.parameter_counts()
     assert bench.weight_bytes(policy.for_play()) == bench.weight_bytes(policy)
 
 
@@ -59,6 +88,12 @@ def test_all_weights_are_counted():
     [
         (lambda p, folder: p.train(), "trained"),
         (lambda p, folder: p.to(torch.bfloat16), "number type"),
+        (lambda p, folder: p.transformer.to(torch.bfloat16), "number type"),
+        (lambda p, folder: copy.deepcopy(p), "copied"),
+        (
+            lambda p, folder: p.transformer(torch.randn(1, 2 * p.layout.length, 32, requires_grad=True), p.layout),
+            "no_grad",
+        ),
         (lambda p, folder: p.save_pretrained(folder), "saved"),
     ],
 )

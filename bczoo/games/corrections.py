@@ -125,10 +125,12 @@ class PlayingPolicy:
         if text is None and (text := found.record.get("instruction")):
             print(f"instruction: {text}")
         name = f"policy-{_fingerprint(policy, text, temperature, greedy)}"
-        return cls(policy, name, source, text or None, embed(policy, text), temperature, greedy)
+        return cls(
+            policy, name, source, text or None, policy.embed(text).numpy() if text else None, temperature, greedy
+        )
 
     def agent(self, games: int, seed: int) -> Agent:
-        return self.policy.agent(games, temperature=self.temperature, greedy=self.greedy, seed=seed)
+        return self.policy.for_play().agent(games, temperature=self.temperature, greedy=self.greedy, seed=seed)
 
     @contextlib.contextmanager
     def suited_threads(self) -> Iterator[None]:
@@ -139,17 +141,6 @@ class PlayingPolicy:
             yield
         finally:
             torch.set_num_threads(threads)
-
-
-def embed(policy: BCPolicy, text: str | None) -> np.ndarray | None:
-    """The embedding (E,) of an instruction to a policy; None for none."""
-    if not text:
-        return None
-    if policy.input_spec.text_dim is None:
-        raise UserError("this policy takes no text (text_dim is null); leave the instruction out")
-    if policy.text_encoder is None:
-        raise UserError("this policy has no text_encoder; set one in its config (bczoo.GemmaTextEncoder)")
-    return policy.text_encoder([text])[0].float().numpy()
 
 
 def _fingerprint(policy: BCPolicy, text: str | None, temperature: float, greedy: bool) -> str:

@@ -65,14 +65,7 @@ class Decoder(Part):
         """Backbone outputs (B, T, latents, D) and embedded true actions (B, T, A, D) to logits (B, T, n, V)."""
         raise NotImplementedError(f"{type(self).__name__} must define forward(latents, embedded)")
 
-    def decode(
-        self,
-        latent: Tensor,
-        choose: Chooser,
-        embedding: ActionEmbedding,
-        advance: Advance,
-        guess: Tensor | None = None,
-    ) -> Tensor:
+    def decode(self, latent: Tensor, choose: Chooser, embedding: ActionEmbedding, advance: Advance) -> Tensor:
         """Choose an action: latent (R, D) of action_out to ids (R, A).
 
         Args:
@@ -80,11 +73,12 @@ class Decoder(Part):
             choose: picks the ids.
             embedding: of the action tokens, without positions.
             advance: runs the backbone on, for decoders that live in it.
-            guess: ids (R, A) that are likely to be chosen; a decoder may use them to come to the same ids faster.
         """
-        raise NotImplementedError(
-            f"{type(self).__name__} must define decode(latent, choose, embedding, advance, guess)"
-        )
+        raise NotImplementedError(f"{type(self).__name__} must define decode(latent, choose, embedding, advance)")
+
+    def settle(self, latent: Tensor, choose: Chooser, embedding: ActionEmbedding, guess: Tensor) -> Tensor | None:
+        """The ids of :meth:`decode` in another way, from ids (R, A) that are likely; None if there is no such way."""
+        return None
 
     def choose_token(self, index: int, output: Tensor, choose: Chooser) -> Tensor:
         """Ids (R,) of action token ``index`` from its output (R, D)."""
@@ -145,20 +139,8 @@ class ActionDecoder(Decoder):
             x = block(x, rotate, _causal)
         return x.unflatten(0, lead)
 
-    def decode(
-        self,
-        latent: Tensor,
-        choose: Chooser,
-        embedding: ActionEmbedding,
-        advance: Advance,
-        guess: Tensor | None = None,
-    ) -> Tensor:
-        return (
-            self._chain(latent, choose, embedding) if guess is None else self._settle(latent, choose, embedding, guess)
-        )
-
-    def _chain(self, latent: Tensor, choose: Chooser, embedding: ActionEmbedding) -> Tensor:
-        """Token by token, each seeing those before it: as many small passes as there are tokens."""
+    def decode(self, latent: Tensor, choose: Chooser, embedding: ActionEmbedding, advance: Advance) -> Tensor:
+        # token by token, each seeing those before it: as many small passes as there are tokens
         caches = [_GrowingCache() for _ in self.blocks]
         x = self.project(latent)
         ids = []
@@ -171,8 +153,8 @@ class ActionDecoder(Decoder):
             x = embedding.token(index, ids[-1])
         return torch.stack(ids, dim=-1)
 
-    def _settle(self, latent: Tensor, choose: Chooser, embedding: ActionEmbedding, guess: Tensor) -> Tensor:
-        """The ids of :meth:`_chain` in fewer passes: all tokens at once behind a guess, until the guess comes true.
+    def settle(self, latent: Tensor, choose: Chooser, embedding: ActionEmbedding, guess: Tensor) -> Tensor | None:
+        """The ids of :meth:`decode` in fewer passes: all tokens at once behind a guess, until the guess comes true.
 
         The first token of every pass is right, then those up to the first that was guessed wrong; what was chosen
         is the next guess. A pass over all tokens reads the weights once, as does a pass over one, and that is what
@@ -202,14 +184,7 @@ class BackboneHeads(Decoder):
     def forward(self, latents: Tensor, embedded: Tensor) -> Logits:
         return self.group_logits(latents)
 
-    def decode(
-        self,
-        latent: Tensor,
-        choose: Chooser,
-        embedding: ActionEmbedding,
-        advance: Advance,
-        guess: Tensor | None = None,
-    ) -> Tensor:
+    def decode(self, latent: Tensor, choose: Chooser, embedding: ActionEmbedding, advance: Advance) -> Tensor:
         ids = []
         for index in range(self.space.tokens):
             ids.append(self.choose_token(index, latent, choose))
@@ -237,14 +212,7 @@ class IndependentHeads(Decoder):
         """Latents (..., 1, D) to one output per action token (..., A, D)."""
         return nn.functional.gelu(self.hidden(latents + self.positions))
 
-    def decode(
-        self,
-        latent: Tensor,
-        choose: Chooser,
-        embedding: ActionEmbedding,
-        advance: Advance,
-        guess: Tensor | None = None,
-    ) -> Tensor:
+    def decode(self, latent: Tensor, choose: Chooser, embedding: ActionEmbedding, advance: Advance) -> Tensor:
         return self.choose_tokens(self.outputs(latent[:, None]), choose)
 
 

@@ -32,6 +32,7 @@ class PackedLinear(nn.Module):
 
     Attributes:
         bytes: of weight and bias.
+        packed_parameters: how many numbers they are.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -40,11 +41,14 @@ class PackedLinear(nn.Module):
         self.dtype = linear.weight.dtype
         parts = [linear.weight, *([linear.bias] if linear.bias is not None else [])]
         self.bytes = sum(p.numel() * p.element_size() for p in parts)
+        self.packed_parameters = sum(p.numel() for p in parts)
         with torch.no_grad():
             self.packed = _pack(linear.weight.detach().contiguous(), TOKENS)
             self.bias = None if linear.bias is None else linear.bias.detach()
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.requires_grad:
+            raise UserError("a policy made by for_play() has no gradients; call it under torch.no_grad()")
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
 
     def extra_repr(self) -> str:
@@ -57,6 +61,9 @@ class PackedLinear(nn.Module):
 
     def _save_to_state_dict(self, *arguments: Any) -> None:
         raise UserError("a policy made by for_play() cannot be saved; save the one it was made of")
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise UserError("a policy made by for_play() cannot be copied or pickled; copy the one it was made of")
 
 
 def _pack(weight: Tensor, tokens: int) -> Tensor:
@@ -78,18 +85,27 @@ def can_pack(dtype: torch.dtype) -> bool:
 
 
 def with_packed_linears(module: Module) -> Module:
-    """A twin of a module whose large linear layers are packed; everything else is shared with the original."""
-    twin = _twin(module)
-    object.__setattr__(twin, "_apply", _refuse_to_move)  # before any tensor that both of them have is changed
-    return twin
+    """A twin of a module of this package whose large linear layers are packed; all else is shared with the original.
+
+    Other packages' modules inside, such as an encoder's backbone, are shared whole: they may look into their layers.
+    """
+    return _twin(module)
 
 
 def _twin(module: Any) -> Any:
     if type(module) is nn.Linear and module.weight.numel() >= SMALLEST:
         return PackedLinear(module)
     twin = copy.copy(module)
-    twin._modules = {n: None if m is None else _twin(m) for n, m in module._modules.items()}
+    for name, value in vars(module).items():
+        if name.endswith("_hooks") or "_hooks_" in name:
+            setattr(twin, name, copy.copy(value))
+    twin._modules = {name: _twin(m) if _is_ours(m) else m for name, m in module._modules.items()}
+    object.__setattr__(twin, "_apply", _refuse_to_move)  # before any tensor that both of them have is changed
     return twin
+
+
+def _is_ours(module: Any) -> bool:
+    return type(module) in (nn.Linear, nn.ModuleList, nn.ModuleDict) or type(module).__module__.startswith("bczoo.")
 
 
 def _refuse_to_move(*arguments: Any, **options: Any) -> Any:

@@ -44,6 +44,7 @@ from bczoo.spec import Batch, InputSpec
 if TYPE_CHECKING:
     from bczoo.agent import Agent
 
+NO_TEXT = "this policy takes no text (text_dim is null); leave the instruction out"
 TRAINING_SETTINGS = "bczoo_training_settings"  # key of a checkpoint
 
 
@@ -239,7 +240,8 @@ class BCPolicy(L.LightningModule):
         """Parameters in total and of the parts, as the paper counts them: the decoder without its heads."""
 
         def count(module: nn.Module) -> int:
-            return sum(p.numel() for name, p in module.named_parameters() if ".lora_" not in f".{name}")
+            packed = sum(getattr(m, "packed_parameters", 0) for m in module.modules())  # of for_play()
+            return packed + sum(p.numel() for name, p in module.named_parameters() if ".lora_" not in f".{name}")
 
         return {
             "total": count(self),
@@ -303,11 +305,24 @@ class BCPolicy(L.LightningModule):
 
     # ------------------------------------------------------------------ play
 
+    def embed(self, text: str) -> Tensor:
+        """The embedding (E,) of an instruction, float32 on the CPU.
+
+        Raises:
+            ValueError: this policy takes no text, or has no text encoder.
+        """
+        if self.input_spec.text_dim is None:
+            raise UserError(NO_TEXT)
+        if self.text_encoder is None:
+            raise UserError("this policy has no text_encoder; set one in its config (bczoo.GemmaTextEncoder)")
+        return self.text_encoder([text])[0].float().cpu()
+
     def for_play(self) -> BCPolicy:
         """This policy as it plays fastest: on a CPU a twin whose linear layers are packed, elsewhere itself.
 
-        The twin plays only: it cannot be trained, moved or saved. It has a copy of the matrices and shares the rest,
-        so ``policy = policy.for_play()`` takes no more memory in the end.
+        The twin plays only: it cannot be trained, moved, copied or saved, and does not follow when the original is
+        trained on. It has a copy of the matrices and shares the rest, so ``policy = policy.for_play()`` takes no more
+        memory in the end.
         """
         from bczoo.model.packed import can_pack, with_packed_linears
 

@@ -12,6 +12,7 @@ Shape legend: R games, r games of a call, A action tokens, V choices, I image to
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -19,25 +20,18 @@ import torch
 from torch import Tensor
 
 from bczoo.errors import UserError
-from bczoo.model.decoder import Chooser
 from bczoo.model.memory import Memory
 from bczoo.model.policy import BCPolicy
+from bczoo.sampling import Sampler
 
 WARM_UP = 3  # runs before a graph is recorded, in which libraries choose kernels and take their memory
 MOST_GUESSED = 16  # games up to which all action tokens at once are faster than one after the other, on a CPU
 
 Mark = Callable[[str], None]  # called at the end of every stage with its name
-MakeChooser = Callable[[Tensor], "Choices"]
 
 
-class Choices(Chooser):
-    """A chooser that keeps the probabilities it chose from.
-
-    Attributes:
-        p: (R, A, V) float32, zero behind the choices of a token's group.
-    """
-
-    p: Tensor
+class GraphError(UserError):
+    """A policy's step cannot be recorded as a CUDA graph."""
 
 
 class Stream:
@@ -46,11 +40,11 @@ class Stream:
     Args:
         policy: the policy.
         games: R.
-        chooser: makes the chooser of a step out of its random numbers (r, A), float64 in 0..1.
+        sampler: draws the ids.
     """
 
-    def __init__(self, policy: BCPolicy, games: int, chooser: MakeChooser) -> None:
-        self.policy, self.games, self.chooser = policy, games, chooser
+    def __init__(self, policy: BCPolicy, games: int, sampler: Sampler) -> None:
+        self.policy, self.games, self.sampler = policy, games, sampler
         self.space, self.layout = policy.action_space, policy.layout
         self.memory = Memory(policy.transformer, self.layout, policy.input_spec.window, games)
         self.device = self.memory.device
@@ -62,6 +56,10 @@ class Stream:
         self.slots = torch.tensor([*before, *range(self.layout.action_out + 1)], device=self.device)
         self.offsets = torch.tensor([-1] * len(before) + [0] * (self.layout.action_out + 1), device=self.device)
         self.action_slots = torch.tensor([*self.layout.action_slots], device=self.device)
+
+    def on_device(self) -> contextlib.AbstractContextManager[Any]:
+        """Makes a GPU the current one, whose queue is the one that is recorded and timed."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext()
 
     def forget(self, row: int | None = None) -> None:
         """Start a game anew, or all of them."""
@@ -128,12 +126,12 @@ class Stream:
             rows: (r,) which games; None for all of them.
             active: (R,) bool, where all games are computed: which of them really take the step; None for all.
         """
-        choose = self.chooser(u)
-        last = self.last_ids if rows is None else self.last_ids[rows]
-        guess = last if active is None and len(last) <= MOST_GUESSED and self.device.type == "cpu" else None
-        ids = self.policy.decoder.decode(
-            latent, choose, self.policy.action_embedding, lambda i, token: self._advance(rows, i, token), guess
-        )
+        choose, decoder, embedding = self.sampler(u), self.policy.decoder, self.policy.action_embedding
+        ids = None
+        if self.device.type == "cpu" and active is None and len(latent) <= MOST_GUESSED:
+            ids = decoder.settle(latent, choose, embedding, self.last_ids if rows is None else self.last_ids[rows])
+        if ids is None:
+            ids = decoder.decode(latent, choose, embedding, lambda i, token: self._advance(rows, i, token))
         if rows is not None:
             self.last_ids[rows] = ids
             self.now[rows] += 1
@@ -159,14 +157,14 @@ class GraphedStream(Stream):
     A paused game loses nothing: what is written for it lies where its next step writes anyway.
     """
 
-    def __init__(self, policy: BCPolicy, games: int, chooser: MakeChooser) -> None:
-        super().__init__(policy, games, chooser)
+    def __init__(self, policy: BCPolicy, games: int, sampler: Sampler) -> None:
+        super().__init__(policy, games, sampler)
         size, width = policy.input_spec.frame_size, policy.input_spec.text_dim or 0
         self.frames = torch.zeros(games, 3, size, size, dtype=torch.uint8, device=self.device)
         self.text = torch.zeros(games, width, device=self.device)
         self.u = torch.zeros(games, self.space.tokens, dtype=torch.float64, device=self.device)
         self.active = torch.ones(games, dtype=torch.bool, device=self.device)
-        with torch.no_grad():
+        with torch.no_grad(), self.on_device():
             self._encode = CudaGraph(self.encode, self.frames)
             self._observe = CudaGraph(self.observe, self._encode.output, self.text)
             self._decode = CudaGraph(
@@ -208,12 +206,12 @@ class CudaGraph:
                     function(*inputs)
             torch.cuda.current_stream().wait_stream(aside)
             self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
+            with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):  # loaders may work beside this
                 self.output = function(*inputs)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
-            raise UserError(
-                f"this policy's step cannot be recorded as a CUDA graph ({error}); play with cuda_graphs=False"
-            ) from error
+            raise GraphError(f"this policy's step cannot be recorded as a CUDA graph ({error})") from error
 
     def replay(self) -> None:
         self.graph.replay()
