@@ -140,8 +140,12 @@ class Agent:
     def took(self, row: int, values: Values) -> None:
         """Say what was really done in the last step of game ``row``, where that is not what was decided.
 
-        Somebody took over, say. The policy then remembers the step as it went, as in training. Names and groups that
-        its action space lacks are left out.
+        Somebody took over, say. The policy then remembers the step as it went, as in training.
+
+        Args:
+            row: the game.
+            values: such as ``{"keys": ["w"], "mouse_dx": 3}``; a group that is missing was neutral, and names and
+                groups that the policy's action space lacks are left out.
         """
         self._check([row])
         if not int(self.stream.now[row]):

@@ -20,7 +20,7 @@ from bczoo.agent import Agent
 from bczoo.configs import names
 from bczoo.devices import DTYPES, Precision, play_threads, usable_device
 from bczoo.errors import UserError
-from bczoo.hub.source import locate
+from bczoo.hub.source import Source, locate
 from bczoo.latency import StageTimes, latency_table
 from bczoo.model.packed import PackedLinear
 from bczoo.model.policy import BCPolicy
@@ -83,7 +83,7 @@ def latency(
     Args:
         policy: a policy as for bczoo play, or a size such as 600m, which gets random weights.
         device: cpu or cuda.
-        dtype: float32 or bfloat16; as the weights were saved if left out.
+        dtype: numbers that the policy computes with; those of its weights if left out.
         games: how many games step together.
         steps: how many steps are measured.
         warm_up: steps before that.
@@ -97,7 +97,7 @@ def latency(
     if policy in names():
         loaded = BCPolicy.from_config(policy, pretrained=False).to(device=where, dtype=kind)
     else:
-        loaded = locate(policy, revision).load(device=where, dtype=kind)
+        loaded = _locate(policy, revision).load(device=where, dtype=kind)
     play_threads(loaded, threads)
     loaded = loaded.for_play()
     agent = loaded.agent(games, cuda_graphs=cuda_graphs)
@@ -107,6 +107,14 @@ def latency(
     print(f"threads {torch.get_num_threads()}, {steps} steps\n" if where.type == "cpu" else f"{steps} steps\n")
     print("\n".join(report.lines()))
     return report
+
+
+def _locate(policy: str, revision: str | None) -> Source:
+    try:
+        return locate(policy, revision)
+    except UserError as error:
+        sizes = ", ".join(name for name in names() if "/" not in name)
+        raise UserError(f"{error}. Sizes with random weights: {sizes}") from error
 
 
 def measure(agent: Agent, steps: int, warm_up: int) -> LatencyReport:

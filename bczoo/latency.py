@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -43,6 +44,13 @@ class Durations:
         self.total_s += seconds
         self.max_s = max(self.max_s, seconds)
 
+    def merge(self, other: Durations) -> None:
+        """Add all durations of another histogram."""
+        self.counts += other.counts
+        self.n += other.n
+        self.total_s += other.total_s
+        self.max_s = max(self.max_s, other.max_s)
+
     def percentile_s(self, percent: float) -> float:
         """The duration in seconds that ``percent`` % do not exceed; NaN if there are none."""
         if not self.n:
@@ -66,12 +74,14 @@ class StageTimes:
     """
 
     def __init__(self) -> None:
-        self.stages: dict[str, Durations] = {}
+        self.stages: defaultdict[str, Durations] = defaultdict(Durations)
 
     def add(self, stage: str, seconds: float) -> None:
-        if stage not in self.stages:
-            self.stages[stage] = Durations()
         self.stages[stage].add(seconds)
+
+    def merge(self, stage: str, durations: Durations) -> None:
+        """Add durations that were measured elsewhere, such as in a game's process."""
+        self.stages[stage].merge(durations)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

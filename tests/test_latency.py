@@ -21,6 +21,20 @@ def test_percentiles_are_within_one_percent_and_extremes_exact():
     assert row["mean"] == pytest.approx(1e3 * seconds.mean())
 
 
+def test_merged_histograms_are_those_of_all_durations():
+    whole, parts = StageTimes(), (StageTimes(), StageTimes())
+    for i, seconds in enumerate([0.25, 0.5, 4.0, 0.125, 1.0]):
+        whole.add("send", seconds)
+        parts[i % 2].add("send", seconds)
+    merged = StageTimes()
+    for part in parts:
+        merged.merge("send", part.stages["send"])
+    assert merged.summary() == whole.summary() and whole.summary()["send"]["n"] == 5
+    assert parts[0].summary()["send"]["n"] == 3, "what is merged stays as it is"
+    whole.stages["send"].merge(Durations())
+    assert merged.summary() == whole.summary()
+
+
 def test_memory_does_not_grow():
     durations = Durations()
     size = durations.counts.nbytes

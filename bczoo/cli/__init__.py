@@ -141,7 +141,7 @@ def unknown(argv: list[str]) -> str:
 
     known = [*TRAINER, *(" ".join(c) for c in FUNCTIONS)]
     close = difflib.get_close_matches(" ".join(argv[:2]), known, n=1) or difflib.get_close_matches(argv[0], known, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+    hint = f"; did you mean {close[0]!r}?" if close else "."
     within = [k for k in known if k.startswith(f"{argv[0]} ")]
     if within:
         return f"bczoo: {argv[0]} needs one of its commands: {', '.join(within)}"

@@ -66,7 +66,7 @@ def play_policy(
         top_p: sample only from the most likely choices that together reach this mass.
         greedy: take the most likely action instead of sampling.
         text: instruction to the policy; the one it was fine-tuned under if left out.
-        video: mp4 file to write one game of the policy to.
+        video: mp4 file to write one more game of the policy to, which is not on the clock.
         video_seconds: longest length of the video.
         compare: let the expert and the random player play too.
         threads: processor threads; if left out, one for a small policy and torch's choice for others.
@@ -86,7 +86,8 @@ def play_policy(
     if text is None and (text := found.record.get("instruction")):
         print(f"instruction: {text}")
     play_threads(loaded, threads)
-    player = PolicyPlayer(loaded.for_play(), text, temperature=temperature, top_p=top_p, greedy=greedy)
+    loaded = loaded.for_play()
+    player = PolicyPlayer(loaded, text, temperature=temperature, top_p=top_p, greedy=greedy)
     with _watching(game, loaded.action_space, watch_port) if watch else contextlib.nullcontext() as on_step:
         results = play_beside_baselines(
             game,
@@ -140,7 +141,7 @@ def _watching(game: Game, space: ActionSpace, port: int) -> Iterator[OnStep]:
 
 
 class OneAtATime:
-    """Shows the first of the episodes that run side by side, until it is over.
+    """Shows one of the episodes that run side by side until it is over, then the next one that steps.
 
     Args:
         game: what is played.
@@ -157,7 +158,7 @@ class OneAtATime:
         self.returns[episode] += reward  # type: ignore[assignment]
         self.others[episode] += 1
         if self.shown is None or self.others[episode] >= STEPS_UNTIL_NEXT:
-            self.shown = min(self.others)
+            self.shown = episode
         if episode == self.shown:
             self.others.clear()
             caption = f"{self.game.name}   game {episode + 1}   return {self.returns[episode]:.1f}"

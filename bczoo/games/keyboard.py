@@ -133,7 +133,7 @@ class Window:
             pygame.display.quit()
             raise UserError(
                 f"a person at the keyboard needs a display, and no window can be opened here ({error}); run this where "
-                "there is a screen (DISPLAY or WAYLAND_DISPLAY is set), or let --expert expert play"
+                "there is a screen (DISPLAY or WAYLAND_DISPLAY is set), or let the game's expert play instead (expert)"
             ) from error
 
     def _read(self) -> Pressed:

@@ -153,9 +153,8 @@ def in_real_time(games: RealTimeGames, table: EpisodeTable, rows: int) -> RealTi
                 table.returns[table.episodes[row]], table.lengths[table.episodes[row]] = over.total, over.ticks
                 table.count.add(over.ticks - before.pop(row).number)
                 missed, late = missed + over.missed, late + over.late
-                for stage, durations in over.durations.items():
-                    for seconds in durations:
-                        table.times.add(stage, seconds)
+                for stage, durations in over.times.stages.items():
+                    table.times.merge(stage, durations)
                 table.end(row)
                 table.begin(games, row)
         if table.episodes:

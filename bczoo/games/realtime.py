@@ -13,8 +13,11 @@ the newest answer that it has:
 
 If no answer to the latest frame is there, the deadline is missed. The game then takes a late answer to an earlier
 frame, or, if there is none either, holds what is held: keys, buttons and sticks, but the mouse stands still, since
-it has already moved. A game that takes longer than 1/fps to step is late; its clock then goes on from there, without
-catching up.
+it has already moved.
+
+A game that takes longer than 1/fps to step is late. Its clock then goes on from there, without catching up: the next
+tick comes at once, before any player could have answered, and has no deadline. Misses are the player's, late ticks the
+game's.
 
 An episode's clock starts when its first frame has been answered. So the first step has no deadline, and the first
 frame's latency is not counted.
@@ -37,6 +40,7 @@ import numpy as np
 from bczoo.actions import Values
 from bczoo.games.game import Game, RunningGame
 from bczoo.games.pool import Failure, GameProcesses, next_order
+from bczoo.latency import StageTimes
 
 MOTION = ("mouse_dx", "mouse_dy")  # happens once, where everything else lasts
 
@@ -47,7 +51,8 @@ class RealTimeReport:
 
     Args:
         ticks: steps of all games.
-        missed_deadlines: ticks at which the latest frame had not been answered.
+        missed_deadlines: ticks at which the latest frame had not been answered, without those that follow a late tick,
+            where the player has had no time.
         late_ticks: ticks that the game itself took longer for than 1/fps seconds.
         superseded_frames: frames that the player never saw, because a newer one was there first.
         answers: frames that the player answered.
@@ -98,9 +103,7 @@ class Episode:
     ticks: int = 0
     missed: int = 0
     late: int = 0
-    durations: dict[str, list[float]] = field(  # seconds by stage, as the game has measured them
-        default_factory=lambda: {"send": [], "game": [], "total": []}
-    )
+    times: StageTimes = field(default_factory=StageTimes)  # send, game and total, as the game has measured them
 
 
 class RealTimeGames(GameProcesses):
@@ -192,18 +195,20 @@ def _play_episode(running: RunningGame, pipe: Connection, privileged: bool, seed
     captured = time.perf_counter()
     answers = _Answers(pipe, episode)
     due: float | None = None  # the clock stands still
+    late = False
     while True:
         pipe.send(Shown(episode.ticks, frame, info if privileged else {}, captured, episode.total))
         values = answers.at(due)
-        episode.missed += answers.number < episode.ticks
+        episode.missed += not late and answers.number < episode.ticks
         started = time.perf_counter()
         frame, reward, done, info = running.step(values)
         captured = time.perf_counter()
-        episode.durations["game"].append(captured - started)
+        episode.times.add("game", captured - started)
         episode.ticks += 1
         episode.total += reward
         due = (started if due is None else due) + period
-        episode.late += captured > due
+        late = captured > due
+        episode.late += late
         if done:
             return episode
         due = max(due, captured)
@@ -235,5 +240,5 @@ class _Answers:
         received = time.perf_counter()
         self.values, self.number = answer.values, answer.number
         if answer.number > 0:
-            self.episode.durations["send"].append(received - answer.decided)
-            self.episode.durations["total"].append(received - answer.captured)
+            self.episode.times.add("send", received - answer.decided)
+            self.episode.times.add("total", received - answer.captured)

@@ -10,6 +10,7 @@ here, in parallel processes; policies and their corrections in :mod:`bczoo.games
 from __future__ import annotations
 
 import functools
+import inspect
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from bczoo.games.corrections import Todo
 
 BURST_STEPS = (2, 10)
+TAKEOVER_OPTIONS = ("takeover", "takeover_steps", "dagger")
 
 
 def record(
@@ -62,6 +64,8 @@ def record(
 
     With a policy and an expert the policy plays and the expert takes over at times. Training learns from the
     expert's steps only; the policy's are marked as its own and stay in view as past actions.
+
+    An option that would change nothing, such as a policy's temperature where an expert plays, is an error.
 
     Args:
         env: the game, such as doom/defend_the_center, or package.module:function for your own.
@@ -96,22 +100,20 @@ def record(
     Returns:
         The folders of the episodes.
     """
+    given = dict(locals())
     if episodes < 1:
         raise UserError(f"episodes must be at least 1, got {episodes}")
     if not 0 <= noise < 1:
         raise UserError(f"noise is a share of steps from 0 up to (not including) 1, got {noise}")
     if hold < 1:
         raise UserError(f"hold is a number of steps from 1 on, got {hold}")
-    if policy is None and (expert is not None or dagger or text):
-        raise UserError("expert, dagger and text go with a policy; name one with --policy, or let --agent play")
-    if (noise or hold > 1) and (policy is not None or agent == KEYBOARD):
-        raise UserError("noise and hold are for experts that demonstrate; leave them out with a policy or a keyboard")
+    _check_effect(given)
     game = make_game(env)
     who, play = agent, functools.partial(_demonstrate, game, agent, size, noise, hold, workers)
     if policy is not None:
         from bczoo.games.corrections import PlayingPolicy, TakeoverRule, record_corrections  # bring in torch
 
-        rule = TakeoverRule(takeover, takeover_steps, dagger) if _corrects(game, expert, dagger) else None
+        rule = TakeoverRule(takeover, takeover_steps, dagger) if _corrects(game, expert) else None
         playing = PlayingPolicy.load(policy, text, temperature, greedy, device, revision)
         who = playing.name + (f"_{rule.name if rule else expert}" if expert else "")
         play = functools.partial(record_corrections, game, playing, rule, size, parallel)
@@ -138,6 +140,26 @@ def record(
     return [str(folder) for folder in folders if folder.exists()]
 
 
+def _check_effect(given: dict[str, Any]) -> None:
+    """Raise for options that were given and would change nothing."""
+    has_policy, agent, expert = given["policy"] is not None, given["agent"], given["expert"]
+    goes_with = [
+        (not has_policy, "where no --policy plays", ("agent",)),
+        (not has_policy and agent != KEYBOARD, "with --agent expert or random", ("noise", "hold", "workers")),
+        (has_policy, "with --policy", ("expert", "text", "temperature", "greedy", "device", "revision")),
+        (has_policy and expert != KEYBOARD, "with --policy that no keyboard corrects", ("parallel",)),
+        (has_policy and expert not in (None, KEYBOARD), "with --policy and --expert expert", TAKEOVER_OPTIONS),
+    ]
+    known = inspect.signature(record).parameters
+    told = []
+    for in_use, where, names in goes_with:
+        changed = [name for name in names if given[name] != known[name].default]
+        if changed and not in_use:
+            told.append(f"{', '.join(changed)} (only {where})")
+    if told:
+        raise UserError(f"these options would change nothing here; leave them out: {'; '.join(told)}")
+
+
 def _learnable(folders: list[Path]) -> str:
     """How much can be learned from recordings of a policy."""
     kinds = [known_action(frame)[0] for f in folders for frame in read_annotation(f).frame_annotations[1:]]
@@ -145,12 +167,10 @@ def _learnable(folders: list[Path]) -> str:
     return told if USER in kinds else f"{told}: raise --takeover, or record more episodes"
 
 
-def _corrects(game: Game, expert: str | None, dagger: bool) -> bool:
+def _corrects(game: Game, expert: str | None) -> bool:
     """Whether the game's own expert corrects a policy; checks that it can."""
     if expert not in (None, "expert", KEYBOARD):
         raise UserError(f"the expert of a policy is expert or keyboard, got {expert!r}")
-    if dagger and expert != "expert":
-        raise UserError("dagger needs an expert that can be asked at every step: --expert expert")
     if expert is None:
         print("without --expert these recordings hold the policy's own actions, from which nothing is learned")
     if expert == "expert":

@@ -318,18 +318,20 @@ class BCPolicy(L.LightningModule):
         return self.text_encoder([text])[0].float().cpu()
 
     def for_play(self) -> BCPolicy:
-        """This policy as it plays fastest: on a CPU a twin whose linear layers are packed, elsewhere itself.
+        """This policy as it plays fastest: on a CPU a twin whose large linear layers are packed.
 
         The twin plays only: it cannot be trained, moved, copied or saved, and does not follow when the original is
         trained on. It has a copy of the matrices and shares the rest, so ``policy = policy.for_play()`` takes no more
-        memory in the end.
+        memory in the end. Where nothing is gained (a GPU, a small policy, another kind of processor) it is the policy
+        itself.
         """
-        from bczoo.model.packed import can_pack, with_packed_linears
+        from bczoo.model.packed import PackedLinear, can_pack, with_packed_linears
 
         weight = next(self.transformer.parameters())
         if weight.device.type != "cpu" or not can_pack(weight.dtype):
             return self
-        return with_packed_linears(self.eval())
+        twin = with_packed_linears(self.eval())
+        return twin if any(isinstance(m, PackedLinear) for m in twin.modules()) else self
 
     def agent(self, games: int = 1, **options: Any) -> Agent:
         """A player of ``games`` games with this policy; options as in :class:`bczoo.agent.Agent`."""

@@ -306,17 +306,13 @@ def test_wrong_arguments_are_named(policy, monkeypatch):
         ({"expert": "expert", "takeover": 1.5}, r"takeover is a probability"),
         ({"expert": "expert", "takeover_steps": (5, 2)}, r"takeover_steps are .* \[5, 2\]"),
         ({"expert": "expert", "takeover": 0}, r"teaches nothing"),
-        ({"expert": "keyboard", "dagger": True}, r"dagger needs an expert that can be asked"),
-        ({"dagger": True}, r"dagger needs an expert"),
-        ({"noise": 0.1}, r"noise and hold are for experts that demonstrate"),
+        ({"expert": "exprt", "takeover": 0.1}, r"expert or keyboard, got 'exprt'"),
         ({"parallel": 0}, r"parallel must be at least 1"),
         ({"temperature": 0.0}, r"temperature must be above 0"),
         ({"text": "catch"}, r"takes no text"),
     ):
         with pytest.raises(UserError, match=message):
             correct(policy, **wrong)
-    with pytest.raises(UserError, match=r"go with a policy"):
-        record(CATCH, "out", expert="expert")
     with pytest.raises(UserError, match="there is no policy 'polcy'; did you mean policy"):
         correct("polcy", expert="expert")
     with pytest.raises(UserError, match="steps a second"):

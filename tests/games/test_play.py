@@ -237,6 +237,19 @@ def test_one_game_at_a_time_is_shown_from_where_it_is_to_its_end():
     assert len(shown) > 70
 
 
+def test_the_game_that_is_shown_is_never_one_that_has_ended():
+    page = Page()
+    show = OneAtATime(tiny_game.catch(), page)
+    for first in (0, 4, 8):  # four at a time, which end together
+        for step in range(30):
+            for episode in range(first, first + 4):
+                show(episode, step, episode, 1.0)
+    shown = [episode for _, episode in page.shown]
+    assert sorted(set(shown)) == [0, 4, 8] and shown == sorted(shown)
+    assert min(shown.count(episode) for episode in (4, 8)) > 20
+    assert page.shown[-1] == (29, 8)
+
+
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("realtime", [False, True])
 def test_the_command_tells_how_fast_the_policy_is(tmp_path, monkeypatch, capsys, realtime):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import time
 
 import numpy as np
@@ -11,7 +12,7 @@ import tiny_game
 from bczoo.actions import Decision
 from bczoo.games import Game
 from bczoo.games.play import play
-from bczoo.games.realtime import RealTimeReport
+from bczoo.games.realtime import Episode, RealTimeGames, RealTimeReport
 
 
 class Noting(tiny_game.Catch):
@@ -40,6 +41,13 @@ def values_as_they_are(values):
 class Slow(Noting):
     def step(self, values):
         time.sleep(0.06)
+        return super().step(values)
+
+
+class SlowAtFirst(Noting):
+    def step(self, values):
+        if self.step_number == 0:
+            time.sleep(0.06)
         return super().step(values)
 
 
@@ -72,28 +80,28 @@ def noting(env=Noting, fps: float = 20.0, ticks: int = 12) -> Game:
 
 def test_a_player_in_time_misses_nothing():
     player = Pressing(0.0)
-    played = play(noting(fps=2.0, ticks=4), player, 2, parallel=2, progress=False, realtime=True)
+    played = play(noting(fps=0.5, ticks=3), player, 2, parallel=2, progress=False, realtime=True)
     report = played.realtime
-    assert played.lengths == [4, 4] and played.returns == [4 * 101.0] * 2, "every action was done once"
-    assert report == RealTimeReport(8, 0, 0, 0, 8)
-    assert played.seconds >= 1.5, "three ticks after the first have to be waited for"
+    assert played.lengths == [3, 3] and played.returns == [3 * 101.0] * 2, "every action was done once"
+    assert report == RealTimeReport(6, 0, 0, 0, 6)
+    assert played.seconds >= 4, "two ticks after the first have to be waited for"
     assert {stage: row["n"] for stage, row in played.latency.items()} == {
-        "capture": 6,
+        "capture": 4,
         "backbone": len(player.seen),
-        "send": 6,
-        "game": 8,
-        "total": 6,
+        "send": 4,
+        "game": 6,
+        "total": 4,
     }, "the first frame of an episode is not on the clock"
-    assert played.latency["total"]["max"] < 500
-    assert "missed deadlines: 0 of 8 (0.0 %)" in report.told()
+    assert "missed deadlines: 0 of 6 (0.0 %)" in report.told()
 
 
 def test_a_slow_player_misses_deadlines_and_its_mouse_moves_once():
     player = Pressing(3 / 20)
-    played = play(noting(), player, 1, progress=False, realtime=True)
+    played = play(noting(SlowAtFirst), player, 1, progress=False, realtime=True)
     report = played.realtime
     assert played.lengths == [12] and report.ticks == 12
-    assert 12 > report.missed_deadlines >= 12 - report.answers > 0, "a tick that is not missed has an answer of its own"
+    assert report.late_ticks > 0 and 12 - 2 >= report.missed_deadlines > 0, "the first tick and that after a late one"
+    assert report.missed_deadlines + report.late_ticks >= 12 - report.answers > 0, "a tick in time has its own answer"
     assert report.superseded_frames == 12 - report.answers
     motion = played.returns[0] - 12 * 100
     assert 1 <= motion <= report.answers, "w is held at every tick, the mouse moves once an answer"
@@ -106,6 +114,22 @@ def test_a_slow_player_misses_deadlines_and_its_mouse_moves_once():
 def test_a_game_that_is_too_slow_is_told_apart():
     report = play(noting(Slow, ticks=6), Pressing(0.0), 1, progress=False, realtime=True).realtime
     assert report.late_ticks == 6, "every step takes 60 ms of 50"
+    assert report.missed_deadlines == 0, "the player never had time"
+
+
+def test_what_an_episode_tells_does_not_grow_with_its_length(monkeypatch):
+    told, news = [], RealTimeGames.news
+
+    def noticed(self, rows=()):
+        newest = news(self, rows)
+        told.extend(one for one in newest.values() if isinstance(one, Episode))
+        return newest
+
+    monkeypatch.setattr(RealTimeGames, "news", noticed)
+    played = [play(noting(fps=500.0, ticks=n), Pressing(0.0), 1, progress=False, realtime=True) for n in (4, 50)]
+    short, long = (episode.times.stages["game"] for episode in told)
+    assert (short.n, long.n) == (4, 50) and abs(len(pickle.dumps(long)) - len(pickle.dumps(short))) < 30
+    assert [one.latency["game"] for one in played] == [short.summary(), long.summary()]
 
 
 def test_every_episode_is_played_and_begins_with_its_seed():

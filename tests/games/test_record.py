@@ -12,6 +12,7 @@ import tiny_game
 from bczoo.actions import Decision
 from bczoo.data.recording import action_values, read_annotation
 from bczoo.data.video import probe, read_frames
+from bczoo.errors import UserError
 from bczoo.games import Game, PlayedRecordings, RandomPlayer
 from bczoo.games.bindings import VectorBindings
 from bczoo.games.players import Holding
@@ -208,6 +209,44 @@ def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match=r"no player 'exprt'.*expert or random"):
         record(CATCH, "out", agent="exprt")
     assert not Path("out").exists()
+
+
+TAKEOVERS = {"takeover": 0.2, "takeover_steps": (1, 2), "dagger": True}
+WITH_EXPERT = "(only with --policy and --expert expert)"
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (
+            {"temperature": 0.5, "greedy": True, "device": "cuda", "revision": "v1", "text": "go", "expert": "expert"},
+            "expert, text, temperature, greedy, device, revision (only with --policy)",
+        ),
+        ({"parallel": 2}, "parallel (only with --policy that no keyboard corrects)"),
+        (TAKEOVERS, f"takeover, takeover_steps, dagger {WITH_EXPERT}"),
+        (
+            {**TAKEOVERS, "expert": "expert"},
+            f"expert (only with --policy); takeover, takeover_steps, dagger {WITH_EXPERT}",
+        ),
+        (
+            {"agent": "keyboard", "noise": 0.1, "hold": 2, "workers": 2},
+            "noise, hold, workers (only with --agent expert or random)",
+        ),
+        (
+            {"policy": "p", "agent": "random", "noise": 0.1, "hold": 2, "workers": 2},
+            "agent (only where no --policy plays); noise, hold, workers (only with --agent expert or random)",
+        ),
+        ({"policy": "p", **TAKEOVERS}, f"takeover, takeover_steps, dagger {WITH_EXPERT}"),
+        (
+            {"policy": "p", "expert": "keyboard", "parallel": 2, **TAKEOVERS},
+            f"parallel (only with --policy that no keyboard corrects); takeover, takeover_steps, dagger {WITH_EXPERT}",
+        ),
+    ],
+)
+def test_options_that_would_change_nothing_are_named(given, told):
+    with pytest.raises(UserError) as raised:
+        record(CATCH, "out", **given)
+    assert str(raised.value).endswith(f"leave them out: {told}")
 
 
 def test_doom_is_recorded_without_litter():
