@@ -153,7 +153,7 @@ def many(policy: BCPolicy, options: argparse.Namespace) -> None:
     print(f"\n{'games':>6}{'ms a step':>12}{'ms a game':>12}{'speed-up':>10}")
     alone = 0.0
     for games in options.games:
-        if weights + 2 * games * each > options.memory_gb * 1e9:
+        if weights + games * each > options.memory_gb * 1e9:
             print(f"{games:6}  not run: takes more than {options.memory_gb:g} GB")
             continue
         player = Player(policy, games)
