@@ -305,17 +305,23 @@ class BCPolicy(L.LightningModule):
 
     # ------------------------------------------------------------------ play
 
+    @torch.no_grad()
     def embed(self, text: str) -> Tensor:
         """The embedding (E,) of an instruction, float32 on the CPU.
 
         Raises:
-            ValueError: this policy takes no text, or has no text encoder.
+            ValueError: this policy takes no text, or has no text encoder, or one of another width.
         """
         if self.input_spec.text_dim is None:
             raise UserError(NO_TEXT)
         if self.text_encoder is None:
             raise UserError("this policy has no text_encoder; set one in its config (bczoo.GemmaTextEncoder)")
-        return self.text_encoder([text])[0].float().cpu()
+        embedding = self.text_encoder([text])[0].float().cpu()
+        if tuple(embedding.shape) != (self.input_spec.text_dim,):
+            raise UserError(
+                f"the text encoder gives {tuple(embedding.shape)}, the policy needs ({self.input_spec.text_dim},)"
+            )
+        return embedding
 
     def for_play(self) -> BCPolicy:
         """This policy as it plays fastest: on a CPU a twin whose large linear layers are packed.

@@ -1,4 +1,15 @@
-"""Serving a policy to games that run elsewhere. Names are imported on first use."""
+"""Serving a policy to games that run elsewhere. Names are imported on first use.
+
+A game's side in Python::
+
+    from bczoo.serve import Client
+
+    with Client(tcp="127.0.0.1:8089") as client:
+        client.send(frame, id=1)                    # frame uint8 (H, W, 3), RGB, of any size
+        answer = client.receive()                   # .id, .values, .error, .dropped
+
+Frames that are sent faster than they are answered are superseded by the newest; an answer tells how many were.
+"""
 
 from __future__ import annotations
 

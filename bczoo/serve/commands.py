@@ -21,6 +21,8 @@ from bczoo.serve.instructions import follow_lines
 from bczoo.serve.listen import PUBLISHED_PATH, listen_on_tcp, listen_on_unix, told_address
 from bczoo.serve.server import Server, Totals
 
+ECHO_S = 1.0  # wrappers such as timeout and process groups may deliver the same signal twice
+
 
 def say(line: str) -> None:
     """Print a line at once; a reader of stdout that has gone must not end the games."""
@@ -72,7 +74,8 @@ def serve(
     play_threads(loaded, threads)
     if text is None:
         text = found.record.get("instruction")
-    agent = loaded.for_play().agent(clients, temperature=temperature, top_p=top_p, greedy=greedy)
+    loaded = loaded.for_play()
+    agent = loaded.agent(clients, temperature=temperature, top_p=top_p, greedy=greedy)
     server = Server(agent, seed, text, say=say)
     if text:
         say(f"instruction: {text}")
@@ -104,12 +107,15 @@ async def _serve(server: Server, socket: str | None, tcp: str | None, public: bo
 
 
 def stopping_on_signals(stop: Callable[[], None]) -> None:
-    """Let Ctrl-C and SIGTERM end the server in order; a second one ends the process as usual."""
+    """Let Ctrl-C and SIGTERM end the server in order; one that comes a second later ends the process as usual."""
     loop = asyncio.get_running_loop()
 
-    def first() -> None:
+    def as_usual() -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
+
+    def first() -> None:
+        loop.call_later(ECHO_S, as_usual)
         stop()
 
     with contextlib.suppress(NotImplementedError):  # on Windows Ctrl-C cancels the loop's task instead

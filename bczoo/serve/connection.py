@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -38,6 +39,7 @@ class Limits:
         unread_bytes: of answers that a client has not read; while there are more, its frames are dropped.
         unread_s: longest time in seconds that a client may leave so many unread.
         connections: at once. One more takes the place of the oldest that has never played.
+        idle_s: longest time in seconds that a player may send no frame and keep its place when somebody else wants it.
     """
 
     message_bytes: int = wire.LARGEST_MESSAGE
@@ -46,6 +48,7 @@ class Limits:
     unread_bytes: int = 64 * 1024
     unread_s: float = 10.0
     connections: int = 256
+    idle_s: float = 30.0
 
 
 @dataclass
@@ -79,7 +82,7 @@ class Waiting:
     """A frame on its way through the server; ``arrived`` in seconds of ``time.perf_counter``."""
 
     id: int
-    pixels: np.ndarray  # (H, W, 3)
+    pixels: np.ndarray  # (H, W, 3), resized to the policy's size
     arrived: float
 
 
@@ -110,7 +113,10 @@ class Connection:
     Attributes:
         row: of the agent; None until there is a frame that can be played.
         seed: of the row, until it has begun.
-        waiting: the newest frame.
+        heard: when the latest frame came, in seconds of ``time.perf_counter``.
+        resizing: a frame is being resized.
+        waiting: the newest frame that can be played.
+        stepped: when the latest step with a frame of it began, in seconds of ``time.perf_counter``.
         in_step: a frame is being played.
         idle: set while no frame waits or is played.
         blocked: too many answers are unread.
@@ -137,7 +143,8 @@ class Connection:
         self.row: int | None = None
         self.seed: int | None = None
         self.waiting: Waiting | None = None
-        self.in_step = self.blocked = self.finished = self.gone = self.failed = False
+        self.heard = self.stepped = -math.inf
+        self.resizing = self.in_step = self.blocked = self.finished = self.gone = self.failed = False
         self.idle = asyncio.Event()
         self.idle.set()
         self.dropped = 0

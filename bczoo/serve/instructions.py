@@ -19,10 +19,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from bczoo.errors import UserError
 from bczoo.model.policy import BCPolicy
 from bczoo.serve.wire import LONGEST_TEXT
 
@@ -125,14 +123,7 @@ class Embedder:
 
     def embed(self, text: str) -> Tensor:
         """The embedding of a text, (E,)."""
-        encoder, width = self.policy.text_encoder, self.policy.input_spec.text_dim
-        if encoder is None or width is None:
-            raise UserError(str(self._deaf()))
-        with torch.no_grad():
-            embedding = encoder([text])[0]
-        if tuple(embedding.shape) != (width,):
-            raise UserError(f"the text encoder gives {tuple(embedding.shape)}, the policy needs ({width},)")
-        return embedding
+        return self.policy.embed(text)
 
     def _deaf(self) -> str | None:
         """Why this policy follows no words at all."""

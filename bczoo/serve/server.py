@@ -2,15 +2,17 @@
 
 Place in the pipeline: :mod:`bczoo.serve.listen` opens the sockets, :mod:`bczoo.serve.connection` reads and writes, an
 :class:`~bczoo.agent.Agent` plays, one row of it for every client. One asyncio loop does all that waits; one thread
-beside it steps the agent, so that the loop goes on reading while the policy computes:
+beside it steps the agent, so that the loop goes on reading while the policy computes; others resize frames, so that
+nobody waits for the large frames of somebody else:
 
-    connection --- read ---> newest frame --+
-    connection --- read ---> newest frame --+--> one step for all that have a frame --> answers
-    connection --- read ---> newest frame --+
+    connection --- read ---> resize ---> newest frame --+
+    connection --- read ---> resize ---> newest frame --+--> one step for all that have a frame --> answers
+    connection --- read ---> resize ---> newest frame --+
 
 A client has one place for a frame that waits, and a newer frame takes it: what was there is dropped and counted. So a
 slow policy plays the present, never a backlog, and memory does not grow. Whatever a client sends is its own trouble:
-limits on size, time and unread answers end its connection, nobody else's.
+limits on size, time and unread answers end its connection, nobody else's. Who sends faster than the policy plays lets
+the others go first.
 """
 
 from __future__ import annotations
@@ -30,11 +32,13 @@ from torch import Tensor
 
 from bczoo.agent import Agent
 from bczoo.errors import UserError
+from bczoo.frames import resize
 from bczoo.latency import Durations, StageTimes
 from bczoo.serve import wire
 from bczoo.serve.connection import READ_BYTES, Connection, Counts, Limits, Newcomers, Waiting
 from bczoo.serve.instructions import CLEAR, Embedder, Instruction
 
+HURRY = 0.5  # of a frame's time: who has had a turn since then lets others go first
 STRANGERS_TOLD_S = 5.0  # connections that never played are told at most this often
 
 
@@ -47,7 +51,7 @@ class Totals:
         players: of them those that sent a frame that could be played.
         counts: of the frames of all of them.
         latency: by stage, in milliseconds; ``total`` from the arrival of a frame's last byte until its answer was
-            written, ``wait`` from there until the step began.
+            written, ``wait`` from there until the step began, with the time to resize it.
     """
 
     connections: int
@@ -93,6 +97,7 @@ class Server:
         self.accepted, self.players = 0, 0
         self.newcomers = Newcomers(self.limits.newcomer_bytes)
         self.counts, self.times = Counts(), StageTimes()
+        self.hurry_s = HURRY / agent.policy.input_spec.fps
         self.instruction = Instruction(say)
         self.embedder = Embedder(agent.policy)
         if text:
@@ -100,6 +105,8 @@ class Server:
             self.embedder.say(self.instruction, text)
         self.wake, self.stopped = asyncio.Event(), asyncio.Event()
         self.loop: asyncio.AbstractEventLoop | None = None
+        # one for every place, because in a queue a client would wait for the frames of others
+        self._resizers = ThreadPoolExecutor(agent.games, "bczoo-resize")
         self._strangers, self._strangers_told = 0, -math.inf
 
     async def run(self, listening: Sequence[socket.socket]) -> Totals:
@@ -109,7 +116,7 @@ class Server:
             listening: sockets that clients connect to.
         """
         self.loop = asyncio.get_running_loop()
-        with ThreadPoolExecutor(1, "bczoo-play") as thread:
+        with ThreadPoolExecutor(1, "bczoo-play") as thread, self._resizers:
             work: list[asyncio.Task[Any]] = []
             servers: list[asyncio.Server] = []
             try:
@@ -166,16 +173,19 @@ class Server:
             return
         oldest = next((c for c in self.connections if c.row is None), None)
         if oldest is not None:
-            oldest.end(f"gave way to a new connection, {self.limits.connections} are allowed at once")
-            oldest.answer(wire.action(0), oldest.why)
-            self._left(oldest)
+            self._give_way(oldest, f"gave way to a new connection, {self.limits.connections} are allowed at once")
+
+    def _give_way(self, connection: Connection, why: str) -> None:
+        connection.end(why)
+        connection.answer(wire.action(0), why)
+        self._left(connection)
 
     def _left(self, connection: Connection) -> None:
         """Forget a client."""
         if connection.gone:
             return
         connection.gone = True
-        connection.counts.dropped += (connection.waiting is not None) + connection.in_step
+        connection.counts.dropped += (connection.waiting is not None) + connection.resizing + connection.in_step
         connection.waiting = None
         self.connections.pop(connection, None)
         self.embedder.forget(connection.instruction)
@@ -214,7 +224,7 @@ class Server:
     async def _serve(self, connection: Connection) -> None:
         try:
             while (payload := await connection.message()) is not None:
-                self._take_in(connection, payload, time.perf_counter())
+                await self._take_in(connection, payload, time.perf_counter())
                 await asyncio.sleep(0)  # a flood of small messages must not keep the loop from the others
             await connection.idle.wait()  # who has only stopped sending still gets its answer
         except wire.FramingError as error:
@@ -224,7 +234,7 @@ class Server:
             connection.counts.errors += 1
             await connection.turn_away(error.id, str(error))
 
-    def _take_in(self, connection: Connection, payload: bytes | bytearray, arrived: float) -> None:
+    async def _take_in(self, connection: Connection, payload: bytes | bytearray, arrived: float) -> None:
         try:
             frame = wire.parse_frame(payload)
         except wire.FrameError as error:
@@ -234,17 +244,32 @@ class Server:
         connection.counts.frames += 1
         if connection.row is None:
             self._seat(connection, frame.id)
+        connection.heard = arrived
+        pixels = await self._resized(connection, frame.pixels)
         if frame.text is not None:
             self.embedder.say(connection.instruction, frame.text)
         if connection.waiting is not None:
             connection.counts.dropped += 1
             connection.dropped += 1
-        connection.waiting = Waiting(frame.id, frame.pixels, arrived)
+        connection.waiting = Waiting(frame.id, pixels, arrived)
         connection.idle.clear()
         self.wake.set()
 
+    async def _resized(self, connection: Connection, pixels: np.ndarray) -> np.ndarray:
+        """A frame (H, W, 3) in the policy's size; the client's next message is not read before."""
+        spec = self.agent.policy.input_spec
+        if pixels.shape[:2] == (spec.frame_size, spec.frame_size):
+            return pixels
+        assert self.loop is not None
+        connection.resizing = True  # stays so if the client is forgotten meanwhile, and the frame counts as dropped
+        pixels = await self.loop.run_in_executor(self._resizers, resize, pixels, spec.frame_size, spec.resize)
+        connection.resizing = False
+        return pixels
+
     def _seat(self, connection: Connection, id: int) -> None:
         """Give a client a row of the agent, on its first frame."""
+        if not self.free_rows:
+            self._free_idle_row()
         if not self.free_rows:
             raise NoPlaceError(
                 id,
@@ -256,6 +281,12 @@ class Server:
         self.free_rows.remove(connection.row)
         self.say(f"client {connection.number} plays, seed {connection.seed}")
         self.players += 1
+
+    def _free_idle_row(self) -> None:
+        """Let the player that has been idle longest give way, if that is too long."""
+        idlest = min((c for c in self.connections if c.row is not None), key=lambda c: c.heard)
+        if time.perf_counter() - idlest.heard > self.limits.idle_s:
+            self._give_way(idlest, f"sent no frame for {self.limits.idle_s:g} s and gave way to a new player")
 
     # playing
 
@@ -272,13 +303,18 @@ class Server:
                     self._finish(turn, result, begun)
 
     def _turns(self) -> list[Turn]:
-        """One turn for every client that has a frame and reads its answers, by ascending row."""
-        turns = []
-        for connection in sorted((c for c in self.connections if c.waiting and not c.blocked), key=_row):
+        """One turn for every client that has a frame and reads its answers, by ascending row.
+
+        Those that have just had one are left out while others wait.
+        """
+        turns, now = [], time.perf_counter()
+        ready = [c for c in self.connections if c.waiting and not c.blocked]
+        patient = [c for c in ready if now - c.stepped >= self.hurry_s]
+        for connection in sorted(patient or ready, key=_row):
             assert connection.waiting is not None
             speaker = connection.instruction if connection.instruction.ready else self.instruction
             turn = Turn(connection, _row(connection), connection.seed, connection.waiting, speaker.embedding)
-            connection.waiting, connection.seed, connection.in_step = None, None, True
+            connection.waiting, connection.seed, connection.in_step, connection.stepped = None, None, True, now
             turns.append(turn)
         return turns
 

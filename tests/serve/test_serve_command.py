@@ -65,7 +65,7 @@ def test_it_plays_until_ctrl_c_and_leaves_nothing(here):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
-def test_one_signal_stops_and_a_second_one_does_what_it_always_does(number):
+def test_one_signal_stops_its_echo_does_nothing_and_a_later_one_what_it_always_does(number, monkeypatch):
     usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
     before = signal.signal(number, usual)
 
@@ -75,6 +75,11 @@ def test_one_signal_stops_and_a_second_one_does_what_it_always_does(number):
         assert signal.getsignal(number) != usual
         os.kill(os.getpid(), number)
         await asyncio.wait_for(stopped.wait(), 30)
+        os.kill(os.getpid(), number)  # would end the process
+        monkeypatch.setattr(commands, "ECHO_S", 0.0)
+        async with asyncio.timeout(30):
+            while signal.getsignal(number) != usual:
+                await asyncio.sleep(0.01)
         return signal.getsignal(number)
 
     loop = asyncio.new_event_loop()  # a runner of its own would handle Ctrl-C itself

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 
 import numpy as np
@@ -11,7 +12,9 @@ import torch
 from serving import SEED, alone, frames, opinionated, play, serving, until, wired
 
 from bczoo.errors import UserError
+from bczoo.frames import resize
 from bczoo.model.text import TextEncoder
+from bczoo.serve import server as server_module
 from bczoo.serve.connection import Limits
 from bczoo.serve.server import Server
 
@@ -90,6 +93,7 @@ def test_frames_that_wait_at_the_same_time_are_one_step():
     with serving() as served, served.client() as a, served.client() as b:
         play(a, frames(1))
         play(b, frames(1))
+        served.server.hurry_s = 0
         gate = Gate(served.server.agent)
         a.send(frames(1)[0])
         assert gate.entered.acquire(timeout=30)
@@ -100,6 +104,76 @@ def test_frames_that_wait_at_the_same_time_are_one_step():
         assert (a.receive(30).id, a.receive(30).id, b.receive(30).id) == (1, 2, 1)
         assert gate.calls == [[0], [0, 1]]
         gate.open.release(9)
+
+
+def test_who_has_just_had_a_turn_lets_others_go_first():
+    policy, pictures = opinionated(), frames(3)
+    with serving(policy) as served, served.client() as hasty, served.client() as b:
+        got = play(hasty, pictures[:1])
+        play(b, pictures[:1])
+        served.server.hurry_s = math.inf
+        connections = list(served.server.connections)
+        gate = Gate(served.server.agent)
+        hasty.send(pictures[1])
+        assert gate.entered.acquire(timeout=30)
+        connections[1].stepped = -math.inf  # long ago
+        hasty.send(pictures[2])
+        b.send(pictures[1])
+        until(lambda: all(c.waiting for c in connections))
+        gate.open.release(9)
+        got += [hasty.receive(30).values, hasty.receive(30).values]
+        assert b.receive(30).error is None
+    assert gate.calls == [[0], [1], [0]]  # and alone it is not held up
+    assert got == alone(policy, SEED, pictures)
+
+
+class SlowResize:
+    """Holds up the resizing of frames of 100 x 100 pixels."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.entered, self.open = threading.Semaphore(0), threading.Semaphore(0)
+        monkeypatch.setattr(server_module, "resize", self)
+
+    def __call__(self, picture, *options):
+        if picture.shape[0] == 100:
+            self.entered.release()
+            assert self.open.acquire(timeout=30)
+        return resize(picture, *options)
+
+
+def test_nobody_waits_for_the_frames_of_others_to_be_resized(monkeypatch):
+    policy, large, others = opinionated(), frames(3, size=100), frames(6, size=90)
+    slow = SlowResize(monkeypatch)
+    with serving(policy, clients=2) as served, served.client() as a, served.client() as b:
+        for picture in large:
+            a.send(picture)
+        assert slow.entered.acquire(timeout=30)
+        steps, step_many = [], served.server.agent.step_many
+        served.server.agent.step_many = lambda *call: (steps.append(call), step_many(*call))[1]
+        assert play(b, others) == alone(policy, SEED + 1, others)
+        gate = Gate(served.server.agent)
+        slow.open.release()
+        assert gate.entered.acquire(timeout=30)
+        slow.open.release(9)
+        until(lambda: next(iter(served.server.connections)).counts.dropped == 1)  # the second, for the third
+        gate.open.release(9)
+        got = [a.receive(30), a.receive(30)]
+    assert [(answer.id, answer.dropped) for answer in got] == [(0, 1), (2, 0)]
+    assert [answer.values for answer in got] == alone(policy, SEED, [large[0], large[2]])
+    size = policy.input_spec.frame_size
+    assert {p.shape for _, pictures, _ in steps for p in pictures} == {(size, size, 3)}
+    assert str(served.totals.counts) == "9 frames, 8 answers, 1 dropped, 0 errors, 0 broken"
+
+
+def test_frames_that_are_resized_when_the_server_ends_are_counted(monkeypatch):
+    slow = SlowResize(monkeypatch)
+    with serving() as served, served.client() as client:
+        client.send(frames(1, size=100)[0])
+        assert slow.entered.acquire(timeout=30)
+        served.in_loop(served.server.stop)
+        until(lambda: not served.server.connections)
+        slow.open.release(9)
+    assert str(served.totals.counts) == "1 frames, 0 answers, 1 dropped, 0 errors, 0 broken"
 
 
 def test_the_newest_frame_wins_and_those_before_it_are_counted():
@@ -156,6 +230,26 @@ def test_one_player_too_many_is_told_and_those_who_play_go_on():
             play(third, pictures)
 
 
+def test_the_player_that_has_been_idle_longest_gives_way_to_a_new_one():
+    policy, pictures = opinionated(), frames(4)
+    with serving(policy, clients=2, limits=Limits(idle_s=1000)) as served, served.client() as a, served.client() as b:
+        play(a, pictures[:1])
+        got = play(b, pictures[:2])
+        for connection, seconds in zip(list(served.server.connections), (1300, 1200), strict=True):
+            connection.heard -= seconds
+        with served.client() as c:
+            assert play(c, pictures) == alone(policy, SEED + 2, pictures)
+            told = a.receive(30)
+            assert told.error == "sent no frame for 1000 s and gave way to a new player" and not told.values["keys"]
+            with pytest.raises(UserError, match="the server has closed the connection"):
+                a.receive(30)
+            assert got + play(b, pictures[2:]) == alone(policy, SEED + 1, pictures)
+            with served.client() as d:  # by now nobody is idle
+                d.send(pictures[0])
+                assert "all 2 places are taken" in d.receive(30).error
+    assert any(line.startswith("client 0 left (sent no frame for 1000 s") for line in served.lines)
+
+
 def test_a_bad_frame_is_answered_and_the_game_goes_on():
     policy, pictures = opinionated(), frames(4)
     with serving(policy) as served, served.client() as client:
@@ -170,7 +264,7 @@ def test_a_bad_frame_is_answered_and_the_game_goes_on():
 
 def test_a_failing_step_is_its_clients_trouble_alone(caplog):
     policy = opinionated()
-    marked = np.full((8, 8, 3), 77, np.uint8)
+    marked = np.full_like(frames(1)[0], 77)
     with serving(policy) as served, served.client() as a, served.client() as b:
         agent = served.server.agent
         step_many = agent.step_many
@@ -181,6 +275,7 @@ def test_a_failing_step_is_its_clients_trouble_alone(caplog):
             return step_many(rows, pictures, texts)
 
         agent.step_many = failing
+        served.server.hurry_s = 0
         got = [play(a, frames(1, 1)), play(b, frames(1, 2))]
         gate = Gate(agent)
         a.send(frames(1, 1)[0])
@@ -371,7 +466,7 @@ def test_a_policy_that_fails_before_anybody_plays_ends_the_server():
 
 
 def test_limits_are_those_that_are_documented():
-    assert Limits() == Limits(32 * 2**20, 10.0, 128 * 2**20, 64 * 1024, 10.0, 256)
+    assert Limits() == Limits(32 * 2**20, 10.0, 128 * 2**20, 64 * 1024, 10.0, 256, 30.0)
 
 
 def test_decisions_pass_through_the_message_unchanged():
