@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from bczoo import ActionDecoder, BackboneHeads, IndependentHeads, RecordingDataModule, sampling
 from bczoo.data.recording import RecordingWriter
+from bczoo.data.video import VideoWriter
 from bczoo.latency import StageTimes
 from bczoo.model import stream
 from bczoo.model.blocks import ROPE_BASE, Rotation
@@ -328,13 +329,18 @@ def test_stages_are_measured_when_asked():
     assert all(row["n"] == 3 and row["max"] > 0 for row in summary.values())
 
 
-def test_live_and_recorded_frames_become_the_same_tensor(tmp_path):
-    """A lossless recording of larger frames, read as for training, against the same pixels shown to an agent."""
+@pytest.mark.parametrize(("height", "width"), [(96, 96), (64, 64), (80, 112)])
+def test_live_and_recorded_frames_become_the_same_tensor(height, width, tmp_path):
+    """A lossless video, read as for training, against the same pixels shown to an agent."""
     policy = tiny.tiny_policy(text_dim=None).eval()
-    shown = np.random.default_rng(0).integers(0, 256, (7, 96, 96, 3), dtype=np.uint8)
-    with RecordingWriter(tmp_path / "game", size=96, crf=0, pix_fmt="rgb24") as writer:
+    shown = np.random.default_rng(0).integers(0, 256, (7, height, width, 3), dtype=np.uint8)
+    with RecordingWriter(tmp_path / "game", size=64) as writer:
         for frame in shown:
             writer.add(frame, user={"keys": ["w"]})
+    (tmp_path / "game" / "64x64.mp4").unlink()
+    with VideoWriter(tmp_path / "game" / "video.mp4", fps=20.0, pix_fmt="rgb24", crf=0) as video:
+        for frame in [*shown, shown[-1]]:
+            video.add(frame)
     data = RecordingDataModule(root=str(tmp_path), batch_size=1, num_workers=0, val_fraction=0.0)
     data.trainer = SimpleNamespace(
         lightning_module=policy,
