@@ -98,6 +98,8 @@ class Stream:
         mark("encode")
         latent = self.observe(images, text.to(self.device), index)
         mark("backbone")
+        if self.device.type != "mps":  # has no float64: draws on the CPU
+            u = u.to(self.device)
         ids, p = self.decode(latent, u, index)
         mark("decode")
         return ids, p, latent
