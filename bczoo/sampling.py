@@ -19,6 +19,14 @@ from bczoo.errors import UserError
 LARGEST_BELOW_ONE = math.nextafter(1.0, 0.0)
 
 
+def check_sampling(temperature: float, top_p: float | None = None) -> None:
+    """Raise for options that nothing can be drawn with; commands call it before they load a policy."""
+    if temperature <= 0:
+        raise UserError(f"temperature must be above 0, got {temperature}; greedy takes the most likely action")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise UserError(f"top_p is a probability above 0 and up to 1, got {top_p}")
+
+
 def probabilities(logits: Tensor, temperature: float = 1.0, top_p: float | None = None) -> Tensor:
     """The distribution (..., V) that ids are drawn from, float32.
 
@@ -27,8 +35,7 @@ def probabilities(logits: Tensor, temperature: float = 1.0, top_p: float | None 
         temperature: divides the logits; below 1 is more certain.
         top_p: keep the most likely choices that together reach this mass; only values inside (0, 1) count.
     """
-    if temperature <= 0:
-        raise ValueError(f"temperature must be above 0, got {temperature}; use greedy=True for the most likely id")
+    check_sampling(temperature)
     p = torch.softmax(logits.float() / temperature, dim=-1)
     if top_p is None or not 0 < top_p < 1:
         return p
@@ -62,10 +69,7 @@ class Sampler:
     def __init__(
         self, choices: int, temperature: float = 1.0, top_p: float | None = None, greedy: bool = False
     ) -> None:
-        if temperature <= 0:
-            raise UserError(f"temperature must be above 0, got {temperature}; greedy=True takes the most likely action")
-        if top_p is not None and not 0 < top_p <= 1:
-            raise UserError(f"top_p is a probability above 0 and up to 1, got {top_p}")
+        check_sampling(temperature, top_p)
         self.choices, self.temperature, self.top_p, self.greedy = choices, temperature, top_p, greedy
         self.drawing_s = 0.0
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,16 +23,15 @@ import torch
 
 from bczoo.actions import Decision, Values
 from bczoo.agent import Agent
-from bczoo.data.recording import RecordingWriter
 from bczoo.devices import play_threads, usable_device
 from bczoo.errors import UserError
 from bczoo.games.game import Expert, Game, RunningGame
 from bczoo.games.play import check_playable
+from bczoo.games.record import Todo, recording_of
 from bczoo.games.workers import closing_on_sigterm
 from bczoo.hub.source import locate
 from bczoo.model.policy import BCPolicy
-
-Todo = Sequence[tuple[int, Path]]  # seed and folder of every episode that is to be recorded
+from bczoo.sampling import check_sampling
 
 
 @dataclass(frozen=True)
@@ -118,8 +117,7 @@ class PlayingPolicy:
         cls, source: str, text: str | None, temperature: float, greedy: bool, device: str, revision: str | None
     ) -> PlayingPolicy:
         """The policy of a folder, run, checkpoint or repository; options as of :func:`bczoo.games.record.record`."""
-        if temperature <= 0:
-            raise UserError(f"temperature must be above 0, got {temperature}; --greedy true takes the likeliest action")
+        check_sampling(temperature)
         found = locate(source, revision)
         policy = found.load(device=usable_device(device))
         if text is None and (text := found.record.get("instruction")):
@@ -150,12 +148,6 @@ def _fingerprint(policy: BCPolicy, text: str | None, temperature: float, greedy:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:8]
-
-
-def recording_of(game: Game, folder: Path, size: int, user: str, text: str | None = None) -> RecordingWriter:
-    """The writer of one episode of a game."""
-    name, _, subtype = game.name.partition("/")
-    return RecordingWriter(folder, fps=game.fps, size=size, env=name, env_subtype=subtype, user=user, task=text or "")
 
 
 def record_corrections(

@@ -22,6 +22,7 @@ from bczoo.games.loop import OnStep
 from bczoo.games.play import PlayResult, check_playable, play_beside_baselines, record_play, score_table
 from bczoo.hub.source import Source, locate
 from bczoo.latency import latency_table
+from bczoo.sampling import check_sampling
 
 WATCH_PORT = 8765
 STEPS_UNTIL_NEXT = 10  # of another episode: then the one that is watched is over
@@ -74,8 +75,7 @@ def play_policy(
         dtype: numbers that the policy computes with; those of its weights if left out.
         revision: branch, tag or commit on the Hub.
     """
-    if temperature <= 0:
-        raise UserError(f"temperature must be above 0, got {temperature}; --greedy true takes the most likely action")
+    check_sampling(temperature, top_p)
     if video and Path(video).suffix != ".mp4":
         raise UserError(f"a video is an mp4 file, got {video!r}")
     found = locate(policy, revision)

@@ -24,9 +24,10 @@ from bczoo.actions import BinnedGroup, HeldGroup, Values
 from bczoo.agent import Agent
 from bczoo.errors import UserError
 from bczoo.games.bindings import MOUSE_BUTTON_NAMES, inputs_in
-from bczoo.games.corrections import PlayingPolicy, Todo, recording_of
+from bczoo.games.corrections import PlayingPolicy
 from bczoo.games.game import Game, RunningGame
 from bczoo.games.play import check_playable
+from bczoo.games.record import Todo, recording_of
 from bczoo.games.workers import closing_on_sigterm
 
 HOLDS_S = 0.5  # a person keeps the controls for so long after the last input

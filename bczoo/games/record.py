@@ -12,9 +12,9 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -27,10 +27,9 @@ from bczoo.games.game import Game, make_game
 from bczoo.games.players import KEYBOARD, Holding, make_player
 from bczoo.games.workers import in_processes
 
-if TYPE_CHECKING:
-    from bczoo.games.corrections import Todo
-
 BURST_STEPS = (2, 10)
+Todo = Sequence[tuple[int, Path]]  # seed and folder of every episode that is to be recorded
+
 TAKEOVER_OPTIONS = ("takeover", "takeover_steps", "dagger")
 
 
@@ -206,15 +205,20 @@ def episode_name(env: str, agent: str, seed: int, size: int, noise: float, hold:
     return f"{game}_{agent}{disturbed}{held}_{size}px_{seed:06d}"
 
 
+def recording_of(game: Game, folder: Path, size: int, user: str, text: str | None = None) -> RecordingWriter:
+    """The writer of one episode of a game."""
+    name, _, subtype = game.name.partition("/")
+    return RecordingWriter(folder, fps=game.fps, size=size, env=name, env_subtype=subtype, user=user, task=text or "")
+
+
 def record_episode(game: Game, agent: str, seed: int, folder: str, size: int, noise: float, hold: int = 1) -> float:
     """Play one episode and write it to ``folder``; returns the sum of rewards."""
     player = Holding(make_player(agent, game), hold)
     bursts = Bursts(game, noise, seed)
-    name, _, subtype = game.name.partition("/")
     total, done = 0.0, False
     with (
         game.open(for_expert=player.privileged) as running,
-        RecordingWriter(folder, fps=game.fps, size=size, env=name, env_subtype=subtype, user=agent) as writer,
+        recording_of(game, Path(folder), size, agent) as writer,
     ):
         player.start(1, seed)
         frame, info = running.reset(seed)

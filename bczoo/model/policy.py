@@ -305,6 +305,15 @@ class BCPolicy(L.LightningModule):
 
     # ------------------------------------------------------------------ play
 
+    @property
+    def deaf_because(self) -> str | None:
+        """Why this policy can follow no instruction in words; None if it can."""
+        if self.input_spec.text_dim is None:
+            return NO_TEXT
+        if self.text_encoder is None:
+            return "this policy has no text_encoder; set one in its config (bczoo.GemmaTextEncoder)"
+        return None
+
     @torch.no_grad()
     def embed(self, text: str) -> Tensor:
         """The embedding (E,) of an instruction, float32 on the CPU.
@@ -312,10 +321,8 @@ class BCPolicy(L.LightningModule):
         Raises:
             ValueError: this policy takes no text, or has no text encoder, or one of another width.
         """
-        if self.input_spec.text_dim is None:
-            raise UserError(NO_TEXT)
-        if self.text_encoder is None:
-            raise UserError("this policy has no text_encoder; set one in its config (bczoo.GemmaTextEncoder)")
+        if self.deaf_because or self.text_encoder is None:
+            raise UserError(self.deaf_because)
         embedding = self.text_encoder([text])[0].float().cpu()
         if tuple(embedding.shape) != (self.input_spec.text_dim,):
             raise UserError(

@@ -89,7 +89,7 @@ class Embedder:
             instruction.hold(None)
         elif text in self.known:
             instruction.hold(self.known[text])
-        elif why := self._deaf():
+        elif why := self.policy.deaf_because:
             instruction.fail(f"the instruction is not followed: {why}")
         else:
             self.waiting[instruction] = None
@@ -111,7 +111,7 @@ class Embedder:
 
     async def _follow(self, instruction: Instruction, text: str) -> None:
         try:
-            embedding = self.known[text] if text in self.known else await in_daemon_thread(self.embed, text)
+            embedding = self.known[text] if text in self.known else await in_daemon_thread(self.policy.embed, text)
         except Exception as error:
             instruction.fail(f"the instruction is not followed: {text[:80]!r} cannot be embedded ({error})")
             return
@@ -120,18 +120,6 @@ class Embedder:
         self.known[text] = embedding
         if instruction.said == text:  # otherwise something newer was said meanwhile
             instruction.hold(embedding)
-
-    def embed(self, text: str) -> Tensor:
-        """The embedding of a text, (E,)."""
-        return self.policy.embed(text)
-
-    def _deaf(self) -> str | None:
-        """Why this policy follows no words at all."""
-        if self.policy.input_spec.text_dim is None:
-            return "this policy takes no text (text_dim is null)"
-        if self.policy.text_encoder is None:
-            return "this policy has no text_encoder; set one in its config (bczoo.GemmaTextEncoder)"
-        return None
 
 
 async def in_daemon_thread(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -101,7 +101,7 @@ class Server:
         self.instruction = Instruction(say)
         self.embedder = Embedder(agent.policy)
         if text:
-            self.embedder.known[text] = self.embedder.embed(text)
+            self.embedder.known[text] = agent.policy.embed(text)
             self.embedder.say(self.instruction, text)
         self.wake, self.stopped = asyncio.Event(), asyncio.Event()
         self.loop: asyncio.AbstractEventLoop | None = None
