@@ -16,18 +16,22 @@ from __future__ import annotations
 import dataclasses
 import math
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import NormalDist
 from typing import Any, Literal
 
 import numpy as np
 
+from bczoo import arguments
 from bczoo.errors import UserError
 
 Values = dict[str, Any]  # group name -> list of names (held, switch) or a number (binned)
 Ids = dict[str, list[int]]  # group name -> one id per token
 MOST_TOKENS = 256  # of a group
+FURTHEST = 10**9  # from zero, of a number in bins
 MouseDecoding = Literal["mean", "conservative", "truncated_normal"]
 
 
@@ -50,6 +54,10 @@ class HeldGroup:
     tokens: int
 
     kind = "held"
+
+    def __post_init__(self) -> None:
+        of = _check_names(self, fewest=2)
+        arguments.whole(f"tokens {of}", self.tokens, 1, MOST_TOKENS)
 
     @property
     def choices(self) -> int:
@@ -76,6 +84,9 @@ class SwitchGroup:
 
     kind = "switch"
     choices = 2
+
+    def __post_init__(self) -> None:
+        _check_names(self, most=MOST_TOKENS)
 
     @property
     def tokens(self) -> int:
@@ -115,6 +126,23 @@ class BinnedGroup:
 
     kind = "binned"
     tokens = 1
+
+    def __post_init__(self) -> None:
+        of = _check_name(self)
+        if not isinstance(self.edges, tuple) or not self.edges:
+            arguments.refuse(f"edges {of}", self.edges, "a list of at least one number")
+        for name, value in (*(("edges", edge) for edge in self.edges), ("low", self.low), ("high", self.high)):
+            arguments.number(f"{name} {of}", value, -FURTHEST, FURTHEST)
+        if any(a >= b for a, b in pairwise(self.edges)):
+            arguments.refuse(f"edges {of}", self.edges, "in ascending order")
+        if self.std is not None:
+            arguments.number(f"std {of}", self.std, 1e-6, FURTHEST)
+        arguments.flag(f"integer {of}", self.integer)
+        for i in range(self.choices):
+            low, high = self.support(i)
+            if low > high:
+                kind = "whole number" if self.integer else "number"
+                raise UserError(f"bin {i} {of} holds no {kind}; look at its edges, low and high")
 
     @property
     def choices(self) -> int:
@@ -189,19 +217,10 @@ class ActionSpace:
     groups: tuple[ActionGroup, ...]
 
     def __post_init__(self) -> None:
+        arguments.line("name of an action space", self.name)
         names = [g.name for g in self.groups]
         if len(set(names)) != len(names) or not names:
-            raise UserError(f"an action space needs groups of different names, got {names}")
-        for group in self.groups:
-            if not (group.name.isidentifier() and not group.name.startswith("_")):
-                raise UserError(f"an action group needs a plain name such as mouse_dx, got {group.name!r}")
-            if not isinstance(group, BinnedGroup) and len(set(group.names)) != len(group.names):
-                raise UserError(f"action group {group.name!r} names something twice: {', '.join(group.names)}")
-            if not (1 <= group.tokens <= MOST_TOKENS and group.choices > 1):
-                raise UserError(
-                    f"action group {group.name!r} has {group.tokens} tokens of {group.choices} choices; it needs 1 to "
-                    f"{MOST_TOKENS} tokens and at least 2 choices"
-                )
+            raise UserError(f"an action space needs groups of different names, got {arguments.shown(names)}")
 
     @classmethod
     def keyboard_mouse(
@@ -214,6 +233,8 @@ class ActionSpace:
             max_keys: how many keys can be held at once.
             max_mouse_buttons: how many mouse buttons can be held at once.
         """
+        if isinstance(extra_keys, str) or not isinstance(extra_keys, Sequence):
+            arguments.refuse("extra_keys", extra_keys, "a list of names")
         return cls(
             "keyboard_mouse",
             (
@@ -240,24 +261,29 @@ class ActionSpace:
 
     @classmethod
     def from_dict(cls, spec: Mapping[str, Any]) -> ActionSpace:
-        """Inverse of :meth:`to_dict`; also accepts ``{"name": "keyboard_mouse"}`` for a space known by name."""
+        """Inverse of :meth:`to_dict`; also accepts ``{"name": "keyboard_mouse"}`` for a space known by name.
+
+        Raises:
+            UserError: it is not laid out as an action space.
+        """
+        if not isinstance(spec, Mapping):
+            arguments.refuse("an action space", spec, "a name, or an object with a name and groups")
         if "groups" not in spec:
-            return cls.from_name(spec["name"], **{k: v for k, v in spec.items() if k != "name"})
-        groups = []
-        for group in spec["groups"]:
-            group = dict(group)
-            kind = group.pop("kind", None)
-            if kind not in _KINDS:
-                raise UserError(f"action group kind {kind!r} is not one of {sorted(_KINDS)}")
-            groups.append(_KINDS[kind](**{k: tuple(v) if isinstance(v, list) else v for k, v in group.items()}))
-        return cls(spec["name"], tuple(groups))
+            return cls.from_name(spec.get("name"), **{k: v for k, v in spec.items() if k != "name"})
+        if spec.keys() != {"name", "groups"} or not isinstance(spec["groups"], list | tuple):
+            arguments.refuse("an action space", dict(spec), "an object with a name and a list of groups")
+        return cls(spec["name"], tuple(_group(group) for group in spec["groups"]))
 
     @classmethod
-    def from_name(cls, name: str, **arguments: Any) -> ActionSpace:
+    def from_name(cls, name: Any, **options: Any) -> ActionSpace:
+        """A space known by name; options as of the method of that name."""
         factories = {"keyboard_mouse": cls.keyboard_mouse, "gamepad": cls.gamepad}
-        if name not in factories:
-            raise UserError(f"action space {name!r} is not known by name; choose one of {sorted(factories)}")
-        return factories[name](**arguments)
+        if not isinstance(name, str) or name not in factories:
+            raise UserError(
+                f"action space {arguments.shown(name)} is not known by name; choose one of {sorted(factories)}"
+            )
+        arguments.check_call(f"action space {name!r}", factories[name], **options)
+        return factories[name](**options)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON that :meth:`from_dict` reads back to an equal space."""
@@ -356,6 +382,39 @@ class Decision:
         if name in values:
             return values[name]
         raise AttributeError(f"this decision has no {name!r}; its groups are {sorted(values)}")
+
+
+def _group(spec: Any) -> ActionGroup:
+    """The group that an entry of :meth:`ActionSpace.to_dict` describes."""
+    if not isinstance(spec, Mapping):
+        arguments.refuse("an action group", spec, f"an object with a kind out of {sorted(_KINDS)} and a name")
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.items() if k != "kind"}
+    kind, which = spec.get("kind"), f"action group {arguments.shown(spec.get('name'))}"
+    if not isinstance(kind, str) or kind not in _KINDS:
+        arguments.refuse(f"kind of {which}", kind, f"one of {sorted(_KINDS)}")
+    arguments.check_call(which, _KINDS[kind], **options)
+    return _KINDS[kind](**options)
+
+
+def _check_name(group: ActionGroup) -> str:
+    """Check the name of a group; returns how errors refer to it."""
+    arguments.line("name of an action group", group.name)
+    if not (group.name.isidentifier() and not group.name.startswith("_")):
+        raise UserError(f"an action group needs a plain name such as mouse_dx, got {group.name!r}")
+    return f"of action group {group.name!r}"
+
+
+def _check_names(group: HeldGroup | SwitchGroup, fewest: int = 1, most: float = math.inf) -> str:
+    """Check the name of a group and the names in it; returns how errors refer to it."""
+    of = _check_name(group)
+    if not isinstance(group.names, tuple) or not fewest <= len(group.names) <= most:
+        at_most = "" if most == math.inf else f" and at most {most}"
+        arguments.refuse(f"names {of}", group.names, f"a list of at least {fewest}{at_most} names")
+    for name in group.names:
+        arguments.line(f"names {of}", name)
+    if len(set(group.names)) != len(group.names):
+        raise UserError(f"names {of} have {Counter(group.names).most_common(1)[0][0]!r} more than once")
+    return of
 
 
 def _lookup(group: HeldGroup | SwitchGroup, held: set[str], ignore_unknown: bool) -> set[int]:

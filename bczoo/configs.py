@@ -82,9 +82,10 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 def without_imagenet(init_args: Mapping[str, Any]) -> dict[str, Any]:
     """A policy's arguments with an encoder that loads no ImageNet weights; other encoders stay as they are."""
-    encoder = init_args.get("encoder") or {"class_path": "bczoo.ImageEncoder"}
-    takes = "pretrained" in encoder.get("init_args", {}) or encoder["class_path"] == "bczoo.ImageEncoder"
-    if not takes:
+    encoder = init_args.get("encoder", {"class_path": "bczoo.ImageEncoder"})
+    if not isinstance(encoder, Mapping) or not isinstance(encoder.get("init_args", {}), Mapping):
+        return dict(init_args)  # no encoder, as its constructor will say
+    if "pretrained" not in encoder.get("init_args", {}) and encoder.get("class_path") != "bczoo.ImageEncoder":
         return dict(init_args)
     return {**init_args, "encoder": merge(encoder, {"init_args": {"pretrained": False}})}
 

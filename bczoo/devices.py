@@ -21,7 +21,7 @@ def usable_device(name: str) -> torch.device:
     """The device of a name, if this machine has it."""
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.empty(1, device=device).cpu()  # which the device meta cannot
     except (RuntimeError, AssertionError) as error:
         raise UserError(
             f"the device {name!r} cannot be used here; choose cpu, or cuda on a machine with a GPU"

@@ -5,15 +5,16 @@ Shape legend: B batch, T time steps, H = W frame size in pixels, n tokens of a g
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import NotRequired, TypedDict
 
 from torch import Tensor
 
+from bczoo import arguments
 from bczoo.actions import ActionSpace
-from bczoo.errors import UserError
 from bczoo.frames import FILTERS
+
+SLOWEST, FASTEST = 0.1, 1000  # steps per second
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class InputSpec:
     Args:
         action_space: what can be pressed and moved.
         frame_size: height and width of a frame in pixels.
-        fps: steps per second.
+        fps: steps per second, 0.1 to 1000.
         window: steps of a training window, and of the memory in play.
         text_dim: values of a text embedding; None if the policy takes no text.
         resize: filter that brings frames of another size to ``frame_size``, in training and in play.
@@ -37,12 +38,12 @@ class InputSpec:
     resize: str = "hamming"
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.fps) and self.fps > 0 and isinstance(self.window, int) and self.window >= 1):
-            raise UserError(
-                f"fps must be above 0 and window a whole number from 1 on, got fps={self.fps}, window={self.window}"
-            )
-        if self.resize not in FILTERS:
-            raise UserError(f"resize filter {self.resize!r} is not one of {', '.join(FILTERS)}")
+        arguments.whole("frame_size", self.frame_size, 1)
+        arguments.number("fps", self.fps, SLOWEST, FASTEST)
+        arguments.whole("window", self.window, 1)
+        if self.text_dim is not None:
+            arguments.whole("text_dim", self.text_dim, 1)
+        arguments.one_of("resize", self.resize, FILTERS)
 
 
 class Batch(TypedDict):

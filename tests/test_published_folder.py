@@ -682,7 +682,7 @@ def test_configs_that_describe_no_policy_are_refused(where, value, folder):
 @pytest.mark.parametrize(
     ("where", "value"),
     [
-        ("policy.transformer.init_args.layers", 10**6),
+        ("policy.transformer.init_args.layers", 10**4),
         ("policy.action_space.groups", [{"kind": "switch", "name": f"g{i}", "names": ["a"]} for i in range(9_000)]),
     ],
     ids=["layers", "groups"],

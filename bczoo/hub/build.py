@@ -81,7 +81,7 @@ def _build(config: Mapping[str, Any], where: Path, cls: type[BCPolicy] | None) -
 def check_numbers(value: Any, where: Path, entry: str = "policy") -> None:
     """Numbers of a config are small; a huge one would make building the policy take all memory or for ever."""
     if isinstance(value, int | float) and not abs(value) <= LARGEST_NUMBER:  # NaN is not, either
-        raise UserError(f"{where}: {entry} is {value}, which no policy needs")
+        raise UserError(f"{where}: {entry} is {value}; a number of a policy is at most {LARGEST_NUMBER:,} from zero")
     entries = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
     for key, below in entries:
         check_numbers(below, where, f"{entry}.{key}")

@@ -19,12 +19,14 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from bczoo import arguments
 from bczoo.actions import ActionSpace
 from bczoo.model.attention import Sinks, prepend_sinks, sdpa
 from bczoo.model.blocks import Block, Rotation
 from bczoo.model.groups import GroupModules
 from bczoo.model.part import Part
 from bczoo.model.tokens import ActionEmbedding
+from bczoo.model.transformer import MOST_LAYERS
 
 Logits = dict[str, Tensor]  # per group (..., n, V)
 DECODER_POSITION_STD = 3.0
@@ -48,6 +50,7 @@ class Decoder(Part):
         latents: outputs of the backbone it reads per step: action_out alone, or all A positions of a chain.
     """
 
+    template = True
     given = ("width", "space")
     in_backbone = False
 
@@ -117,6 +120,10 @@ class ActionDecoder(Decoder):
         dropout: float = 0.1,
     ) -> None:
         super().__init__(width, space)
+        arguments.whole("ActionDecoder.layers", layers, 1, MOST_LAYERS)
+        arguments.whole("ActionDecoder.heads", heads, 1)
+        arguments.whole("ActionDecoder.sinks", sinks, 0)
+        arguments.share("ActionDecoder.dropout", dropout)
         self.project = nn.Linear(width, width)
         # one more position than is used: the published decoder also feeds the last action token
         self.positions = nn.Parameter(torch.randn(space.tokens + 1, width) * DECODER_POSITION_STD)

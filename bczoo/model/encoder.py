@@ -17,10 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bczoo import arguments
 from bczoo.errors import UserError
 from bczoo.model.part import Part
 
 MIN_FRAME, MAX_FRAME = 32, 512  # pixels
+MOST_STAGES = 100
 
 
 class Encoder(Part):
@@ -31,6 +33,7 @@ class Encoder(Part):
         frame_size: height and width in pixels of the frames it takes.
     """
 
+    template = True
     given = ("width",)
     tokens: int
     frame_size: int
@@ -80,10 +83,13 @@ class ImageEncoder(Encoder):
         channels_last: bool = False,
     ) -> None:
         super().__init__()
-        if not MIN_FRAME <= frame_size <= MAX_FRAME:
-            raise UserError(f"frame_size must be {MIN_FRAME} to {MAX_FRAME} pixels, got {frame_size}")
-        if tokens < 1:
-            raise UserError(f"an encoder needs at least one image token, got tokens={tokens}")
+        arguments.line("ImageEncoder.backbone", backbone)
+        arguments.whole("ImageEncoder.stage", stage, -MOST_STAGES, MOST_STAGES)
+        arguments.whole("ImageEncoder.tokens", tokens, 1)
+        arguments.whole("ImageEncoder.frame_size", frame_size, MIN_FRAME, MAX_FRAME)
+        arguments.share("ImageEncoder.drop_path", drop_path)
+        for name, value in (("frozen", frozen), ("pretrained", pretrained), ("channels_last", channels_last)):
+            arguments.flag(f"ImageEncoder.{name}", value)
         if ":" in backbone or "/" in backbone:  # timm would go and fetch hf-hub:org/name while it builds
             raise UserError(f"backbone is the name of one of timm's architectures, got {backbone!r}")
         self.tokens, self.frame_size, self.frozen = tokens, frame_size, frozen
@@ -148,9 +154,11 @@ def _create_backbone(name: str, stage: int, pretrained: bool, drop_path: float) 
         if "drop_path_rate" not in str(error):
             raise UserError(f"timm's {name} cannot give feature map {stage} ({error}); choose another") from error
         return _create_backbone(name, stage, pretrained, drop_path=0.0)  # has no stochastic depth
+    except (IndexError, AssertionError) as error:
+        raise UserError(f"timm's {name} cannot give feature map {stage} ({error}); choose another stage") from error
     except RuntimeError as error:
         if "Unknown model" not in str(error):
-            raise
+            raise UserError(f"timm cannot build {name} ({error}); choose another backbone") from error
         close = difflib.get_close_matches(name, timm.list_models(), n=5)
         raise UserError(f"timm has no model {name!r}; similar: {close}") from error
     except (OSError, ValueError) as error:

@@ -17,10 +17,12 @@ C columns of a buffer.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from bczoo.errors import UserError
 from bczoo.model.attention import Sinks, sdpa
 from bczoo.model.blocks import Attention, Rotation
 from bczoo.model.layout import StepLayout
@@ -29,6 +31,28 @@ from bczoo.model.transformer import PolicyTransformer
 
 NEVER = -(1 << 40)  # no step
 ALIGNMENT = 16  # columns; kernels on a GPU take masks in whole units of this
+MOST_NUMBERS = 1 << 27  # of a game's memory, whatever the policy ...
+MOST_NUMBERS_PER_WEIGHT = 16  # ... and more for every weight of the backbone
+
+
+def check_size(transformer: PolicyTransformer, layout: StepLayout, window: int) -> None:
+    """Raise if the memory of one game would be out of all proportion to the policy.
+
+    A window is only a number in a config, so that a small file could ask for all memory of a machine. Counted are keys
+    and values, and the masks and their tables in bytes.
+    """
+    columns = transformer.sinks + (window + 1) * (layout.length - 1)
+    attentions: list[Any] = [block.attention for block in transformer.blocks]
+    kept = sum(2 * a.kv_heads * a.head_dim for a in attentions)
+    seen = 2 * len(set(transformer.histories)) * layout.length
+    weights = sum(p.numel() for p in transformer.parameters())
+    needed, allowed = columns * (kept + seen), MOST_NUMBERS + MOST_NUMBERS_PER_WEIGHT * weights
+    if needed > allowed:
+        raise UserError(
+            f"the memory of a game would hold {needed:,} numbers (window {window:,}, {layout.length:,} tokens a step, "
+            f"{len(attentions)} layers); with {weights:,} weights in the backbone at most {allowed:,} are "
+            "allowed, so choose a shorter window or fewer tokens"
+        )
 
 
 @dataclass

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import lightning as L
 
+from bczoo import arguments
 from bczoo.errors import UserError
 
 
@@ -19,9 +20,11 @@ class Configured:
     """Keeps the arguments of its construction in :attr:`init_args`.
 
     Arguments must be plain values (numbers, strings, lists, None); what the policy passes in itself (the width, the
-    action space) is named in ``given`` and left out.
+    action space) is named in ``given`` and left out. A class that others are derived from and that does nothing by
+    itself says ``template = True``.
     """
 
+    template = True
     given: tuple[str, ...] = ()
     init_args: dict[str, Any]
 
@@ -49,6 +52,8 @@ class Configured:
 class Part(Configured, L.LightningModule):
     """A LightningModule that remembers its arguments."""
 
+    template = True
+
 
 T = TypeVar("T")
 
@@ -59,22 +64,38 @@ def class_path(cls: type) -> str:
     return f"{module}.{cls.__qualname__}"
 
 
-def build(spec: Mapping[str, Any], base: type[T], *given: Any) -> T:
-    """Build a part from its :attr:`Configured.spec`. Imports nothing: only classes that are already known are built.
+def build(name: str, part: Any, base: type[T], *given: Any) -> T:
+    """A part of a policy from whatever the policy was given for it.
+
+    Imports nothing: of a spec only classes that are already known are built.
 
     Args:
-        spec: ``{"class_path": ..., "init_args": {...}}``.
+        name: which argument of the policy it is.
+        part: the part; what makes it of ``given``; or its :attr:`Configured.spec`, ``{"class_path": ..., "init_args":
+            {...}}``.
         base: what the part must be a subclass of.
         *given: leading arguments that are not in the spec (width, action space).
+
+    Raises:
+        UserError: it is none of these, or no such part is known, or it has no such argument.
     """
-    known = {class_path(cls): cls for cls in _subclasses(base)}
-    path = spec.get("class_path")
-    if path not in known:
+    if not isinstance(part, Mapping):
+        made = part(*given) if given and callable(part) else part
+        if not isinstance(made, base):
+            arguments.refuse(name, part, f"of class {base.__name__}, or an object with class_path and init_args")
+        return made
+    known = {class_path(cls): cls for cls in _subclasses(base) if not cls.__dict__.get("template")}
+    path = part.get("class_path")
+    if not isinstance(path, str) or path not in known:
         raise UserError(
-            f"{path!r} is not a known {base.__name__}; known are {sorted(known)}. "
+            f"{arguments.shown(path)} is not a known {base.__name__}; known are {sorted(known)}. "
             "A part of your own must be imported before the policy is built."
         )
-    return known[path](*given, **spec.get("init_args", {}))
+    init_args = part.get("init_args", {})
+    if not isinstance(init_args, Mapping):
+        arguments.refuse(f"init_args of {path}", init_args, "an object of its arguments by name")
+    arguments.check_call(path, known[path], *given, **init_args)
+    return known[path](*given, **init_args)
 
 
 def _subclasses(cls: type[T]) -> list[type[T]]:

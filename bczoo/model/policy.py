@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from bczoo import arguments
 from bczoo.actions import ActionSpace
 from bczoo.configs import load_policy, without_imagenet
 from bczoo.errors import UserError
@@ -35,6 +36,7 @@ from bczoo.metrics import ActionMetrics
 from bczoo.model.decoder import ActionDecoder, Decoder, Logits
 from bczoo.model.encoder import Encoder, ImageEncoder
 from bczoo.model.layout import StepLayout
+from bczoo.model.memory import check_size
 from bczoo.model.part import build
 from bczoo.model.text import TextEncoder
 from bczoo.model.tokens import ActionEmbedding, StepTokens
@@ -93,17 +95,18 @@ class BCPolicy(L.LightningModule):
     ) -> None:
         super().__init__()
         self.action_space = ActionSpace.of(action_space)
-        self.transformer = build(transformer, PolicyTransformer) if isinstance(transformer, Mapping) else transformer
+        self.transformer = build("transformer", transformer, PolicyTransformer)
         width = self.transformer.width
-        self.encoder = build(encoder, Encoder, width) if isinstance(encoder, Mapping) else encoder(width)
-        self.decoder = (
-            build(decoder, Decoder, width, self.action_space)
-            if isinstance(decoder, Mapping)
-            else decoder(width, self.action_space)
-        )
-        self.text_encoder = build(text_encoder, TextEncoder) if isinstance(text_encoder, Mapping) else text_encoder
+        self.encoder = build("encoder", encoder, Encoder, width)
+        self.decoder = build("decoder", decoder, Decoder, width, self.action_space)
+        self.text_encoder = None if text_encoder is None else build("text_encoder", text_encoder, TextEncoder)
+        if text_dim is not None:
+            arguments.whole("text_dim", text_dim, 1)
+        arguments.whole("thinking_tokens", thinking_tokens, 0)
+        arguments.flag("past_actions", past_actions)
+        arguments.number("z_loss", z_loss, 0)
         self.layout = StepLayout(
-            text=int(bool(text_dim)),
+            text=int(text_dim is not None),
             image=self.encoder.tokens,
             thinking=thinking_tokens,
             actions=self.action_space.tokens,
@@ -113,6 +116,7 @@ class BCPolicy(L.LightningModule):
         self.tokens = StepTokens(width, self.layout, text_dim)
         self.action_embedding = ActionEmbedding(width, self.action_space)
         self.input_spec = InputSpec(self.action_space, self.encoder.frame_size, fps, window, text_dim, resize)
+        check_size(self.transformer, self.layout, window)
         self.z_loss = z_loss
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.logged = {"loss", "perplexity", "change_perplexity", "accuracy"}  # of the metrics; callbacks may add to it

@@ -13,8 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bczoo import arguments
+from bczoo.devices import usable_device
 from bczoo.errors import UserError
 from bczoo.model.part import Configured
+
+MOST_TEXT_TOKENS = 2048  # of an instruction, what EmbeddingGemma takes
 
 
 def where_untold(text: Tensor, instruction: Tensor) -> Tensor:
@@ -24,6 +28,8 @@ def where_untold(text: Tensor, instruction: Tensor) -> Tensor:
 
 class TextEncoder(Configured):
     """Base class of text encoders. They are no part of the policy's weights."""
+
+    template = True
 
     def __call__(self, texts: list[str]) -> Tensor:
         """Texts to embeddings (N, E), float32 on the CPU."""
@@ -40,6 +46,13 @@ class GemmaTextEncoder(TextEncoder):
     """
 
     def __init__(self, model: str = "google/embeddinggemma-300m", max_tokens: int = 128, device: str = "cpu") -> None:
+        arguments.line("GemmaTextEncoder.model", model)
+        arguments.whole("GemmaTextEncoder.max_tokens", max_tokens, 1, MOST_TEXT_TOKENS)
+        arguments.line("GemmaTextEncoder.device", device)
+        try:
+            torch.device(device)
+        except RuntimeError as error:
+            arguments.refuse("GemmaTextEncoder.device", device, "a device of torch such as cpu or cuda", cause=error)
         self.model_name, self.max_tokens, self.device = model, max_tokens, device
         self._loaded: tuple[Any, Any] | None = None
 
@@ -47,18 +60,19 @@ class GemmaTextEncoder(TextEncoder):
         if self._loaded is None:
             from transformers import AutoModel, AutoTokenizer
 
+            device = usable_device(self.device)
             try:
                 tokenizer = AutoTokenizer.from_pretrained(self.model_name, trust_remote_code=False)
                 # no code and no pickle from elsewhere: the name may come with somebody's config
                 model = AutoModel.from_pretrained(
                     self.model_name, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
                 )
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 raise UserError(
                     f"the text encoder {self.model_name!r} could not be loaded ({error}); it needs one download, and "
                     "a Hugging Face account that has accepted Gemma's licence (`hf auth login`)"
                 ) from error
-            self._loaded = tokenizer, model.to(self.device).eval().requires_grad_(False)
+            self._loaded = tokenizer, model.to(device).eval().requires_grad_(False)
         return self._loaded
 
     @torch.no_grad()

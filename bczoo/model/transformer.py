@@ -15,6 +15,7 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
+from bczoo import arguments
 from bczoo.errors import UserError
 from bczoo.model.attention import Attend, Backend, resolve_backend, window_attention
 from bczoo.model.blocks import Block, Rotation
@@ -22,6 +23,7 @@ from bczoo.model.layout import StepLayout
 from bczoo.model.part import Part
 
 UNLIMITED = 1 << 30  # steps; a history beyond any window
+MOST_LAYERS = 10_000  # of a stack of blocks
 
 
 class PolicyTransformer(Part):
@@ -54,13 +56,25 @@ class PolicyTransformer(Part):
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        arguments.whole("PolicyTransformer.width", width, 1)
+        arguments.whole("PolicyTransformer.layers", layers, 1, MOST_LAYERS)
+        arguments.whole("PolicyTransformer.heads", heads, 1)
+        if kv_heads is not None:
+            arguments.whole("PolicyTransformer.kv_heads", kv_heads, 1)
+        if ffn_width is not None:
+            arguments.whole("PolicyTransformer.ffn_width", ffn_width, 1)
+        arguments.whole("PolicyTransformer.sinks", sinks, 0)
+        arguments.share("PolicyTransformer.dropout", dropout)
         histories = history if isinstance(history, list) else [history] * layers
         if len(histories) != layers:
             raise UserError(
                 f"history has {len(histories)} entries for {layers} layers; give one number or one per layer"
             )
-        if attention not in get_args(Backend):
-            raise UserError(f"attention is one of {', '.join(get_args(Backend))}, got {attention!r}")
+        for steps in histories:
+            if steps is not None:
+                arguments.whole("PolicyTransformer.history", steps, 0)
+        arguments.one_of("PolicyTransformer.attention", attention, get_args(Backend))
+        arguments.flag("PolicyTransformer.checkpointing", checkpointing)
         self.width, self.sinks, self.backend, self.checkpointing = width, sinks, attention, checkpointing
         self.histories = [UNLIMITED if h is None else h for h in histories]
         self.blocks = nn.ModuleList(Block(width, heads, kv_heads, sinks, dropout, ffn_width) for _ in range(layers))
