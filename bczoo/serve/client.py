@@ -53,7 +53,13 @@ class Answer(NamedTuple):
 
 
 class ServerGoneError(UserError):
-    """The server has closed the connection."""
+    """The server has closed the connection.
+
+    The protocol has no message for why; bczoo's server prints it.
+    """
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what}; if it is bczoo serve, its output tells why")
 
 
 class Client:

@@ -37,7 +37,8 @@ class Limits:
             no limit, because games pause.
         newcomer_bytes: for the unfinished messages of all connections together that have not played yet.
         unread_bytes: of answers that a client has not read; while there are more, its frames are dropped.
-        unread_s: longest time in seconds that a client may leave so many unread.
+        unread_s: longest time in seconds that an answer, however short, may wait in the server for its client to read.
+            What the system buffers on the way to it does not count.
         connections: at once. One more takes the place of the oldest that has never played.
         idle_s: longest time in seconds that a player may send no frame and keep its place when somebody else wants it.
     """
@@ -153,7 +154,8 @@ class Connection:
         self.why = ""
         self._held = 0  # bytes of an unfinished message
         self._patience: asyncio.Task[None] | None = None
-        writer.transport.set_write_buffer_limits(high=limits.unread_bytes)
+        self._written = 0  # bytes of answers
+        writer.transport.set_write_buffer_limits(high=0)  # drain() is to wait until all is sent
         _keep_alive(writer.get_extra_info("socket"))
 
     # reading
@@ -214,10 +216,12 @@ class Connection:
         if self.blocked or self.finished or transport.is_closing():
             self.dropped += 1
             return False
-        self.writer.write(wire.action_message(action, error, self.dropped))
+        message = wire.action_message(action, error, self.dropped)
+        self.writer.write(message)
+        self._written += len(message)
         self.dropped = 0
-        if transport.get_write_buffer_size() > self.limits.unread_bytes:
-            self.blocked = True
+        self.blocked = transport.get_write_buffer_size() > self.limits.unread_bytes
+        if transport.get_write_buffer_size() and (self._patience is None or self._patience.done()):
             self._patience = asyncio.create_task(self._until_read())
         return True
 
@@ -227,32 +231,40 @@ class Connection:
         self.answer(wire.action(id), error)
 
     async def _until_read(self) -> None:
-        """Wait until the client has read its answers; end the connection if it does not."""
-        try:
-            async with asyncio.timeout(self.limits.unread_s):
-                await self.writer.drain()
-        except TimeoutError:
-            self.end(f"did not read its answers for {self.limits.unread_s:g} s")
-            return
-        except OSError:  # it is gone, which its reader sees too
-            return
+        """Wait until the client has read its answers; end the connection if one of them waits too long."""
+        transport, sent = self.writer.transport, False
+        while not sent:
+            written = self._written
+            try:
+                async with asyncio.timeout(self.limits.unread_s):
+                    await self.writer.drain()
+                sent = True
+            except TimeoutError:
+                if self._written - transport.get_write_buffer_size() < written:
+                    self.blocked = True  # nothing more is written, and nothing is left for it to read
+                    self.end(f"did not read its answers for {self.limits.unread_s:g} s")
+                    return
+            except OSError:  # it is gone, which its reader sees too
+                return
         self.blocked = False
         self.resume()
 
     # ending
 
-    async def turn_away(self, id: int, why: str) -> None:
-        """Say why, after the answers to earlier frames, and give the client time to read it.
+    async def turn_away(self, why: str, id: int | None = None) -> None:
+        """Close after the answers to earlier frames, and give the client time to read them.
 
-        Closing over bytes of its own that were not read could throw the answer away.
+        Closing over bytes of its own that were not read could throw the answers away. Every message to a client
+        answers a frame, and published clients read nothing but its id and action: without a frame nothing is said.
 
         Args:
-            id: of the frame that this answers, 0 for none.
-            why: the error.
+            why: for the log, and the error of the last answer.
+            id: of the frame that the last answer is to; None if there is none.
         """
         self.why = why
         await self.idle.wait()
-        self.answer(wire.action(id), why)
+        if id is not None:
+            self.answer(wire.action(id), why)
         self.finished = True
         with contextlib.suppress(OSError, RuntimeError, TimeoutError):
             self.writer.write_eof()

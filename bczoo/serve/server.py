@@ -177,7 +177,6 @@ class Server:
 
     def _give_way(self, connection: Connection, why: str) -> None:
         connection.end(why)
-        connection.answer(wire.action(0), why)
         self._left(connection)
 
     def _left(self, connection: Connection) -> None:
@@ -229,10 +228,10 @@ class Server:
             await connection.idle.wait()  # who has only stopped sending still gets its answer
         except wire.FramingError as error:
             connection.counts.broken += 1
-            await connection.turn_away(0, str(error))
+            await connection.turn_away(str(error))
         except NoPlaceError as error:
             connection.counts.errors += 1
-            await connection.turn_away(error.id, str(error))
+            await connection.turn_away(str(error), error.id)
 
     async def _take_in(self, connection: Connection, payload: bytes | bytearray, arrived: float) -> None:
         try:

@@ -79,7 +79,7 @@ def parse_frame(payload: bytes | bytearray) -> Frame:
     """The frame in a payload.
 
     Raises:
-        FramingError: it is no protobuf message of this kind.
+        FramingError: it is no protobuf message of this kind, or one without anything of a frame.
         FrameError: it is a Frame whose picture or text does not fit.
     """
     try:
@@ -87,6 +87,8 @@ def parse_frame(payload: bytes | bytearray) -> Frame:
     except DecodeError as error:
         raise FramingError(f"a message of {len(payload)} bytes is no Frame in protobuf") from error
     width, height, data = message.width, message.height, message.data
+    if not (width or height or data or message.id):  # an id that is not there reads as 0: nothing is to be answered
+        raise FramingError(f"a message of {len(payload)} bytes holds nothing of a frame")
     if width < 1 or height < 1:
         raise FrameError(message.id, f"width and height must be at least 1 pixel, got {width} x {height}")
     if max(width, height) > LARGEST_SIDE:

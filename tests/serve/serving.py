@@ -164,4 +164,4 @@ def answers(data: bytes) -> list:
 
 
 IMPATIENT = Limits(message_s=0.5)
-UNREAD = Limits(unread_s=0.3, unread_bytes=256)
+UNREAD = Limits(unread_s=1.0, unread_bytes=100)

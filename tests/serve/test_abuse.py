@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import random
+import re
 import socket
 import struct
 import subprocess
@@ -16,10 +18,12 @@ import numpy as np
 import pytest
 from serving import IMPATIENT, SEED, UNREAD, alone, answers, frames, opinionated, play, receive_all, serving, until
 
+from bczoo.errors import UserError
 from bczoo.serve import connection as connection_module
+from bczoo.serve import server as server_module
 from bczoo.serve import wire
 from bczoo.serve.client import Client
-from bczoo.serve.connection import Limits
+from bczoo.serve.connection import Limits, Newcomers
 from bczoo.serve.listen import resolve_tcp
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -41,38 +45,59 @@ def policy():
 
 
 def ending(served, data, half_close=False):
-    """Send bytes; the error that the server answers before it closes."""
+    """Send bytes; what the server says in its log when it closes, having answered nothing."""
+    number = served.server.accepted
     with served.raw() as one:
         one.sendall(data)
         if half_close:
             one.shutdown(socket.SHUT_WR)
-        got = answers(receive_all(one))
-    assert len(got) == 1 and not got[0].keys
-    return got[0].error
+        assert receive_all(one) == b""  # any message would be taken for the action of a frame
+    return why(served, number)
 
 
-def test_lengths_of_four_gigabytes_and_other_rubbish_are_told_and_closed(policy):
+def why(served, number):
+    """Why a client was closed, as the log says."""
+    told = re.compile(rf"client {number} (never played: |left \()(.*?)($|\): \d+ frames)")
+    return until(lambda: [match[2] for line in served.lines if (match := told.match(line))])[0]
+
+
+@pytest.fixture
+def all_are_told(monkeypatch):
+    """Of connections that never played, not only some."""
+    monkeypatch.setattr(server_module, "STRANGERS_TOLD_S", 0.0)
+
+
+def test_lengths_of_four_gigabytes_and_other_rubbish_are_logged_and_closed(policy, all_are_told):
     pictures = frames(6)
     with serving(policy, limits=IMPATIENT) as served, served.client() as client:
         got = play(client, pictures[:2])
         assert "4294967295 bytes is announced, the largest allowed is 33554432" in ending(served, b"\xff" * 500)
         assert "1414745936 bytes is announced" in ending(served, b"POST / HTTP/1.1\r\n\r\n")
         assert ending(served, b"\x03\x00\x00\x00\xff\xff\xff") == "a message of 3 bytes is no Frame in protobuf"
+        assert ending(served, bytes(4)) == "a message of 0 bytes holds nothing of a frame"
         assert got + play(client, pictures[2:]) == alone(policy, SEED, pictures)
-    assert served.totals.counts.broken == 3
+    assert served.totals.counts.broken == 4
 
 
-def test_over_tcp_the_last_words_arrive_although_much_was_not_read(policy):
+def test_a_client_in_python_is_told_where_to_look(policy):
+    with serving(policy) as served, served.client() as client:
+        play(client, [PICTURE])
+        client.connection.sendall(b"\xff" * 4)
+        with pytest.raises(UserError, match=r"the server has closed the connection; .* its output tells why"):
+            client.receive(30)
+        assert "4294967295 bytes is announced" in why(served, 0)
+
+
+def test_over_tcp_the_last_answer_arrives_although_much_was_not_read(policy):
     """Closing over unread bytes would reset the connection, and with it the answer."""
     with serving(policy) as served, socket.create_connection(resolve_tcp(served.tcp)[1]) as one:
         one.settimeout(30)
-        one.sendall(b"\xff" * 4 + bytes(100_000))
+        one.sendall(GOOD + b"\xff" * 4 + bytes(100_000))
         one.sendall(bytes(100_000))
-        got = answers(receive_all(one))
-        assert "4294967295 bytes is announced" in got[0].error
+        assert [a.id for a in answers(receive_all(one))] == [5]
         one.sendall(bytes(1000))  # not reset: the server still takes what comes
         with Client(tcp=served.tcp) as client:
-            assert play(client, frames(3)) == alone(policy, SEED, frames(3))
+            assert play(client, frames(3)) == alone(policy, SEED + 1, frames(3))
 
 
 def test_frames_before_rubbish_are_answered_before_it_is(policy):
@@ -80,12 +105,12 @@ def test_frames_before_rubbish_are_answered_before_it_is(policy):
         for _ in range(5):
             with served.raw() as one:
                 one.sendall(GOOD + b"\xff" * 10)
-                played, told = answers(receive_all(one))
-                assert (played.id, played.error) == (5, "") and "4294967295 bytes" in told.error
+                (played,) = answers(receive_all(one))
+                assert (played.id, played.error) == (5, "")
         assert play(client, frames(3)) == alone(policy, SEED + 5, frames(3))
 
 
-def test_half_a_message_is_given_a_time_and_no_more(policy):
+def test_half_a_message_is_given_a_time_and_no_more(policy, all_are_told):
     pictures = frames(6)
     with serving(policy, limits=IMPATIENT) as served, served.client() as client:
         got = play(client, pictures[:2])
@@ -140,13 +165,72 @@ def test_a_client_that_never_reads_is_dropped_and_ended(policy):
 
         with pytest.raises((BrokenPipeError, ConnectionResetError)):
             until(flood)
-        assert 256 < max(buffered) < 256 + 100  # bytes: the limit, and the answer that went over it
+        assert 100 < max(buffered) < 100 + 100  # bytes: the limit, and the answer that went over it
         until(lambda: len(served.server.free_rows) == 2)
         assert got + play(client, pictures[4:]) == alone(policy, SEED, pictures)
     left = next(line for line in served.lines if "did not read" in line)
-    assert left.startswith("client 1 left (did not read its answers for 0.3 s): ")
+    assert left.startswith("client 1 left (did not read its answers for 1 s): ")
     counts = served.totals.counts
     assert counts.frames == counts.answers + counts.dropped + counts.errors and counts.dropped > 0
+
+
+def test_few_answers_that_are_never_read_do_not_keep_a_place(policy):
+    """Far fewer than the limit, and the client sends on: only time tells that it does not read."""
+    pictures = frames(3)
+    with serving(policy, clients=1, limits=Limits(unread_s=0.3)) as served, served.raw() as deaf:
+        connection = until(lambda: next(iter(served.server.connections), None))
+        served.in_loop(served.narrow)
+        transport = connection.writer.transport
+        while not transport.get_write_buffer_size():
+            deaf.sendall(GOOD)
+        assert why(served, 0) == "did not read its answers for 0.3 s"
+        with served.client() as next_one:
+            assert play(next_one, pictures) == alone(policy, SEED + 1, pictures)
+
+
+class Reading:
+    """A writer whose other end reads all but the newest answer a few times, and then nothing more."""
+
+    def __init__(self, times):
+        self.times, self.unsent, self.transport = times, 0, self
+
+    def write(self, data):
+        self.unsent += len(data)
+
+    async def drain(self):
+        if self.times:
+            self.times -= 1
+            self.unsent = 0
+            self.connection.answer(wire.action(1))
+        await asyncio.sleep(1000)
+
+    def get_write_buffer_size(self):
+        return self.unsent
+
+    def is_closing(self):
+        return False
+
+    def set_write_buffer_limits(self, high):
+        assert high == 0
+
+    def get_extra_info(self, name):
+        return None
+
+
+def test_who_reads_slowly_but_on_keeps_its_place():
+    """Something is always unread, but no answer for long."""
+
+    async def serve():
+        writer = Reading(times=4)
+        limits = Limits(unread_s=0.01)
+        writer.connection = connection_module.Connection(0, None, writer, limits, Newcomers(1), lambda: None)
+        writer.connection.answer(wire.action(0))
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(30)
+        return writer
+
+    writer = asyncio.run(serve())
+    assert writer.times == 0 and writer.connection.why == "did not read its answers for 0.01 s"
 
 
 def test_bad_frames_that_are_never_read_about_are_bounded_too(policy):
@@ -160,7 +244,7 @@ def test_bad_frames_that_are_never_read_about_are_bounded_too(policy):
                 deaf.sendall(bad * 20)
                 buffered.append(transport.get_write_buffer_size())
         until(lambda: not served.server.connections)
-    assert 256 < max(buffered) < 256 + 150
+    assert 100 < max(buffered) < 100 + 150
     assert served.totals.counts.errors == served.totals.counts.frames > 20
 
 
@@ -183,11 +267,11 @@ def test_clients_are_read_in_turn(policy, monkeypatch):
         until(lambda: len(served.server.connections) == 2)
         order, take_in = [], served.server._take_in
         monkeypatch.setattr(served.server, "_take_in", lambda c, *rest: (order.append(c.number), take_in(c, *rest))[1])
-        empty = bytes(4) * 1000  # messages of no bytes, so frames of no size
+        small = bytes.fromhex("02000000 0801") * 1000  # frames of no height
 
         def while_the_loop_is_busy():
-            a.sendall(empty)
-            b.sendall(empty)
+            a.sendall(small)
+            b.sendall(small)
 
         served.in_loop(while_the_loop_is_busy)
         until(lambda: len(order) == 2000)
@@ -238,7 +322,7 @@ def test_memory_follows_what_came_and_not_what_was_announced(policy):
     assert served.server.newcomers.held == 0
 
 
-def test_newcomers_share_a_limit_and_players_are_not_under_it(policy):
+def test_newcomers_share_a_limit_and_players_are_not_under_it(policy, all_are_told):
     pictures = frames(6, size=100)
     with serving(policy, limits=Limits(newcomer_bytes=40_000)) as served, served.client() as client:
         got = play(client, [PICTURE])
@@ -246,27 +330,29 @@ def test_newcomers_share_a_limit_and_players_are_not_under_it(policy):
             a.sendall(wire.frame_message(pictures[0], 1)[:20_000])
             until(lambda: served.server.newcomers.held == 19_996)
             b.sendall(wire.frame_message(pictures[0], 1))
-            assert "too many connections send their first message at once" in answers(receive_all(b))[0].error
+            assert receive_all(b) == b""
+            assert why(served, 2) == "too many connections send their first message at once; try again"
             assert got + play(client, pictures) == alone(policy, SEED, [PICTURE, *pictures])
         until(lambda: served.server.newcomers.held == 0)
         with served.client() as c:
             play(c, pictures)
 
 
-def test_connections_that_never_play_give_way(policy):
+def test_connections_that_never_play_give_way(policy, all_are_told):
     pictures = frames(4)
     with serving(policy, limits=Limits(connections=5)) as served, served.client() as client:
         got = play(client, pictures[:2])
         idle = [served.raw() for _ in range(10)]
         until(lambda: served.server.accepted == 11)
-        assert "gave way to a new connection, 5 are allowed" in answers(receive_all(idle[0]))[0].error
+        assert receive_all(idle[0]) == b""
+        assert why(served, 1) == "gave way to a new connection, 5 are allowed at once"
         assert len(served.server.connections) == 5
         with served.client() as late:
             play(late, pictures)
         assert got + play(client, pictures[2:]) == alone(policy, SEED, pictures)
         with served.raw() as lingering, served.raw() as evicting:
             lingering.sendall(b"\xff" * 4)
-            assert lingering.recv(4096)
+            assert lingering.recv(4096) == b""
             evicting.sendall(GOOD)
             several = [served.raw() for _ in range(6)]
             assert answers(receive_all(lingering)) == []

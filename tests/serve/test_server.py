@@ -239,8 +239,6 @@ def test_the_player_that_has_been_idle_longest_gives_way_to_a_new_one():
             connection.heard -= seconds
         with served.client() as c:
             assert play(c, pictures) == alone(policy, SEED + 2, pictures)
-            told = a.receive(30)
-            assert told.error == "sent no frame for 1000 s and gave way to a new player" and not told.values["keys"]
             with pytest.raises(UserError, match="the server has closed the connection"):
                 a.receive(30)
             assert got + play(b, pictures[2:]) == alone(policy, SEED + 1, pictures)
