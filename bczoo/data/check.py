@@ -10,7 +10,6 @@ Shape legend: n steps of a recording, A action tokens per step.
 from __future__ import annotations
 
 import dataclasses
-import json as json_module
 import multiprocessing
 import os
 from collections.abc import Iterator
@@ -23,11 +22,12 @@ import numpy as np
 from tqdm import tqdm
 
 from bczoo.actions import ActionSpace, BinnedGroup, HeldGroup
-from bczoo.data.errors import RecordingError
+from bczoo.data.errors import RecordingError, printable
 from bczoo.data.index import Index, open_index
 from bczoo.data.index_build import start_method
 from bczoo.data.recording import SYSTEM, UNKNOWN, USER
 from bczoo.data.video import iterate_frames
+from bczoo.files import write_json
 
 
 @dataclass
@@ -119,7 +119,7 @@ def check(
     """
     processes = os.cpu_count() or 1 if processes is None else processes
     index = open_index(root, ActionSpace.of(action_space), fps, text_dim, processes=processes)
-    report = Report(root, recordings=len(index), decoded=decode)
+    report = Report(printable(root), recordings=len(index), decoded=decode)
     report.broken = {str(index.names[i]): str(index.problems[i]) for i in np.flatnonzero(index.problems != "")}
     report.unknown_names = dict(index.unknown.most_common())
     report.texts_without_embedding = index.without_embedding
@@ -132,7 +132,7 @@ def check(
                 report.broken[str(index.names[recording])] = reason
     print(report)
     if json is not None:
-        Path(json).write_text(json_module.dumps(dataclasses.asdict(report), indent=1) + "\n")
+        write_json(json, dataclasses.asdict(report), indent=1)
     return report
 
 
