@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple
@@ -179,6 +180,36 @@ def _iterate_frames(path: str | Path, start: int, threads: int) -> Iterator[np.n
         if measured:
             raise RecordingError(path, f"frame {number} cannot be decoded")
         measured = True
+
+
+def sample_frames(path: str | Path, places: int, run: int) -> Iterator[list[np.ndarray]]:
+    """Yield a few frames in a row, (H, W, 3) uint8 each, from places all over a video.
+
+    A run begins at the keyframe that seeking finds, wherever that is, so that no video takes long. A video with fewer
+    keyframes gives fewer runs.
+
+    Args:
+        path: the video file.
+        places: how many runs, at most.
+        run: frames of a run, at most.
+
+    Raises:
+        RecordingError: the video cannot be read.
+    """
+    begun: set[int | None] = set()
+    try:
+        with _opened(path, strict=False) as (container, stream):
+            start, length = stream.start_time or 0, stream.duration or 0
+            for place in range(places):
+                container.seek(start + length * place // places, stream=stream, backward=True)
+                frames = list(islice(container.decode(stream), run))
+                if frames and frames[0].pts not in begun:
+                    begun.add(frames[0].pts)
+                    yield [frame.to_ndarray(format="rgb24") for frame in frames]
+    except RecordingError:
+        raise
+    except Exception as error:
+        raise RecordingError(path, f"the video cannot be read ({type(error).__name__}: {error})") from error
 
 
 class VideoWriter:
