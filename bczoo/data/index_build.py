@@ -38,6 +38,7 @@ from tqdm import tqdm
 
 from bczoo.actions import ActionSpace
 from bczoo.data.errors import RecordingError, printable
+from bczoo.data.reading import open_regular
 from bczoo.data.recording import ANNOTATION_FILE, SYSTEM, Steps, parse_steps, read_annotation
 from bczoo.data.video import ANY_SIZE_NAME, SIZED_NAME, probe
 from bczoo.errors import UserError
@@ -212,15 +213,15 @@ class Build:
         for _ in range(5):  # another process may switch builds and remove this one while it is opened
             named = []
             for cache in cache_folders(root, target):
-                with suppress(OSError):
-                    # Names begin with the time of the build. After a while on a read-only or full disk, the build in
-                    # the user's cache is the newer one.
-                    named.append(((cache / "current").read_text(errors="replace").strip(), cache))
+                # Names begin with the time of the build. After a while on a read-only or full disk, the build in the
+                # user's cache is the newer one.
+                with suppress(OSError), open_regular(cache / "current") as file:
+                    named.append((file.read(100).decode(errors="replace").strip(), cache))
             damage = ""
             for name, cache in sorted(named, reverse=True):
                 try:
                     return cls.read(cache / name, target)
-                except (OSError, ValueError, EOFError) as error:
+                except (OSError, ValueError) as error:
                     damage = damage or str(error)
             if not damage:
                 return None
@@ -232,7 +233,7 @@ class Build:
         """The build in a folder.
 
         Raises:
-            OSError, ValueError, EOFError: it is damaged or not there.
+            OSError, ValueError: it is damaged or not there.
         """
         rows = _read_table(folder / "table.json")
         arrays = open_arrays(folder)
@@ -277,7 +278,8 @@ def layout(target: Target) -> dict[str, tuple[np.dtype, tuple[int, ...], str]]:
 def _read_table(path: Path) -> list[Row]:
     """The rows of a build; a ValueError if they are none."""
     try:
-        rows = [Row(**row) for row in json.loads(path.read_text())]
+        with open_regular(path) as file:
+            rows = [Row(**row) for row in json.loads(file.read())]
     except TypeError as error:
         raise ValueError(f"table.json: {error}") from error
     for row in rows:
@@ -289,15 +291,25 @@ def _read_table(path: Path) -> list[Row]:
 
 
 def open_arrays(folder: Path) -> dict[str, np.ndarray]:
-    """The arrays of a build; empty ones cannot be memory-mapped and are read."""
+    """The arrays of a build; empty ones cannot be memory-mapped.
+
+    Raises:
+        OSError, ValueError: one is damaged or not there.
+    """
 
     def load(path: Path) -> np.ndarray:
-        try:
-            return np.load(path, mmap_mode="r")
-        except ValueError:
-            return np.load(path)
+        with open_regular(path) as file:
+            np.lib.format.read_magic(file)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        return np.empty(shape, dtype) if 0 in shape else np.load(path, mmap_mode="r")
 
-    return {name: load(folder / f"{name}.npy") for name in ARRAYS}
+    arrays = {}
+    for name in ARRAYS:
+        try:
+            arrays[name] = load(folder / f"{name}.npy")
+        except (ValueError, EOFError) as error:
+            raise ValueError(f"{name}.npy: {error}") from error
+    return arrays
 
 
 def update(root: Path, target: Target, processes: int = 0) -> Build:

@@ -177,6 +177,18 @@ def other_shape(build):
     np.save(build / "system_runs.npy", np.zeros((0, 3), np.int64))
 
 
+def huge_header(build):
+    """Of an array that would fill the memory, with nothing behind it."""
+    (build / "text_start.npy").write_bytes(
+        (build / "text_start.npy").read_bytes().replace(b"(0,)", b"(9999999999999,)")
+    )
+
+
+def pipe(build):
+    (build / "table.json").unlink()
+    os.mkfifo(build / "table.json")
+
+
 def no_text_array(build):
     (build / "text.npy").unlink()
 
@@ -193,8 +205,8 @@ def pointer_of_bytes(build):
 @pytest.mark.parametrize(
     "damage",
     [
-        damage_table, damage_row, damage_count, empty_array, cut_array, other_type, other_shape, no_text_array,
-        empty_pointer, pointer_of_bytes,
+        damage_table, damage_row, damage_count, empty_array, cut_array, other_type, other_shape, huge_header,
+        pipe, no_text_array, empty_pointer, pointer_of_bytes,
     ],
 )  # fmt: skip
 def test_damaged_cache_is_built_anew_with_one_line(root, damage, scan):
