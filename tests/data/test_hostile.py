@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from synthetic import SIZE, numbered, write_recording, write_recordings
+from synthetic import SIZE, numbered, write_recording, write_recordings, write_video
 
 from bczoo.actions import ActionSpace
 from bczoo.cli import main
@@ -90,6 +90,12 @@ def huge(path):
         file.truncate(2**40)  # takes no space
 
 
+def playlist(path):
+    """A text that names another file."""
+    write_video(path.parent / "other.mp4", 7)
+    path.write_text("ffconcat version 1.0\nfile other.mp4\n")
+
+
 def another_codec(folder):
     data = (folder / VIDEO).read_bytes()
     (folder / VIDEO).write_bytes(data.replace(b"avc1", b"zzzz"))
@@ -119,7 +125,7 @@ DAMAGE = {
     "video zero": (replaced(VIDEO, lambda p: p.symlink_to("/dev/zero")), "cannot be opened (a device, not a file)"),
     "video folder": (replaced(VIDEO, Path.mkdir), f"{VIDEO}: the video cannot be opened (a folder, not a file)"),
     "video playlist": (
-        replaced(VIDEO, lambda p: p.write_text("ffconcat version 1.0\nfile ../good/" + VIDEO)),
+        replaced(VIDEO, playlist),
         f"{VIDEO}: the video cannot be opened",
     ),
     "video codec": (another_codec, f"{VIDEO}: the video has a codec that is not known"),
@@ -218,6 +224,7 @@ def test_names_that_are_no_text(tmp_path):
 def test_printable_changes_nothing_that_can_be_shown():
     for text in ("rec-1", "größe/試合 1", "a\u00a0b"):
         assert printable(text) == text
+    assert str(RecordingError("a\nb", "c\udcff")) == r"a\nb: c\xff"
     assert printable("a\udcffb\nc\x1b[2J\ud800") == r"a\xffb\nc\x1b[2J\ud800"
 
 
