@@ -10,7 +10,6 @@ Shape legend: n steps of a recording, A action tokens per step.
 from __future__ import annotations
 
 import dataclasses
-import json as json_module
 import multiprocessing
 import os
 from collections.abc import Iterator
@@ -23,11 +22,15 @@ import numpy as np
 from tqdm import tqdm
 
 from bczoo.actions import ActionSpace, BinnedGroup, HeldGroup
-from bczoo.data.errors import RecordingError
+from bczoo.data.errors import RecordingError, printable
 from bczoo.data.index import Index, open_index
 from bczoo.data.index_build import start_method
 from bczoo.data.recording import SYSTEM, UNKNOWN, USER
+from bczoo.data.summary import summarise
 from bczoo.data.video import iterate_frames
+from bczoo.files import write_json
+
+LOOK_SIZE = 192  # pixels of the frames that a sample is taken of
 
 
 @dataclass
@@ -48,6 +51,8 @@ class Report:
         unknown_names: names that the action space lacks, and how many steps hold them.
         broken: reason by recording.
         decoded: whether every frame was decoded.
+        summary: no-ops, keys never pressed, and a sample of the frames, in a few lines.
+        warnings: what nothing can be learned from.
     """
 
     root: str
@@ -63,6 +68,8 @@ class Report:
     unknown_names: dict[str, int] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
     decoded: bool = False
+    summary: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def status(self) -> int:
@@ -84,9 +91,13 @@ class Report:
             most = sorted(counts.items(), key=lambda item: -item[1])[:12]
             shares = ", ".join(f"{name} {steps / max(self.user_steps, 1):.1%}" for name, steps in most if steps)
             lines.append(f"  {group:<7} {shares or 'not in the steps of a user'}{', ...' if len(counts) > 12 else ''}")
+        lines += [f"  {line}" for line in self.summary]
         if self.unknown_names:
-            names = ", ".join(f"{name} {steps:,}" for name, steps in self.unknown_names.items())
+            most = list(self.unknown_names.items())[:20]
+            names = ", ".join(f"{name} {steps:,}" for name, steps in most)
+            names += f" and {len(self.unknown_names) - len(most)} more" if len(self.unknown_names) > len(most) else ""
             lines.append(f"  not in the action space, so left out (steps): {names}")
+        lines += [f"warning: {text}" for text in self.warnings]
         if self.broken:
             lines.append(f"{len(self.broken)} broken:")
             lines += [f"  {name}: {reason}" for name, reason in self.broken.items()]
@@ -119,20 +130,22 @@ def check(
     """
     processes = os.cpu_count() or 1 if processes is None else processes
     index = open_index(root, ActionSpace.of(action_space), fps, text_dim, processes=processes)
-    report = Report(root, recordings=len(index), decoded=decode)
+    report = Report(printable(root), recordings=len(index), decoded=decode)
     report.broken = {str(index.names[i]): str(index.problems[i]) for i in np.flatnonzero(index.problems != "")}
     report.unknown_names = dict(index.unknown.most_common())
     report.texts_without_embedding = index.without_embedding
     for recording in index.usable:
         _count(index, int(recording), report)
     report.hours = report.frames / fps / 3600
+    summary = summarise(index, index.usable, frame_size=LOOK_SIZE)
+    report.summary, report.warnings = summary.lines(), summary.warnings()
     if decode:
         for recording, reason in _decode_all(index, processes):
             if reason:
                 report.broken[str(index.names[recording])] = reason
     print(report)
     if json is not None:
-        Path(json).write_text(json_module.dumps(dataclasses.asdict(report), indent=1) + "\n")
+        write_json(json, dataclasses.asdict(report), indent=1)
     return report
 
 

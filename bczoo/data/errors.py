@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,28 @@ import numpy as np
 from bczoo.errors import UserError
 
 
+def printable(text: object) -> str:
+    """A text in one line that every terminal and file takes.
+
+    Names of files may hold any bytes. Those that are no text, and control characters, become escapes such as
+    ``\\xff`` and ``\\n``.
+    """
+
+    def escaped(c: str) -> str:
+        if "\udc80" <= c <= "\udcff":  # how Python reads a byte of a name that is not UTF-8
+            return f"\\x{ord(c) - 0xDC00:02x}"
+        return c.encode("unicode_escape").decode() if unicodedata.category(c) in ("Cc", "Cs") else c
+
+    text = str(text)
+    return text if text.isprintable() else "".join(map(escaped, text))
+
+
 class RecordingError(UserError):
     """A recording that cannot be used. ``reason`` is the short text that reports and warnings list."""
 
     def __init__(self, where: str | Path, reason: str = "") -> None:
         # Data loaders rebuild an error of a worker process from its text alone.
-        super().__init__(f"{where}: {reason}" if reason else str(where))
+        super().__init__(printable(f"{where}: {reason}" if reason else where))
         self.where = str(where)
         self.reason = reason
 

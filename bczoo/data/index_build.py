@@ -3,7 +3,7 @@
 Place in the pipeline: `index.py` asks here for an up-to-date index and serves it to training. Annotations are
 parsed once; of videos only headers are read. A build copies what is unchanged from the build before, writes
 into a folder of its own and then switches the file ``current`` over to it, so readers never see half an
-index.
+index. A build that a power cut or a stranger damaged is noticed when it is opened, and made anew.
 
     <root>/.bczoo/index/<key>/current                 name of the valid build
     <root>/.bczoo/index/<key>/<build>/table.json      one row a recording: name, frames, problem, file stamps
@@ -21,13 +21,14 @@ import hashlib
 import json
 import multiprocessing
 import os
-import shutil
 import time
 import uuid
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,14 +37,18 @@ import numpy as np
 from tqdm import tqdm
 
 from bczoo.actions import ActionSpace
-from bczoo.data.errors import RecordingError
+from bczoo.data.errors import RecordingError, printable
+from bczoo.data.reading import open_regular
 from bczoo.data.recording import ANNOTATION_FILE, SYSTEM, Steps, parse_steps, read_annotation
 from bczoo.data.video import ANY_SIZE_NAME, SIZED_NAME, probe
+from bczoo.errors import UserError
+from bczoo.files import PartialPath, remove, sweep, write_text
 
-FORMAT = 1
+FORMAT = 2
 ARRAYS = ("ids", "kind", "text_start", "text_steps", "text", "system_runs")
 KEEP_SECONDS = 3600  # for which a build stays at least
 DEEPEST = 4  # levels of folders below the root in which recordings are looked for
+MISSING = [-1, 0]  # size and time of a file that is listed but not there, such as a link to nothing
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,12 @@ class Target:
     space: ActionSpace
     fps: float
     text_dim: int | None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fps < float("inf"):
+            raise UserError(f"recordings have a positive number of steps per second, got fps {self.fps}")
+        if self.text_dim is not None and self.text_dim < 1:
+            raise UserError(f"a text embedding has 1 or more values, got text_dim {self.text_dim}")
 
     @property
     def key(self) -> str:
@@ -65,7 +76,7 @@ class Row:
     """One recording of the table."""
 
     path: str  # folder below the root, "." for the root itself
-    name: str
+    name: str  # the same, printable
     videos: list[str]
     stamp: list[list]  # [file, bytes, mtime in ns] of every file that counts
     n_frames: int = 0  # 0 if there is a problem
@@ -80,72 +91,111 @@ def find_recordings(root: Path) -> list[Row]:
     """Rows (files only) of all recordings, broken ones too, in order of their paths.
 
     A recording is a folder with an annotation. A video alone is one that lost its annotation, unless it lies
-    among the recordings: in the root or beside other folders.
+    among the recordings: in the root or beside other folders. A folder that cannot be read counts as a broken
+    recording, since there may be some below. Links are followed, but not into a folder that they lie in.
+
+    Raises:
+        RecordingError: the root cannot be read.
     """
     rows: list[Row] = []
-    pending = [(root, 0)]
+    pending: list[tuple[Path, tuple[tuple[int, int], ...]]] = [(root, ())]  # a folder and the identities of those above
     while pending:
-        folder, depth = pending.pop()
+        folder, above = pending.pop()
         stamp, videos, below = [], [], []
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name == ANNOTATION_FILE or SIZED_NAME.fullmatch(entry.name) or entry.name == ANY_SIZE_NAME:
-                    stat = entry.stat()
-                    stamp.append([entry.name, stat.st_size, stat.st_mtime_ns])
-                    if entry.name != ANNOTATION_FILE:
-                        videos.append(entry.name)
-                elif not entry.name.startswith(".") and depth < DEEPEST and entry.is_dir():
-                    below.append((Path(entry.path), depth + 1))
+        try:
+            identity = _identity(folder)
+            if identity in above:
+                continue
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.name == ANNOTATION_FILE or SIZED_NAME.fullmatch(entry.name) or entry.name == ANY_SIZE_NAME:
+                        stamp.append([entry.name, *_stamp(entry)])
+                        if entry.name != ANNOTATION_FILE:
+                            videos.append(entry.name)
+                    elif not entry.name.startswith(".") and len(above) < DEEPEST and _may_be_folder(entry):
+                        below.append((Path(entry.path), (*above, identity)))
+        except OSError as error:
+            if folder == root:
+                raise RecordingError(root, f"the folder cannot be read ({error.strerror})") from error
+            if os.path.lexists(folder):  # or it was removed a moment ago
+                rows.append(_found(root, folder, [], []))
+            continue
         annotated = len(stamp) > len(videos)
         if annotated or (videos and not below and folder != root):
-            name = root.resolve().name if folder == root else folder.relative_to(root).as_posix()
-            rows.append(Row(folder.relative_to(root).as_posix(), name, sorted(videos), sorted(stamp)))
+            rows.append(_found(root, folder, videos, stamp))
         else:
             pending += below
     return sorted(rows, key=lambda row: row.path)
 
 
-def index_recording(root: Path, row: Row, target: Target) -> tuple[Row, Steps | None]:
-    """Parse one recording; what is wrong with it goes into ``problem``."""
-    folder = root / row.path
+def _found(root: Path, folder: Path, videos: list[str], stamp: list[list]) -> Row:
+    path = folder.relative_to(root).as_posix()
+    return Row(path, printable(root.resolve().name if folder == root else path), sorted(videos), sorted(stamp))
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    """The same for all paths to one folder."""
+    stat = folder.stat()
+    return stat.st_dev, stat.st_ino
+
+
+def _stamp(entry: os.DirEntry) -> list[int]:
+    """Size and time of a file."""
     try:
-        steps = parse_steps(message := read_annotation(folder), target.space, target.fps, target.text_dim, where=folder)
-        if not row.videos:
-            raise RecordingError(folder, f"no video (<width>x<height>.mp4 or {ANY_SIZE_NAME})")
-        for video in row.videos:
-            info = probe(folder / video)
-            if info.n_frames != len(steps.kind):
-                raise RecordingError(
-                    folder, f"{video} has {info.n_frames} frames, {ANNOTATION_FILE} has {len(steps.kind)}"
-                )
-            stated = message.metadata.frames_per_second
-            if not stated and info.fps and abs(info.fps / target.fps - 1) > 0.05:
-                raise RecordingError(folder, f"{video} has {info.fps:g} frames per second, wanted are {target.fps:g}")
+        stat = entry.stat()
+    except OSError:
+        return MISSING
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+def _may_be_folder(entry: os.DirEntry) -> bool:
+    """Whether an entry is a folder, or a link of which nobody can tell."""
+    try:
+        return entry.is_dir() or (entry.is_symlink() and not os.path.exists(entry.path))
+    except OSError:
+        return True
+
+
+def index_recording(root: Path, row: Row, target: Target) -> tuple[Row, Steps | None]:
+    """Parse one recording; what is wrong with it, whatever it is, goes into ``problem``."""
+    try:
+        steps = _parse(root / row.path, row, target)
     except RecordingError as error:
         where = Path(error.where).name
-        row.problem = f"{where}: {error.reason}" if where in row.videos else error.reason
+        row.problem = printable(f"{where}: {error.reason}" if where in row.videos else error.reason)
         return row, None
-    row.n_frames, row.n_texts = len(steps.kind), len(steps.text_start)
+    except Exception as error:  # one odd recording among thousands must not stop an index
+        row.problem = printable(f"cannot be read ({type(error).__name__}: {error})")
+        return row, None
+    row.problem, row.n_frames, row.n_texts = "", len(steps.kind), len(steps.text_start)
     row.unknown, row.without_embedding = dict(steps.unknown), steps.without_embedding
     return row, steps
 
 
-def cache_folder(root: Path, target: Target, create: bool = False) -> Path:
-    """Where the index of a root lies: in the root, or in the user's cache if the root cannot be written."""
+def _parse(folder: Path, row: Row, target: Target) -> Steps:
+    try:
+        os.scandir(folder).close()
+    except OSError as error:
+        raise RecordingError(folder, f"the folder cannot be read ({error.strerror})") from error
+    annotation = read_annotation(folder)
+    n, stated = len(annotation.frame_annotations), annotation.metadata.frames_per_second
+    if not row.videos:
+        raise RecordingError(folder, f"no video (<width>x<height>.mp4 or {ANY_SIZE_NAME})")
+    for video in row.videos:
+        info = probe(folder / video)
+        if info.n_frames != n:
+            raise RecordingError(folder, f"{video} has {info.n_frames} frames, {ANNOTATION_FILE} has {n}")
+        if not stated and info.fps and not abs(info.fps / target.fps - 1) <= 0.05:
+            raise RecordingError(folder, f"{video} has {info.fps:g} frames per second, wanted are {target.fps:g}")
+    return parse_steps(annotation, target.space, target.fps, target.text_dim, where=folder)
+
+
+def cache_folders(root: Path, target: Target) -> list[Path]:
+    """Where the index of a root may lie: in the root, or in the user's cache if the root cannot be written."""
     inside = root / ".bczoo" / "index" / target.key
     user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    root_id = hashlib.blake2b(str(root.resolve()).encode(), digest_size=8).hexdigest()
-    outside = user_cache / "bczoo" / "index" / root_id / target.key
-    if not create:
-        return inside if (inside / "current").exists() else outside
-    try:
-        inside.mkdir(parents=True, exist_ok=True)
-        (probe_file := inside / f".writable-{uuid.uuid4().hex}").touch()
-        probe_file.unlink()
-        return inside
-    except OSError:
-        outside.mkdir(parents=True, exist_ok=True)
-        return outside
+    root_id = hashlib.blake2b(os.fsencode(root.resolve()), digest_size=8).hexdigest()
+    return [inside, user_cache / "bczoo" / "index" / root_id / target.key]
 
 
 @dataclass
@@ -158,16 +208,47 @@ class Build:
 
     @classmethod
     def open(cls, root: Path, target: Target) -> Build | None:
-        """The valid build, or None if there is none."""
+        """The newest valid build, or None if there is none; warns of a damaged one."""
+        damage = ""
         for _ in range(5):  # another process may switch builds and remove this one while it is opened
-            cache = cache_folder(root, target)
-            try:
-                folder = cache / (cache / "current").read_text().strip()
-                rows = [Row(**row) for row in json.loads((folder / "table.json").read_text())]
-                return cls(rows, open_arrays(folder), folder)
-            except (OSError, ValueError):
-                continue
+            named = []
+            for cache in cache_folders(root, target):
+                # Names begin with the time of the build. After a while on a read-only or full disk, the build in the
+                # user's cache is the newer one.
+                with suppress(OSError), open_regular(cache / "current") as file:
+                    named.append((file.read(100).decode(errors="replace").strip(), cache))
+            damage = ""
+            for name, cache in sorted(named, reverse=True):
+                try:
+                    return cls.read(cache / name, target)
+                except (OSError, ValueError) as error:
+                    damage = damage or str(error)
+            if not damage:
+                return None
+        warnings.warn(printable(f"the index of {root} is damaged ({damage}); it is built anew"), stacklevel=2)
         return None
+
+    @classmethod
+    def read(cls, folder: Path, target: Target) -> Build:
+        """The build in a folder.
+
+        Raises:
+            OSError, ValueError: it is damaged or not there.
+        """
+        rows = _read_table(folder / "table.json")
+        arrays = open_arrays(folder)
+        counts = {
+            "steps": sum(row.n_frames for row in rows),
+            "texts": sum(row.n_texts for row in rows),
+            "runs": sum(row.n_runs for row in rows),
+        }
+        for name, (dtype, row_shape, of) in layout(target).items():
+            shape = (counts[of], *row_shape)
+            if arrays[name].dtype != dtype or arrays[name].shape != shape:
+                raise ValueError(
+                    f"{name}.npy holds {arrays[name].dtype} {arrays[name].shape}, table.json says {dtype} {shape}"
+                )
+        return cls(rows, arrays, folder)
 
     def slices(self) -> Iterator[tuple[Row, slice, slice, slice]]:
         """Per recording its row and where its steps, text events and system runs lie."""
@@ -181,16 +262,54 @@ class Build:
             )
 
 
+def layout(target: Target) -> dict[str, tuple[np.dtype, tuple[int, ...], str]]:
+    """Type of every array of a build, shape of one row, and what its rows are: steps, texts or system runs."""
+    token = np.uint8 if max(g.choices for g in target.space.groups) <= 256 else np.uint16
+    return {
+        "ids": (np.dtype(token), (target.space.tokens,), "steps"),
+        "kind": (np.dtype(np.uint8), (), "steps"),
+        "text_start": (np.dtype(np.int64), (), "texts"),
+        "text_steps": (np.dtype(np.int64), (), "texts"),
+        "text": (np.dtype(np.float32), (target.text_dim or 0,), "texts"),
+        "system_runs": (np.dtype(np.int64), (2,), "runs"),
+    }
+
+
+def _read_table(path: Path) -> list[Row]:
+    """The rows of a build; a ValueError if they are none."""
+    try:
+        with open_regular(path) as file:
+            rows = [Row(**row) for row in json.loads(file.read())]
+    except TypeError as error:
+        raise ValueError(f"table.json: {error}") from error
+    for row in rows:
+        counts = (row.n_frames, row.n_texts, row.n_runs, row.without_embedding, *dict(row.unknown).values())
+        texts = (row.path, row.name, row.problem, *row.videos, *row.unknown)
+        if not all(type(n) is int and n >= 0 for n in counts) or not all(isinstance(t, str) for t in texts):
+            raise ValueError(f"table.json has a row that is none: {str(row)[:200]}")
+    return rows
+
+
 def open_arrays(folder: Path) -> dict[str, np.ndarray]:
-    """The arrays of a build; empty ones cannot be memory-mapped and are read."""
+    """The arrays of a build; empty ones cannot be memory-mapped.
+
+    Raises:
+        OSError, ValueError: one is damaged or not there.
+    """
 
     def load(path: Path) -> np.ndarray:
-        try:
-            return np.load(path, mmap_mode="r")
-        except ValueError:
-            return np.load(path)
+        with open_regular(path) as file:
+            np.lib.format.read_magic(file)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        return np.empty(shape, dtype) if 0 in shape else np.load(path, mmap_mode="r")
 
-    return {name: load(folder / f"{name}.npy") for name in ARRAYS}
+    arrays = {}
+    for name in ARRAYS:
+        try:
+            arrays[name] = load(folder / f"{name}.npy")
+        except (ValueError, EOFError) as error:
+            raise ValueError(f"{name}.npy: {error}") from error
+    return arrays
 
 
 def update(root: Path, target: Target, processes: int = 0) -> Build:
@@ -200,22 +319,37 @@ def update(root: Path, target: Target, processes: int = 0) -> Build:
         root: folder of recordings.
         target: what to bring them to.
         processes: parallel processes; 0 parses in this one.
+
+    Raises:
+        UserError: the index can be written neither in the root nor in the user's cache.
     """
     found = find_recordings(root)
     old = Build.open(root, target)
     if old and [(r.path, r.stamp) for r in old.rows] == [(r.path, r.stamp) for r in found]:
         return old
+    refused = []
+    for cache in cache_folders(root, target):
+        try:
+            return _build(root, found, old, cache, target, processes)
+        except OSError as error:  # of the cache; what is wrong with a recording is in its row
+            refused.append(f"{cache} ({error.strerror or error})")
+    raise UserError(
+        f"the index of {root} can be written neither to {' nor to '.join(refused)}; free some space, or name a folder "
+        "that can be written in XDG_CACHE_HOME"
+    )
+
+
+def _build(root: Path, found: list[Row], old: Build | None, cache: Path, target: Target, processes: int) -> Build:
+    """Write a build to a cache folder and make it the valid one."""
     kept = {(entry[0].path, str(entry[0].stamp)): entry for entry in old.slices()} if old else {}
     todo = [row for row in found if (row.path, str(row.stamp)) not in kept]
-
-    cache = cache_folder(root, target, create=True)
     name = f"{time.time_ns():x}-{uuid.uuid4().hex[:8]}"
-    partial = cache / f"{name}.partial"
-    partial.mkdir()
-    try:
+    with PartialPath(cache / name) as partial:
+        sweep(cache)
+        partial.path.mkdir()
         with (
             _parsed(root, todo, target, processes) as fresh,
-            _ArrayWriter(partial, target) as writer,
+            _ArrayWriter(partial.path, target) as writer,
         ):
             rows = []
             for row in found:
@@ -224,36 +358,25 @@ def update(root: Path, target: Target, processes: int = 0) -> Build:
                     rows.append(writer.copy(old, *entry))
                 else:
                     rows.append(writer.add(*next(fresh)))
-        (partial / "table.json").write_text(json.dumps([vars(row) for row in rows]))
-        partial.rename(cache / name)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    pointer = cache / f"{name}.pointer"
-    pointer.write_text(name)
-    pointer.replace(cache / "current")
+        (partial.path / "table.json").write_text(json.dumps([vars(row) for row in rows]))
+    write_text(cache / "current", name)
     _remove_old_builds(cache)
-    opened = Build.open(root, target)
-    if opened is None:
-        raise OSError(f"the index that was just written to {cache} cannot be read back")
-    return opened
+    return Build.read(cache / name, target)
 
 
 def _remove_old_builds(cache: Path) -> None:
-    """Remove builds that ``current`` no longer names; readers that have mapped one keep it until they close it.
+    """Remove builds that ``current`` does not name; readers that have mapped one keep it until they close it.
 
     Young ones stay: another process may have completed one and be about to name it in ``current``.
     """
     current = cache / "current"
-    try:
+    with suppress(OSError):  # there is no build yet, or another process was faster
         keep, now = current.read_text().strip(), current.stat().st_mtime  # the clock of that file system
         for other in cache.iterdir():
-            if other.name in ("current", keep) or other.suffix or not other.is_dir():
+            if other.name.startswith(".") or other.name in ("current", keep):
                 continue
             if other.stat().st_mtime < now - KEEP_SECONDS:
-                shutil.rmtree(other, ignore_errors=True)
-    except OSError:  # another process was faster
-        return
+                remove(other)
 
 
 @contextmanager
@@ -269,9 +392,26 @@ def _parsed(
     if processes < 2 or len(rows) < 64:
         yield with_bar(index_recording(root, row, target) for row in rows)
         return
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context(start_method())) as pool:
+    yield with_bar(_parsed_apart(root, rows, target, processes))
+
+
+def _parsed_apart(root: Path, rows: list[Row], target: Target, processes: int) -> Iterator[tuple[Row, Steps | None]]:
+    """Parse recordings in other processes; one that ends its process is named by trying those left one by one."""
+    context = multiprocessing.get_context(start_method())
+    done = 0
+    with suppress(BrokenProcessPool), ProcessPoolExecutor(processes, mp_context=context) as pool:
         n = len(rows)
-        yield with_bar(pool.map(index_recording, [root] * n, rows, [target] * n, chunksize=8))
+        for result in pool.map(index_recording, [root] * n, rows, [target] * n, chunksize=8):
+            done += 1
+            yield result
+    for row in rows[done:]:
+        try:
+            with ProcessPoolExecutor(1, mp_context=context) as pool:
+                result = pool.submit(index_recording, root, row, target).result()
+        except BrokenProcessPool:
+            row.problem = "ends the process that reads it: it needs too much memory, or upsets the video library"
+            result = row, None
+        yield result
 
 
 def start_method() -> str:
@@ -283,14 +423,9 @@ class _ArrayWriter:
     """Appends recordings to the arrays of a build, so that no more than one is held in memory."""
 
     def __init__(self, folder: Path, target: Target) -> None:
-        token_type = np.uint8 if max(g.choices for g in target.space.groups) <= 256 else np.uint16
         self._rows = {
-            "ids": _NpyRows(folder / "ids.npy", token_type, (target.space.tokens,)),
-            "kind": _NpyRows(folder / "kind.npy", np.uint8, ()),
-            "text_start": _NpyRows(folder / "text_start.npy", np.int64, ()),
-            "text_steps": _NpyRows(folder / "text_steps.npy", np.int64, ()),
-            "text": _NpyRows(folder / "text.npy", np.float32, (target.text_dim or 0,)),
-            "system_runs": _NpyRows(folder / "system_runs.npy", np.int64, (2,)),
+            name: _NpyRows(folder / f"{name}.npy", dtype, row_shape)
+            for name, (dtype, row_shape, _) in layout(target).items()
         }
 
     def add(self, row: Row, steps: Steps | None) -> Row:
@@ -316,16 +451,17 @@ class _ArrayWriter:
         return self
 
     def __exit__(self, *exc_info: Any) -> None:
-        for rows in self._rows.values():
-            rows.close()
+        with ExitStack() as stack:  # closes all, also on a full disk, where each raises
+            for rows in self._rows.values():
+                stack.callback(rows.close)
 
 
 class _NpyRows:
     """A .npy file that grows by rows; numpy pads its header so that any final count fits."""
 
-    def __init__(self, path: Path, dtype: type, row_shape: tuple[int, ...]) -> None:
+    def __init__(self, path: Path, dtype: np.dtype, row_shape: tuple[int, ...]) -> None:
         self._file = path.open("wb")
-        self._dtype = np.dtype(dtype)
+        self._dtype = dtype
         self._row_shape = row_shape
         self._count = 0
         self._write_header()

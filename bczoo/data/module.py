@@ -24,7 +24,8 @@ from bczoo.data.index import Index, as_paths, open_index
 from bczoo.data.loader import WindowLoader
 from bczoo.data.recording import USER
 from bczoo.data.source import RecordingSource
-from bczoo.data.windows import Plan, split, subset
+from bczoo.data.summary import report, summarise
+from bczoo.data.windows import Plan, list_windows, split, subset
 from bczoo.errors import UserError
 from bczoo.spec import Batch, InputSpec
 
@@ -150,6 +151,8 @@ class RecordingDataModule(L.LightningDataModule):
         warn = self.trainer is None or self.trainer.is_global_zero
         for opened in self.indexes:
             opened.report(self.strict, warn)
+        if stage == "fit" and self.trainer is not None and warn:
+            print(self._summary())
 
     def train_dataloader(self) -> WindowLoader:
         """Shuffled windows of the training recordings; a resumed run goes on within the epoch."""
@@ -234,6 +237,16 @@ class RecordingDataModule(L.LightningDataModule):
     def _open(self, root: str | list[str] | Path, scan: bool) -> Index:
         spec = self.input_spec
         return open_index(root, spec.action_space, spec.fps, spec.text_dim, scan, self.num_workers)
+
+    def _summary(self) -> str:
+        """What is trained on, in a few lines."""
+        spec = self.input_spec
+        index, recordings = self._parts["train"]
+        windows = len(list_windows(index, recordings, spec.window)[0])
+        training = summarise(index, recordings, windows, spec.frame_size)
+        held_out, validation = self._parts["val"]
+        wanted = self.val_root is not None or self.val_fraction > 0
+        return report(training, summarise(held_out, validation) if wanted else None)
 
     def _evaluation_loader(self, part: str, spread: bool = False) -> WindowLoader | list[WindowLoader]:
         loader = self._loader(part, shuffle=False, spread=spread)

@@ -22,10 +22,10 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-from google.protobuf.message import DecodeError
 
 from bczoo.actions import ActionSpace, HeldGroup, SwitchGroup, Values
 from bczoo.data.errors import RecordingError
+from bczoo.data.reading import Annotation
 from bczoo.data.schema import annotation as pb
 from bczoo.data.video import VideoWriter
 from bczoo.errors import UserError
@@ -37,6 +37,8 @@ UNKNOWN, USER, SYSTEM = 0, 1, 2  # whose action a step holds
 OWN_ANNOTATOR = "bczoo"  # version under which RecordingWriter stores instructions
 ACCEPTED_ANNOTATORS = ("gemini-2.5-flash", "gemini-2.5-flash-thinking-0905", OWN_ANNOTATOR)
 TOKENIZER = "gemma"  # whose embeddings are read
+LONGEST_TEXT = 1e9  # seconds that an instruction may hold, 30 years
+MOST_SEEN = 100_000  # combinations of values whose ids are remembered
 
 
 def _held_pad_buttons(action: Any) -> tuple[str, ...]:
@@ -90,24 +92,16 @@ class Steps:
     unknown: Counter[str]
 
 
-def read_annotation(folder: str | Path) -> Any:
-    """The VideoAnnotation message of a recording folder.
+def read_annotation(folder: str | Path) -> Annotation:
+    """The annotation of a recording folder; its frames are parsed as they are asked for.
 
     Raises:
-        RecordingError: the file is missing, empty or cut off.
+        RecordingError: the file is missing, no regular file, too large, empty or cut off.
     """
-    path = Path(folder) / ANNOTATION_FILE
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise RecordingError(folder, f"{ANNOTATION_FILE} cannot be read ({error.strerror})") from error
-    try:
-        message = pb.VideoAnnotation.FromString(data)
-    except DecodeError as error:
-        raise RecordingError(folder, f"{ANNOTATION_FILE} is damaged or cut off ({len(data)} bytes)") from error
-    if not message.frame_annotations:
-        raise RecordingError(folder, f"{ANNOTATION_FILE} holds no frame annotations ({len(data)} bytes)")
-    return message
+    annotation = Annotation(Path(folder) / ANNOTATION_FILE)
+    if not annotation.frame_annotations:
+        raise RecordingError(folder, f"{ANNOTATION_FILE} holds no frame annotations ({annotation.size} bytes)")
+    return annotation
 
 
 def action_values(action: Any, groups: Sequence[str]) -> Values:
@@ -133,20 +127,25 @@ def check_groups(space: ActionSpace) -> None:
         )
 
 
-def parse_steps(message: Any, space: ActionSpace, fps: float, text_dim: int | None, where: str | Path) -> Steps:
-    """Bring a VideoAnnotation to an action space.
+def parse_steps(
+    annotation: Annotation, space: ActionSpace, fps: float, text_dim: int | None, where: str | Path
+) -> Steps:
+    """Bring a recording's annotation to an action space.
 
     Args:
-        message: the VideoAnnotation.
+        annotation: see :func:`read_annotation`.
         space: what to map actions to; names it lacks are left out (as published) and counted.
         fps: steps per second of the policy; a recording of another rate is refused.
         text_dim: values of a text embedding; None reads no text.
         where: folder, for errors.
+
+    Raises:
+        RecordingError: of another rate, or an annotation is damaged or holds what is no finite number.
     """
-    recorded_fps = message.metadata.frames_per_second
-    if recorded_fps and abs(recorded_fps - fps) > 1e-3:
+    recorded_fps = annotation.metadata.frames_per_second
+    if recorded_fps and not abs(recorded_fps - fps) <= 1e-3:  # NaN is no rate either
         raise RecordingError(where, f"recorded at {recorded_fps:g} frames per second, wanted are {fps:g}")
-    frames = message.frame_annotations
+    frames = annotation.frame_annotations
     kind = np.zeros(len(frames), np.uint8)
     dtype = np.uint8 if max(g.choices for g in space.groups) <= 256 else np.uint16
     ids = np.tile(np.array([i for group in space.neutral.values() for i in group], dtype), (len(frames), 1))
@@ -163,7 +162,7 @@ def parse_steps(message: Any, space: ActionSpace, fps: float, text_dim: int | No
             duration, embedding = _text_of(frame, text_dim, where, i)
             if embedding is not None:
                 starts.append(i)
-                steps.append(int(duration * fps))
+                steps.append(text_length(duration, fps, where, i))
                 embeddings.append(embedding)
             without += embedding is None
     return Steps(
@@ -175,6 +174,13 @@ def parse_steps(message: Any, space: ActionSpace, fps: float, text_dim: int | No
         without_embedding=without,
         unknown=encode.unknown,
     )
+
+
+def text_length(duration: float, fps: float, where: str | Path, index: int) -> int:
+    """For how many steps an instruction of ``duration`` seconds holds; ``where`` and ``index`` are for the error."""
+    if not abs(duration) <= LONGEST_TEXT:  # nor is NaN
+        raise RecordingError(where, f"annotation {index}: text duration of {duration:g} seconds")
+    return int(duration * fps)
 
 
 class _Encoder:
@@ -190,6 +196,8 @@ class _Encoder:
     def __call__(self, action: Any) -> list[int]:
         values = tuple(read(action) for read in self._readers)
         if values not in self._seen:
+            if len(self._seen) == MOST_SEEN:
+                self._seen.clear()
             named = dict(zip((g.name for g in self._space.groups), values, strict=True))
             ids = self._space.encode(ignore_unknown=True, **named)
             unknown = [
@@ -220,6 +228,9 @@ def _text_of(frame: Any, text_dim: int, where: str | Path, index: int) -> tuple[
             raise RecordingError(
                 where, f"annotation {index}: text embedding of {embedding.size} values, wanted are {text_dim}"
             )
+        if not np.isfinite(embedding).all():
+            what = "NaN" if np.isnan(embedding).any() else "infinite values"
+            raise RecordingError(where, f"annotation {index}: text embedding holds {what}")
         return text.duration, embedding
     return 0.0, None
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple
@@ -23,11 +24,13 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from bczoo.data.errors import FrameReadError, RecordingError
+from bczoo.data.reading import open_regular
 from bczoo.errors import UserError
 from bczoo.frames import resize
 
 SIZED_NAME = re.compile(r"(\d+)x(\d+)\.mp4")  # <width>x<height>.mp4
 ANY_SIZE_NAME = "video.mp4"
+MOST_PIXELS = 2**25  # of a frame, 8K; headers can claim sizes that fill the memory
 
 
 class VideoInfo(NamedTuple):
@@ -70,6 +73,8 @@ def probe(path: str | Path) -> VideoInfo:
         raise RecordingError(path, f"the video cannot be read ({type(error).__name__}: {error})") from error
     if not info.n_frames:
         raise RecordingError(path, "the video has no frames")
+    if not 0 < info.width * info.height <= MOST_PIXELS:
+        raise RecordingError(path, f"frames of {info.width}x{info.height} pixels cannot be read")
     named = SIZED_NAME.fullmatch(path.name)
     if named and (int(named[1]), int(named[2])) != (info.width, info.height):
         raise RecordingError(path, f"wrong frame size: the video is {info.width}x{info.height}")
@@ -117,6 +122,11 @@ def read_frames(
             done += 1
     except RecordingError as error:
         raise FrameReadError(path, error.reason, frames[:done]) from error
+    except UserError:  # of the arguments, not of the file
+        raise
+    except Exception as error:
+        reason = f"frame {start + done} cannot be read ({type(error).__name__}: {error})"
+        raise FrameReadError(path, reason, frames[:done]) from error
     if done < count:
         raise FrameReadError(path, f"the video ends before frame {start + done}", frames[:done])
     return frames
@@ -131,6 +141,18 @@ def iterate_frames(path: str | Path, start: int = 0, threads: int = 1) -> Iterat
     Raises:
         RecordingError: a frame is missing or broken; the reason names it.
     """
+    number = start
+    try:
+        for frame in _iterate_frames(path, start, threads):
+            yield frame
+            number += 1
+    except RecordingError:
+        raise
+    except Exception as error:  # whatever upsets the video library is damage of this file
+        raise RecordingError(path, f"frame {number} cannot be read ({type(error).__name__}: {error})") from error
+
+
+def _iterate_frames(path: str | Path, start: int, threads: int) -> Iterator[np.ndarray]:
     number = start
     measured, strict = False, True
     while True:
@@ -158,6 +180,36 @@ def iterate_frames(path: str | Path, start: int = 0, threads: int = 1) -> Iterat
         if measured:
             raise RecordingError(path, f"frame {number} cannot be decoded")
         measured = True
+
+
+def sample_frames(path: str | Path, places: int, run: int) -> Iterator[list[np.ndarray]]:
+    """Yield a few frames in a row, (H, W, 3) uint8 each, from places all over a video.
+
+    A run begins at the keyframe that seeking finds, wherever that is, so that no video takes long. A video with fewer
+    keyframes gives fewer runs.
+
+    Args:
+        path: the video file.
+        places: how many runs, at most.
+        run: frames of a run, at most.
+
+    Raises:
+        RecordingError: the video cannot be read.
+    """
+    begun: set[int | None] = set()
+    try:
+        with _opened(path, strict=False) as (container, stream):
+            start, length = stream.start_time or 0, stream.duration or 0
+            for place in range(places):
+                container.seek(start + length * place // places, stream=stream, backward=True)
+                frames = list(islice(container.decode(stream), run))
+                if frames and frames[0].pts not in begun:
+                    begun.add(frames[0].pts)
+                    yield [frame.to_ndarray(format="rgb24") for frame in frames]
+    except RecordingError:
+        raise
+    except Exception as error:
+        raise RecordingError(path, f"the video cannot be read ({type(error).__name__}: {error})") from error
 
 
 class VideoWriter:
@@ -238,16 +290,20 @@ class VideoWriter:
 @contextmanager
 def _opened(path: str | Path, threads: int = 1, strict: bool = True) -> Iterator[tuple[Any, Any]]:
     """The container and video stream of a file; a strict decoder reports all that it could conceal."""
-    try:
-        container = av.open(str(path))
-    except (av.error.FFmpegError, OSError) as error:
-        raise RecordingError(path, f"the video cannot be opened ({error.strerror})") from error
-    with container:
+    with ExitStack() as stack:
+        try:
+            # Without a format, a text file of this name could be a playlist of other files and of addresses.
+            container = stack.enter_context(av.open(stack.enter_context(open_regular(path)), format="mp4"))
+        except (av.error.FFmpegError, OSError) as error:
+            raise RecordingError(path, f"the video cannot be opened ({error.strerror})") from error
         if not container.streams.video:
             raise RecordingError(path, "the file has no video stream")
         stream = container.streams.video[0]
+        if stream.codec_context is None:
+            raise RecordingError(path, "the video has a codec that is not known")
         stream.codec_context.thread_count = threads
-        stream.codec_context.options = {"err_detect": "explode"} if strict else {}
+        options = {"max_pixels": str(MOST_PIXELS)}
+        stream.codec_context.options = options | ({"err_detect": "explode"} if strict else {})
         yield container, stream
 
 

@@ -6,19 +6,24 @@ taken after seeing it (annotation i + 1).
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from bczoo.actions import Decision
-from bczoo.data.errors import RecordingError
+from bczoo.data.errors import RecordingError, printable
 from bczoo.data.index_build import find_recordings
-from bczoo.data.recording import SYSTEM, UNKNOWN, USER, action_values, known_action, read_annotation
-from bczoo.data.video import VideoWriter, choose_video, iterate_frames
+from bczoo.data.reading import Frames
+from bczoo.data.recording import SYSTEM, UNKNOWN, USER, action_values, known_action, read_annotation, text_length
+from bczoo.data.video import VideoWriter, choose_video, iterate_frames, probe
+from bczoo.errors import UserError
 
 KEYBOARD_MOUSE = ("keys", "mouse_buttons", "mouse_dx", "mouse_dy")
 GAMEPAD = ("buttons", "left_stick_x", "left_stick_y", "right_stick_x", "right_stick_y")
+SLOWEST, FASTEST = 0.01, 1000.0  # frames per second that a video can show
+CONTAINERS = (".mp4", ".mkv", ".mov", ".avi")
 WHO = {UNKNOWN: "unknown", USER: "user", SYSTEM: "system"}
 
 
@@ -42,14 +47,17 @@ def view(recording: str, out: str, start: int = 0, frames: int | None = None) ->
         raise RecordingError(folder, "not the folder of one recording (annotation.proto and a video)")
     if (video := choose_video(rows[0].videos, 10**6)) is None:
         raise RecordingError(folder, "no video")
-    message = read_annotation(folder)
-    steps = message.frame_annotations
+    _check_out(out)
+    probe(folder / video)
+    annotation = read_annotation(folder)
+    steps, fps = annotation.frame_annotations, annotation.metadata.frames_per_second or 20.0
+    if not SLOWEST <= fps <= FASTEST:
+        raise RecordingError(folder, f"recorded at {fps:g} frames per second, which no video can show")
     stop = len(steps) if frames is None else min(start + frames, len(steps))
     if not 0 <= start < stop:
         raise RecordingError(folder, f"has frames 0..{len(steps) - 1}, wanted are {start}..{stop - 1}")
-    groups = GAMEPAD if any(_uses_gamepad(step) for step in steps) else KEYBOARD_MOUSE
-    fps = message.metadata.frames_per_second or 20.0
-    captions = _captions(steps, fps)
+    groups = _groups(folder, steps)
+    captions = _captions(folder, steps, fps)
     with VideoWriter(out, fps) as writer:
         images = iterate_frames(folder / video, start)
         for i, image in tqdm(zip(range(start, stop), images, strict=False), "Drawing", stop - start, disable=None):
@@ -58,8 +66,31 @@ def view(recording: str, out: str, start: int = 0, frames: int | None = None) ->
             values = action_values(action, groups) if action is not None else _nothing(groups)
             caption = f"{i / fps:.1f} s  {WHO[kind]}  {captions[min(i + 1, len(steps) - 1)]}"
             writer.add(draw_decision(image, Decision(values), caption.strip()))
-    print(f"wrote {out}, {stop - start} frames")
+    print(f"wrote {printable(out)}, {stop - start} frames")
     return out
+
+
+def _check_out(out: str) -> None:
+    """Raise unless a video can be written to ``out``."""
+    path = Path(out)
+    if path.is_dir():
+        raise UserError(f"--out {out} is a folder; name a file in it, such as {path / 'clip.mp4'}")
+    if path.suffix not in CONTAINERS:
+        raise UserError(f"--out {out} does not end like a video file: {', '.join(CONTAINERS)}")
+    if not path.parent.is_dir():
+        raise UserError(f"--out {out}: there is no folder {path.parent}")
+
+
+def _groups(folder: Path, steps: Frames) -> tuple[str, ...]:
+    """The action groups to draw, gamepad or keyboard and mouse; an error if one holds no finite number."""
+    groups = GAMEPAD if any(_uses_gamepad(step) for step in steps) else KEYBOARD_MOUSE
+    for i, step in enumerate(steps):
+        kind, action = known_action(step)
+        values = {} if kind == UNKNOWN else action_values(action, groups)
+        for group, value in values.items():
+            if not isinstance(value, list) and not math.isfinite(value):
+                raise RecordingError(folder, f"annotation {i}: {group} is {value}")
+    return groups
 
 
 def _uses_gamepad(step: Any) -> bool:
@@ -70,11 +101,11 @@ def _nothing(groups: tuple[str, ...]) -> dict[str, Any]:
     return {group: [] if group in ("keys", "mouse_buttons", "buttons") else 0 for group in groups}
 
 
-def _captions(steps: Any, fps: float) -> list[str]:
+def _captions(folder: Path, steps: Frames, fps: float) -> list[str]:
     """The instruction that holds at every annotation."""
     captions = [""] * len(steps)
     for i, step in enumerate(steps):
         for text in step.frame_text_annotation[:1]:
-            for j in range(i, min(i + int(text.duration * fps), len(steps))):
-                captions[j] = text.instruction
+            length = min(max(text_length(text.duration, fps, folder, i), 0), len(steps) - i)
+            captions[i : i + length] = [text.instruction] * length
     return captions

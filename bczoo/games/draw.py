@@ -25,6 +25,8 @@ MOUSE_BUTTONS = (("0", "left"), ("2", "middle"), ("1", "right"))  # from left to
 LETTERS_SHOWN = "wasd"
 UNIT = 384  # the panel is drawn for this height and scaled to others
 BARS = 5  # most likely choices to show
+CAPS = 4  # further keys to show, beside w, a, s and d
+LONGEST = 120  # characters of a text to draw
 
 
 def draw_decision(
@@ -109,6 +111,7 @@ class _Pen:
         return [(self.left, self.top)[i % 2] + v * self.scale for i, v in enumerate(xy)]
 
     def text(self, x: float, y: float, text: str, size: float, colour: Any, anchor: str = "mm") -> None:
+        text = " ".join(text[:LONGEST].split())  # one line
         place = (self.left + x * self.scale, self.top + y * self.scale)
         self.draw.text(place, text, colour, _font(max(6, round(size * self.scale))), anchor)
 
@@ -141,11 +144,14 @@ def _draw_keyboard(pen: _Pen, decision: Decision) -> None:
     for letter, x, y in (("w", 51, 14), ("a", 14, 51), ("s", 51, 51), ("d", 88, 51)):
         pen.cap(x, y, 34, 34, letter.upper(), letter in held, 16)
     others = sorted(held - set(LETTERS_SHOWN))
+    if len(others) > CAPS:
+        others = [*others[: CAPS - 1], f"+{len(others) - CAPS + 1}"]
     if others:  # whatever else is held
         width = (108 - 4 * (len(others) - 1)) / len(others)
         for i, name in enumerate(others):
             label = name if len(others) == 1 else _short(name)
-            pen.cap(14 + i * (width + 4), 91, width, 26, label, True, 12 if len(others) < 3 else 10)
+            size = 12 if len(others) < 3 else 10
+            pen.cap(14 + i * (width + 4), 91, width, 26, label[: int(1.8 * width / size)], True, size)
 
 
 def _draw_mouse(pen: _Pen, decision: Decision) -> None:
@@ -239,8 +245,7 @@ def _draw_gamepad(pen: _Pen, decision: Decision) -> None:
     pen.cap(102, 62, 46, 16, "select", "select" in held, 9)
     pen.cap(102, 86, 46, 16, "start", "start" in held, 9)
     for side, middle in (("left", 62.0), ("right", 188.0)):
-        sx = float(decision.values.get(f"{side}_stick_x", 0.0))
-        sy = float(decision.values.get(f"{side}_stick_y", 0.0))
+        sx, sy = (max(-1.0, min(1.0, float(decision.values.get(f"{side}_stick_{axis}", 0.0)))) for axis in "xy")
         pen.circle(middle, 174, 36, CAP, EDGE)
         moved = math.hypot(sx, sy) > 0.1
         pen.circle(middle + 24 * sx, 174 + 24 * sy, 14, LIT if moved else EDGE)

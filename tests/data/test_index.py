@@ -5,18 +5,22 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
+import subprocess
 import warnings
 
 import numpy as np
 import pytest
 from synthetic import SIZE, damage, write_recording, write_recordings, write_video
 
+from bczoo import files
 from bczoo.actions import ActionSpace
 from bczoo.data import index_build
 from bczoo.data.check import check
 from bczoo.data.errors import NoRecordingsError, RecordingError
 from bczoo.data.index import open_index, require_recordings
 from bczoo.data.recording import parse_steps, read_annotation
+from bczoo.data.schema import annotation as pb
+from bczoo.errors import UserError
 
 KEYBOARD = ActionSpace.keyboard_mouse()
 VIDEO = f"{SIZE}x{SIZE}.mp4"
@@ -74,7 +78,7 @@ def test_index_holds_what_parsing_gives_and_parses_only_what_is_new(tmp_path, pa
     make(tmp_path, "e", 7)
     shutil.rmtree(tmp_path / "b")
     annotation = tmp_path / "d" / "annotation.proto"
-    message = read_annotation(tmp_path / "d")
+    message = pb.VideoAnnotation.FromString(annotation.read_bytes())
     message.frame_annotations[3].user_action.keyboard.keys[:] = ["w"]
     annotation.write_bytes(message.SerializeToString())
     index = open_index(tmp_path, KEYBOARD, text_dim=4)
@@ -124,14 +128,19 @@ def test_only_builds_that_no_process_is_completing_are_removed(root):
     """Another process renames its build and only then points to it."""
     index = open_index(root, KEYBOARD)
     folder = next((root / ".bczoo" / "index").iterdir())
-    used, ready, stale, unfinished = index._folders[0], folder / "1-ready", folder / "2-stale", folder / "3.partial"
-    for build in (ready, stale, unfinished):
-        build.mkdir()
-    for build in (stale, unfinished):
-        os.utime(build, (0, 0))
-    write_recording(root / "rec-9", 12)
-    new = open_index(root, KEYBOARD)._folders[0]
-    assert {path for path in folder.iterdir() if path.is_dir()} == {used, ready, unfinished, new}
+    used, ready, stale, killed = index._folders[0], folder / "1-ready", folder / "2-stale", folder / "3.partial"
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    with files.PartialPath(folder / "4") as begun:
+        begun.path.mkdir()
+        left = begun.path.with_name(begun.path.name.replace(f"-{os.getpid()}-", f"-{dead.pid}-"))
+        for build in (ready, stale, killed, left):
+            build.mkdir()
+        for build in (stale, killed):
+            os.utime(build, (0, 0))
+        write_recording(root / "rec-9", 12)
+        new = open_index(root, KEYBOARD)._folders[0]
+        assert {path for path in folder.iterdir() if path.is_dir()} == {used, ready, begun.path, new}
     os.utime(used, (0, 0))
     write_recording(root / "rec-91", 12)
     open_index(root, KEYBOARD)
@@ -139,11 +148,108 @@ def test_only_builds_that_no_process_is_completing_are_removed(root):
     assert new.exists()
 
 
-def test_damaged_cache_is_built_anew(root):
+def damage_table(build):
+    (build / "table.json").write_text("{")
+
+
+def damage_row(build):
+    (build / "table.json").write_text((build / "table.json").read_text().replace('"n_frames": 30', '"n_frames": "30"'))
+
+
+def damage_count(build):
+    (build / "table.json").write_text((build / "table.json").read_text().replace('"n_frames": 30', '"n_frames": 29'))
+
+
+def empty_array(build):
+    (build / "ids.npy").write_bytes(b"")
+
+
+def cut_array(build):
+    data = (build / "kind.npy").read_bytes()
+    (build / "kind.npy").write_bytes(data[:-20])
+
+
+def other_type(build):
+    np.save(build / "ids.npy", np.load(build / "ids.npy").astype(np.uint16))
+
+
+def other_shape(build):
+    np.save(build / "system_runs.npy", np.zeros((0, 3), np.int64))
+
+
+def huge_header(build):
+    """Of an array that would fill the memory, with nothing behind it."""
+    (build / "text_start.npy").write_bytes(
+        (build / "text_start.npy").read_bytes().replace(b"(0,)", b"(9999999999999,)")
+    )
+
+
+def pipe(build):
+    (build / "table.json").unlink()
+    os.mkfifo(build / "table.json")
+
+
+def no_text_array(build):
+    (build / "text.npy").unlink()
+
+
+def empty_pointer(build):
+    (build.parent / "current").write_bytes(b"")
+
+
+def pointer_of_bytes(build):
+    (build.parent / "current").write_bytes(b"\xff\x00")
+
+
+@pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        damage_table, damage_row, damage_count, empty_array, cut_array, other_type, other_shape, huge_header,
+        pipe, no_text_array, empty_pointer, pointer_of_bytes,
+    ],
+)  # fmt: skip
+def test_damaged_cache_is_built_anew_with_one_line(root, damage, scan):
+    """What a power cut leaves where the disk reorders writes."""
+    damage(open_index(root, KEYBOARD, text_dim=4)._folders[0])
+    with pytest.warns(UserWarning, match="is damaged .*; it is built anew") as caught:
+        index = open_index(root, KEYBOARD, text_dim=4, scan=scan)
+    assert len(index.usable) == 8
+    assert "\n" not in str(caught[0].message)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_same(open_index(root, KEYBOARD, text_dim=4), root)
+
+
+def full_disk(monkeypatch, *folders):
+    """Writing arrays below these folders fails."""
+    append = index_build._NpyRows.append
+
+    def write(self, rows):
+        if any(str(folder) in self._file.name for folder in folders):
+            raise OSError(28, "No space left on device")
+        append(self, rows)
+
+    monkeypatch.setattr(index_build._NpyRows, "append", write)
+
+
+def test_full_disk_uses_the_users_cache_until_there_is_room(root, tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     open_index(root, KEYBOARD)
-    table = next((root / ".bczoo").rglob("table.json"))
-    table.write_text("{")
-    assert len(open_index(root, KEYBOARD)) == 8
+    write_recording(root / "rec-9", 12)
+    with monkeypatch.context() as patch:
+        full_disk(patch, root)
+        assert len(open_index(root, KEYBOARD)) == 9
+        assert len(open_index(root, KEYBOARD, scan=False)) == 9, "the older index in the root does not count"
+    write_recording(root / "rec-91", 12)
+    index = open_index(root, KEYBOARD)
+    assert (len(index), index._folders[0].is_relative_to(root)) == (10, True)
+    write_recording(root / "rec-92", 12)
+    full_disk(monkeypatch, root, cache)
+    with pytest.raises(UserError, match=r"neither to .* nor to .*No space left on device.*XDG_CACHE_HOME"):
+        open_index(root, KEYBOARD)
+    assert len(open_index(root, KEYBOARD, scan=False)) == 10
 
 
 def test_read_only_root_uses_the_users_cache(root, tmp_path, monkeypatch, parsed):

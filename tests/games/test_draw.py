@@ -77,3 +77,10 @@ def test_sizes_are_even_as_videos_need_it(shape, size):
         assert drawn.dtype == np.uint8 and drawn.shape[0] % 2 == drawn.shape[1] % 2 == 0
         assert drawn.shape[0] >= size
     assert (drawn[-20:] > 150).any(), "the caption is legible"
+
+
+def test_many_keys_and_long_names_stay_in_their_place():
+    few, many = lit({**NEUTRAL, "keys": ["Space"]}), lit({**NEUTRAL, "keys": [f"key {i}" * 30 for i in range(300)]})
+    assert many[:130].sum() > 20
+    assert (few[130:] == many[130:]).all(), "below the keys nothing changes"
+    assert np.nonzero(many)[1].max() < 512 + 130, "nor beside them"
