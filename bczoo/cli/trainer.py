@@ -17,6 +17,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import BasePredictionWriter, Checkpoint, RichProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import bczoo
@@ -73,6 +74,7 @@ class TrainerCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Lightning's trainer, with the plain progress bar of all long stages, and predictions written to a file."""
         trainer = super().instantiate_trainer(**kwargs)
+        trainer.loggers = [PatientCSVLogger.of(g) if type(g) is CSVLogger else g for g in trainer.loggers]
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         callbacks[:] = [TQDMProgressBar() if type(c) is RichProgressBar else c for c in callbacks]
         if self.subcommand == "predict" and not any(isinstance(c, BasePredictionWriter) for c in callbacks):
@@ -156,6 +158,22 @@ def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
 def _is_checkpoint(path: str) -> bool:
     """A file or folder, an address, or one of Lightning's own words."""
     return Path(path).exists() or "://" in path or path in ("best", "hpc") or path.startswith("registry")
+
+
+class PatientCSVLogger(CSVLogger):
+    """Lightning's default logger, for which a full disk is no reason to end a training: it tries again later."""
+
+    @classmethod
+    def of(cls, logger: CSVLogger) -> PatientCSVLogger:
+        return cls(
+            logger.save_dir, logger.name, logger.version, flush_logs_every_n_steps=logger._flush_logs_every_n_steps
+        )
+
+    def save(self) -> None:
+        try:
+            super().save()
+        except OSError as error:
+            warnings.warn(f"metrics could not be written to {self.log_dir}: {error}", stacklevel=2)
 
 
 class SaveConfig(SaveConfigCallback):
