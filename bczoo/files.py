@@ -61,7 +61,7 @@ class PartialPath:
             FileExistsError: the target exists and is not replaced; what was written is discarded.
         """
         try:
-            _flush(self.path)
+            flush(self.path)
             if self.path.is_dir():
                 _rename_folder(self.path, self.target)
             elif replace:
@@ -69,9 +69,10 @@ class PartialPath:
             else:
                 os.link(self.path, self.target)  # unlike a rename, fails if the target is there
                 self.path.unlink()
-            _flush_entry(self.target.parent)
-        except BaseException:
+            flush_entry(self.target.parent)
+        except BaseException as error:
             self.discard()
+            self._name(error)
             raise
         _active.discard(self.path.absolute())
 
@@ -88,6 +89,13 @@ class PartialPath:
             self.commit()
         else:
             self.discard()
+            self._name(error)
+
+    def _name(self, error: BaseException | None) -> None:
+        """Have an error of the system name the target: a full disk names no file, others the hidden neighbour."""
+        if isinstance(error, OSError) and error.filename in (None, str(self.path)):
+            error.filename = str(self.target)
+            error.filename2 = None
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
@@ -165,18 +173,19 @@ def _rename_folder(path: Path, target: Path) -> None:
         raise
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Have the device hold a file, or everything in a folder."""
     if not path.is_dir():
-        _flush_entry(path)
+        flush_entry(path)
         return
     for folder, _, files in os.walk(path, topdown=False):
         for name in files:
-            _flush_entry(Path(folder) / name)
-        _flush_entry(Path(folder))
+            flush_entry(Path(folder) / name)
+        flush_entry(Path(folder))
 
 
-def _flush_entry(path: Path) -> None:
+def flush_entry(path: Path) -> None:
+    """Have the device hold a file, or the names in a folder."""
     if path.is_dir() and os.name == "nt":
         return  # Windows opens no folders
     handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)

@@ -15,6 +15,8 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from safetensors.torch import save_file
 from torch import Tensor
 
+from bczoo.files import PartialPath, sweep
+
 
 class WritePredictions(BasePredictionWriter):
     """Writes ``predictions.safetensors``, one row per window (with several devices, one file per rank).
@@ -45,6 +47,7 @@ class WritePredictions(BasePredictionWriter):
         path = self.path
         if trainer.world_size > 1:
             path = path.with_name(f"{path.stem}-{trainer.global_rank}{path.suffix}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({k: torch.cat([r[k] for r in rows]) for k in rows[0]}, path)
+        sweep(path.parent)
+        with PartialPath(path) as partial:
+            save_file({k: torch.cat([r[k] for r in rows]) for k in rows[0]}, partial.path)
         print(f"predictions on {sum(len(r['recording']) for r in rows)} windows written to {path}")

@@ -6,7 +6,6 @@ who reads it.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import platform
@@ -14,6 +13,8 @@ import shlex
 import sys
 import time
 import uuid
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import torch
 import bczoo
 from bczoo.callbacks.play import PlayGame
 from bczoo.configs import FOLDER
+from bczoo.files import write_json
 from bczoo.record import RUN_RECORD, play_entry, read_record
 
 
@@ -34,47 +36,37 @@ class RunRecord(L.Callback):
         self._seconds_before = 0.0  # of the run that this one goes on with
         self._started: float | None = None
         self._measured: dict[str, float] = {}  # by the last validation
+        self._due = False  # a validation follows on the last step
 
     def state_dict(self) -> dict[str, Any]:
-        return {"run": self._run, "seconds": self._seconds, "measured": self._measured}
+        return {"run": self._run, "seconds": self._seconds, "measured": self._measured, "validation_due": self._due}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._run, self._measured = state_dict["run"], state_dict["measured"]
+        if state_dict["run"] != self._run or _later(state_dict["measured"], self._measured):
+            self._measured = state_dict["measured"]  # else it was validated again since
+        self._run, self._due = state_dict["run"], state_dict.get("validation_due", False)
         self._seconds_before = float(state_dict["seconds"])
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._started = time.perf_counter()
 
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        # Lightning's own word: a checkpoint that is written now may be all that is left of a run
+        loop = trainer.fit_loop
+        self._due = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]
+
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        seconds = self._seconds
-        self._write(
-            trainer,
-            {
-                "bczoo": bczoo.__version__,
-                "command": _command(),
-                **getattr(pl_module, "training_settings", {}),
-                "data": _data(trainer),
-                "training": {
-                    "steps": trainer.global_step,
-                    "epochs": trainer.current_epoch,
-                    "seconds": round(seconds, 1),
-                    "seed": int(os.environ.get("PL_GLOBAL_SEED", -1)),
-                    "precision": str(trainer.precision),
-                    "devices": trainer.world_size,
-                    "device": _device(trainer),
-                    "torch": torch.__version__,
-                },
-                **({"metrics": self._measured} if self._measured else {}),
-                "play": {},
-            },
-            whole=True,
-        )
+        self._seconds_before, self._started = self._seconds, None
+        try:
+            self._write(trainer, self._content(trainer, pl_module), whole=True)
+        except OSError as error:  # the checkpoint is still to be written, and the record once more
+            warnings.warn(f"the record of the run could not be written: {error}", stacklevel=2)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        played = {c.env: c for c in trainer.callbacks if isinstance(c, PlayGame) and c.results}  # type: ignore[attr-defined]
-        if played:
-            results = {env: play_entry(c.results, c.seed, trainer.global_step) for env, c in played.items()}
-            self._write(trainer, {"play": results})
+        """Write what was played too, and all of it once more: training may have been over when this run began."""
+        played = [c for c in trainer.callbacks if isinstance(c, PlayGame) and c.results]  # type: ignore[attr-defined]
+        results = {c.env: play_entry(c.results, c.seed, trainer.global_step) for c in played}
+        self._write(trainer, self._content(trainer, pl_module) | {"play": results}, whole=True)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if metrics := _metrics(trainer):
@@ -87,6 +79,45 @@ class RunRecord(L.Callback):
         self._measured = {"step": _step(trainer), **metrics}
         if trainer.state.fn == "validate":
             self._write(trainer, {"metrics": self._measured})
+
+    def owes_validation(self, trainer: L.Trainer, checkpoint: Mapping[str, Any]) -> bool:
+        """Whether the validation at the end of a training was interrupted, or never begun.
+
+        Args:
+            trainer: the trainer that is to go on from the checkpoint.
+            checkpoint: what is in the checkpoint.
+        """
+        state, step = checkpoint.get("callbacks", {}).get(self.state_key, {}), checkpoint["global_step"]
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        by_steps = trainer.max_steps != -1 and step >= trainer.max_steps
+        last_epoch = trainer.max_epochs not in (None, -1) and checkpoint["epoch"] + 1 >= trainer.max_epochs
+        if not state.get("validation_due") or not (by_steps or (last_epoch and progress["is_last_batch"])):
+            return False
+        known = read_record(Path(trainer.default_root_dir) / RUN_RECORD)
+        return known.get("run") != state["run"] or known.get("metrics", {}).get("step") != step
+
+    def _content(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        known = read_record(Path(trainer.default_root_dir) / RUN_RECORD)
+        if known.get("run") == self._run and _later(known.get("metrics", {}), self._measured):
+            self._measured = known["metrics"]
+        return {
+            "bczoo": bczoo.__version__,
+            "command": _command(),
+            **getattr(pl_module, "training_settings", {}),
+            "data": _data(trainer),
+            "training": {
+                "steps": trainer.global_step,
+                "epochs": trainer.current_epoch,
+                "seconds": round(self._seconds, 1),
+                "seed": int(os.environ.get("PL_GLOBAL_SEED", -1)),
+                "precision": str(trainer.precision),
+                "devices": trainer.world_size,
+                "device": _device(trainer),
+                "torch": torch.__version__,
+            },
+            **({"metrics": self._measured} if self._measured else {}),
+            "play": {},
+        }
 
     @property
     def _seconds(self) -> float:
@@ -101,10 +132,11 @@ class RunRecord(L.Callback):
             if known and known.get("run") != self._run:
                 return  # these numbers are of the weights of another run than the record that lies there
             content = known | content
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_suffix(".tmp")
-        fresh.write_text(json.dumps(content | {"run": self._run}, indent=2, default=str) + "\n")
-        fresh.replace(path)
+        write_json(path, content | {"run": self._run}, default=str)
+
+
+def _later(measured: Mapping[str, float], than: Mapping[str, float]) -> bool:
+    return measured.get("step", -1) > than.get("step", -1)
 
 
 def _command() -> str:

@@ -9,7 +9,6 @@ Q queries that are watched, P layers, F kinds of keys.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from bczoo.data.dataset import WindowDataset
 from bczoo.data.index import open_index
 from bczoo.devices import usable_device
 from bczoo.errors import UserError
+from bczoo.files import write_json
 from bczoo.hub.source import locate
 from bczoo.model.attention import Attend, Sinks, prepend_sinks
 from bczoo.model.layout import StepLayout
@@ -106,9 +106,8 @@ def attention_report(
     print(f"{name}, frames {start} to {start + length - 1}: where {looks}, in % of attention\n")
     print(shares_table(shares))
     folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
     settings = {"policy": policy, "data": data, "recording": name, "start": start, "steps": length, "queries": watched}
-    (folder / "attention.json").write_text(json.dumps(settings | shares.to_dict(), indent=1) + "\n")
+    write_json(folder / "attention.json", settings | shares.to_dict(), indent=1)
     draw_attention(loaded, shares, folder / "attention.png")
     print(f"\nwrote {folder / 'attention.json'} and {folder / 'attention.png'}")
     return shares

@@ -9,7 +9,6 @@ width, H = W frame size in pixels.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from bczoo.data.loader import WindowLoader
 from bczoo.data.windows import Plan, split
 from bczoo.devices import usable_device
 from bczoo.errors import UserError
+from bczoo.files import write_json
 from bczoo.hub.source import locate
 from bczoo.metrics import DRAWS, Measures, action_measures, bootstrap, masked_sum, summarise
 from bczoo.model.policy import BCPolicy
@@ -136,9 +136,7 @@ def causality_report(
     }
     result = CausalityResult.of(settings, spec.action_space, [str(index.names[r]) for r in recordings], sums, drawn)
     folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    written = json.dumps(result.to_dict(), indent=1, allow_nan=False)
-    (folder / "causality.json").write_text(written + "\n", encoding="utf-8")
+    write_json(folder / "causality.json", result.to_dict(), indent=1, allow_nan=False)
     draw(drawn, folder / "causality.png", f"{policy} on {drawn.name}", kinds[0], spec.action_space)
     print(f"\n{policy} on {data}\n\n{result.table()}\n\n{READING}")
     if edited is not None:

@@ -6,6 +6,7 @@ answers at once; a command's own module is loaded when it runs.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from importlib import import_module
@@ -70,6 +71,23 @@ TRAINER = {
     "predict": "write a policy's predictions on recordings",
 }
 
+SYSTEM_ERRORS = {  # of a path that the user gave, and what to do about them
+    errno.ENOSPC: "free space on that disk, or write elsewhere",
+    errno.EDQUOT: "your quota on that disk is used up; free space, or write elsewhere",
+    errno.EFBIG: "files there may not be that large; write elsewhere",
+    errno.EROFS: "that disk can only be read; write elsewhere",
+    errno.EACCES: "give yourself the right to it, or take another path",
+    errno.EPERM: "give yourself the right to it, or take another path",
+    errno.ENOTDIR: "a part of the path is a file; move it away, or take another path",
+    errno.EISDIR: "a folder is where a file is to be; move it away, or take another path",
+    errno.EEXIST: "move it away, or take another path",
+    errno.ENOTEMPTY: "move it away, or take another path",
+    errno.ENOENT: "look at the path again",
+    errno.ENAMETOOLONG: "take a shorter path",
+    errno.ELOOP: "links there lead in a circle; take another path",
+    errno.EIO: "the disk fails; save what is on it, and write elsewhere",
+}
+
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of ``bczoo``; returns the exit status."""
@@ -104,7 +122,7 @@ def main(argv: list[str] | None = None) -> int:
         print("bczoo: interrupted", file=sys.stderr)
         return 130
     except Exception as error:
-        told = _behind(error, UserError)
+        told = _behind(error, UserError) or _system_error(error)
         if told is None or os.environ.get("BCZOO_TRACEBACK"):
             raise
         print(f"bczoo: {told}", file=sys.stderr)
@@ -116,6 +134,15 @@ def _behind(error: BaseException | None, kind: type[Exception]) -> BaseException
     while error is not None and not isinstance(error, kind):
         error = error.__cause__
     return error
+
+
+def _system_error(error: BaseException | None) -> str | None:
+    """What to say to an error of the system that the user can put right: which path, and what to do."""
+    cause = _behind(error, OSError)
+    if not isinstance(cause, OSError) or cause.errno not in SYSTEM_ERRORS:
+        return None
+    where = f"{cause.filename}: " if cause.filename else ""
+    return f"{where}{cause.strerror}; {SYSTEM_ERRORS[cause.errno]} (BCZOO_TRACEBACK=1 tells where it happened)"
 
 
 def usage() -> str:

@@ -2,28 +2,35 @@
 
 Place in the pipeline: assembles policy, data and trainer from YAML and the command line. Beyond LightningCLI:
 ``--config`` takes names of shipped configurations, ``ckpt_path: last`` resumes an interrupted run and nothing else,
-hyperparameters in a checkpoint never override the command line, missing data is told before a large model is built.
+hyperparameters in a checkpoint never override the command line, missing data is told before a large model is built,
+a run folder is claimed before anything is read from it, and what an interrupted run still owes is made up for.
 """
 
 from __future__ import annotations
 
+import signal
 import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
-from lightning.pytorch.callbacks import BasePredictionWriter, RichProgressBar, TQDMProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.callbacks import BasePredictionWriter, Checkpoint, RichProgressBar, TQDMProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import bczoo
 from bczoo.callbacks.checkpoint import ResumableCheckpoint
+from bczoo.callbacks.finite import FiniteCheck
 from bczoo.callbacks.predictions import WritePredictions
 from bczoo.callbacks.record import RunRecord
 from bczoo.cli.parser import SuggestingParser
 from bczoo.configs import with_config_paths
 from bczoo.errors import UserError
+from bczoo.files import write_text
+from bczoo.hub.finite import check_finite
+from bczoo.hub.state import load_tensors
 from bczoo.model.policy import TRAINING_SETTINGS
 
 
@@ -67,16 +74,29 @@ class TrainerCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Lightning's trainer, with the plain progress bar of all long stages, and predictions written to a file."""
         trainer = super().instantiate_trainer(**kwargs)
+        trainer.loggers = [PatientCSVLogger.of(g) if type(g) is CSVLogger else g for g in trainer.loggers]
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         callbacks[:] = [TQDMProgressBar() if type(c) is RichProgressBar else c for c in callbacks]
         if self.subcommand == "predict" and not any(isinstance(c, BasePredictionWriter) for c in callbacks):
             callbacks.append(WritePredictions(str(Path(trainer.default_root_dir) / "predictions.safetensors")))
-        if not any(isinstance(c, RunRecord) for c in callbacks):
-            callbacks.append(RunRecord())
+        for kind in (FiniteCheck, RunRecord):
+            if not any(isinstance(c, kind) for c in callbacks):
+                callbacks.append(kind())
+        callbacks.sort(key=lambda c: isinstance(c, Checkpoint))  # they come last: they keep what the others have done
         return trainer
+
+    def fit(self, model: L.LightningModule, ckpt_path: str | None = None, **kwargs: Any) -> None:
+        """Train, behind the validation that the run to be resumed had not come to after its last step."""
+        record = next(c for c in self.trainer.callbacks if isinstance(c, RunRecord))  # type: ignore[attr-defined]
+        if ckpt_path and Path(ckpt_path).is_file() and record.owes_validation(self.trainer, load_tensors(ckpt_path)):
+            print("the validation after the last step is made up for")
+            self.trainer.validate(model, ckpt_path=ckpt_path, **kwargs)
+        self.trainer.fit(model, ckpt_path=ckpt_path, **kwargs)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        if subcommand == "fit" and self._keeper is not None:
+            self._keeper.claim(self.trainer)  # before it is read what there is to resume
         if kwargs.get("ckpt_path") == "last":
             kwargs["ckpt_path"] = self._last(resume=subcommand == "fit")
         elif kwargs.get("ckpt_path") and not _is_checkpoint(kwargs["ckpt_path"]):
@@ -85,9 +105,13 @@ class TrainerCLI(LightningCLI):
             self._check_same_policy(Path(kwargs["ckpt_path"]))
         return kwargs
 
+    @property
+    def _keeper(self) -> ResumableCheckpoint | None:
+        return next((c for c in self.trainer.checkpoint_callbacks if isinstance(c, ResumableCheckpoint)), None)
+
     def _last(self, resume: bool) -> str | None:
         """Where ``ckpt_path: last`` leads; None to start anew."""
-        keeper = next((c for c in self.trainer.checkpoint_callbacks if isinstance(c, ResumableCheckpoint)), None)
+        keeper = self._keeper
         if keeper is None:
             raise UserError(
                 "ckpt_path: last needs a bczoo.ResumableCheckpoint among trainer.callbacks (a list of callbacks in a "
@@ -107,7 +131,8 @@ class TrainerCLI(LightningCLI):
 
     def _check_same_policy(self, path: Path) -> None:
         """Raise if a checkpoint's weights are not those of the policy that is configured, or were trained otherwise."""
-        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        saved = load_tensors(path)
+        check_finite(saved["state_dict"], path)
         theirs = {k: v.shape for k, v in saved["state_dict"].items()}
         before, now = saved.get(TRAINING_SETTINGS, {}), getattr(self.model, "training_settings", {})
         same_weights = theirs == {k: v.shape for k, v in self.model.state_dict().items()}
@@ -135,18 +160,54 @@ def _is_checkpoint(path: str) -> bool:
     return Path(path).exists() or "://" in path or path in ("best", "hpc") or path.startswith("registry")
 
 
+class PatientCSVLogger(CSVLogger):
+    """Lightning's default logger, for which a full disk is no reason to end a training: it tries again later."""
+
+    @classmethod
+    def of(cls, logger: CSVLogger) -> PatientCSVLogger:
+        return cls(
+            logger.save_dir, logger.name, logger.version, flush_logs_every_n_steps=logger._flush_logs_every_n_steps
+        )
+
+    def save(self) -> None:
+        try:
+            super().save()
+        except OSError as error:
+            warnings.warn(f"metrics could not be written to {self.log_dir}: {error}", stacklevel=2)
+
+
+class SaveConfig(SaveConfigCallback):
+    """Keeps ``config.yaml`` beside the logs, whole or not at all."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        folder = trainer.log_dir  # all processes ask for it, it is broadcast
+        if folder is None or "://" in folder:
+            super().setup(trainer, pl_module, stage)
+        elif trainer.is_global_zero and not self.already_saved:
+            write_text(Path(folder) / self.config_filename, self.parser.dump(self.config, skip_none=False))
+            self.already_saved = True
+
+
 def run_trainer(argv: list[str]) -> int:
-    """Run one of the trainer commands."""
+    """Run one of the trainer commands; returns the exit status, which is that of a signal after Ctrl-C or SIGTERM."""
     # lightning uses a name that torch has deprecated; the warning lands in the middle of progress bars
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     sys.argv[1:] = with_config_paths(argv)  # LightningCLI warns about arguments that it is given in another way
-    TrainerCLI(
-        model_class=L.LightningModule,
-        datamodule_class=L.LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        save_config_kwargs={"overwrite": True},
-        parser_class=TrainerParser,
-        parser_kwargs={"prog": "bczoo", "version": bczoo.__version__},
-    )
+    try:
+        TrainerCLI(
+            model_class=L.LightningModule,
+            datamodule_class=L.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"overwrite": True},
+            parser_class=TrainerParser,
+            parser_kwargs={"prog": "bczoo", "version": bczoo.__version__},
+        )
+    except SIGTERMException as stop:
+        return int(stop.code or 128 + signal.SIGTERM)
+    except SystemExit as stop:  # Lightning's answer to a Ctrl-C that did not wait is an error
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise stop.__context__ from None
+        raise
     return 0

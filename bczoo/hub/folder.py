@@ -10,10 +10,8 @@ In memory there is one copy of the weights: the policy is built without them, an
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +23,9 @@ from torch import Tensor
 
 from bczoo.configs import without_imagenet
 from bczoo.errors import UserError
+from bczoo.files import PartialPath, flush, flush_entry, sweep, write_json, write_text
 from bczoo.hub.build import Header, build_without_weights, check_config, some
+from bczoo.hub.finite import check_finite
 from bczoo.record import PUBLISHED_RECORD, read_json, read_record
 
 if TYPE_CHECKING:
@@ -92,6 +92,9 @@ def write_folder(
         card: text of README.md.
         record: what is known of the training, for training.json.
         shard_size: larger weights are spread over several files (bytes, or words such as ``5GB``).
+
+    Raises:
+        UserError: there is something else in the folder, or weights are NaN or infinite.
     """
     from huggingface_hub import save_torch_state_dict
 
@@ -100,22 +103,27 @@ def write_folder(
         raise UserError(f"{folder} is a file or lies in one; give a folder to write the policy to")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG).is_file():
         raise UserError(f"{folder} holds other things than a policy; give a new or an empty folder")
+    check_finite(state, "this policy")
     folder.parent.mkdir(parents=True, exist_ok=True)
     content = {"format_version": FORMAT_VERSION, "library_name": "bczoo", "policy": without_imagenet(config)}
+    sweep(folder.parent)
     # Into a folder beside it first, and read back, so that what cannot be loaded is never put in place. Files are
     # replaced, not written over: a policy that is mapped from the old ones goes on living.
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as beside:
-        fresh = Path(beside)
+    beside = PartialPath(folder)
+    fresh = beside.path
+    try:
+        fresh.mkdir()
         save_torch_state_dict(dict(state), fresh, max_shard_size=shard_size)
-        (fresh / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        (fresh / CARD).write_text(card, encoding="utf-8")
+        write_json(fresh / CONFIG, content)
+        write_text(fresh / CARD, card)
         if record:
-            (fresh / PUBLISHED_RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            write_json(fresh / PUBLISHED_RECORD, record)
         written = {path.name for path in fresh.iterdir()}
         mode = (fresh / CONFIG).stat().st_mode  # safetensors writes files that only their owner may read
         for name in written:
             (fresh / name).chmod(mode)
         read_folder(fresh)
+        flush(fresh)
         folder.mkdir(exist_ok=True)
         for file in sorted(written, key=lambda file: file == CONFIG):  # the config last
             os.replace(fresh / file, folder / file)
@@ -124,6 +132,9 @@ def write_folder(
                 path.name in (WEIGHTS, INDEX, PUBLISHED_RECORD) or SHARD.fullmatch(path.name)
             ):
                 path.unlink()
+        flush_entry(folder)
+    finally:
+        beside.discard()
     return folder
 
 
@@ -169,13 +180,20 @@ def load_folder(
 def read_weights(
     published: PublishedFolder, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
 ) -> dict[str, Tensor]:
-    """The weights of a published folder, mapped from its files where device and dtype let them be."""
+    """The weights of a published folder, mapped from its files where device and dtype let them be.
+
+    All of them are read once, to see that they are numbers; mapped ones take no memory of their own for that.
+
+    Raises:
+        UserError: some are NaN or infinite.
+    """
     state: dict[str, Tensor] = {}
     for file in sorted({t.file for t in published.tensors.values()}):
         with safe_open(published.path / file, framework="pt", device=str(device)) as weights:
             for name in weights.keys():  # noqa: SIM118 - not a dict
                 tensor = weights.get_tensor(name)
                 state[name] = tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+    check_finite(state, published.path)
     return state
 
 

@@ -21,7 +21,9 @@ import yaml
 from torch import Tensor
 
 from bczoo.actions import ActionSpace
+from bczoo.callbacks.checkpoint_io import write_tensors
 from bczoo.errors import UserError
+from bczoo.files import write_text
 from bczoo.hub.build import check_numbers, described
 from bczoo.hub.card import model_card
 from bczoo.hub.folder import write_folder
@@ -111,11 +113,10 @@ def to_open_p2p(source: str, out: str) -> None:
     folder = Path(out)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise UserError(f"{folder} is a file or not empty; give a new folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG_FILE).write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    write_text(folder / CONFIG_FILE, yaml.safe_dump(config, sort_keys=False))
     path = folder / f"checkpoint-step={step:08d}.ckpt"
     content = {"state_dict": state, "global_step": step, "epoch": 0, "pytorch-lightning_version": lightning.__version__}
-    torch.save(content, path)
+    write_tensors(path, content)
     print(f"{path}: {len(state)} entries")
     if kept:
         print(f"{len(kept)} entries stay in float32, because bfloat16 would round them: {', '.join(kept[:3])}, ...")

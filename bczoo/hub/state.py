@@ -7,6 +7,8 @@ policies publish the same names. ``torch.compile`` adds ``_orig_mod.`` to names;
 
 from __future__ import annotations
 
+import errno
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from bczoo.errors import UserError
 from bczoo.hub.build import Header, some
+from bczoo.hub.finite import check_finite
 
 if TYPE_CHECKING:
     from bczoo.model.policy import BCPolicy
@@ -96,11 +99,13 @@ class Checkpoint(NamedTuple):
 
     @property
     def state(self) -> dict[str, Tensor]:
-        """Weights under plain names, LoRA merged."""
+        """Weights under plain names, LoRA merged; an error if any is NaN or infinite."""
         try:
-            return plain(self.raw, self.lora_scale)
+            state = plain(self.raw, self.lora_scale)
         except (UserError, RuntimeError) as error:
             raise UserError(f"the weights in {self.path} cannot be merged: {error}") from error
+        check_finite(state, self.path)
+        return state
 
 
 def load_tensors(path: str | Path) -> dict[str, Any]:
@@ -109,7 +114,13 @@ def load_tensors(path: str | Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a damaged file fails in any way
+        if isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.EACCES, errno.EISDIR):
+            raise
         reason = " ".join((str(error) or repr(error)).split())
+        if not zipfile.is_zipfile(path):  # its table of contents is at the end
+            raise UserError(
+                f"{path} is cut off, damaged or no checkpoint at all: {reason}. {_others(Path(path))}"
+            ) from error
         raise UserError(
             f"{path} is no checkpoint of tensors and plain values, and code in it is not executed: {reason}"
         ) from error
@@ -121,6 +132,15 @@ def load_tensors(path: str | Path) -> dict[str, Any]:
     if larger := [k for k, t in state.items() if t.untyped_storage().nbytes() < t.numel() * t.element_size()]:
         raise UserError(f"{path} holds less than its tensors claim: {some(larger)}")
     return content
+
+
+def _others(path: Path) -> str:
+    """What can be taken instead of a damaged checkpoint."""
+    beside = [p for p in path.parent.glob("*.ckpt") if p.name != path.name and zipfile.is_zipfile(p)]
+    if not beside:
+        return "There is no whole one beside it; train anew with --ckpt_path null, which keeps it"
+    latest = max(beside, key=lambda p: p.stat().st_mtime)
+    return f"{latest} beside it is whole; give that one (--ckpt_path in training)"
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:

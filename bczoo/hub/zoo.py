@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from bczoo.errors import UserError
+from bczoo.files import write_text
 from bczoo.hub.build import described
 from bczoo.hub.folder import read_folder
 from bczoo.model.policy import BCPolicy
@@ -40,7 +41,7 @@ def table(data: str = "checkpoints/zoo.yaml", out: str = "checkpoints.md", check
             raise UserError(f"{out} is stale; `bczoo zoo table` writes it")
         print(f"{out} is up to date")
         return
-    Path(out).write_text(text, encoding="utf-8")
+    write_text(out, text)
     print(out)
 
 

@@ -30,6 +30,7 @@ from bczoo.callbacks.causality import CausalityScore
 from bczoo.data.module import RecordingDataModule
 from bczoo.devices import usable_device
 from bczoo.errors import UserError
+from bczoo.files import write_json
 from bczoo.games.game import make_game
 from bczoo.games.play import play
 from bczoo.games.players import Holding, make_player
@@ -243,8 +244,7 @@ def _keep_plan(plan: Plan, folder: Path) -> None:
     this = json.loads(json.dumps(dataclasses.asdict(dataclasses.replace(plan, seeds=0))))
     if path.exists() and json.loads(path.read_text()) != this:
         raise UserError(f"{folder} holds a study of another size or version; choose another folder with --out")
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(this, indent=1) + "\n")
+    write_json(path, this, indent=1)
 
 
 def prepare(world: World, plan: Plan, folder: Path, workers: int) -> None:
@@ -265,7 +265,7 @@ def prepare(world: World, plan: Plan, folder: Path, workers: int) -> None:
     if world.name not in known:
         players = {"expert": Holding(make_player("expert", game), world.hold), "random": make_player("random", game)}
         played = {k: play(game, p, world.games, PLAY_SEED, world.games).mean for k, p in players.items()}
-        path.write_text(json.dumps(known | {world.name: played}, indent=1))
+        write_json(path, known | {world.name: played}, indent=1)
 
 
 def run_trial(trial: Trial, plan: Plan, out: str, device: str, workers: int) -> dict[str, Any]:
@@ -314,7 +314,7 @@ def run_trial(trial: Trial, plan: Plan, out: str, device: str, workers: int) -> 
     game = make_game(trial.world.env)
     played = play(game, PolicyPlayer(policy), trial.world.games, PLAY_SEED, trial.world.games, progress=False)
     row |= {"return": played.mean, "returns": played.returns, "metrics": {k: v for k, v in metrics.items() if v == v}}
-    (place / "row.json").write_text(json.dumps(row, indent=1) + "\n")
+    write_json(place / "row.json", row, indent=1)
     return row
 
 

@@ -7,7 +7,6 @@ Place in the pipeline: rows of :mod:`bczoo.studies.confusion` come in, one per t
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from bczoo.files import write_json, write_text
 
 Row = dict[str, Any]
 PREDICTORS = {  # measure -> sign: +1 where more of it should go with better play
@@ -66,9 +67,9 @@ def report(rows: list[Row], baselines: dict[str, dict[str, float]], folder: Path
     text = "\n\n".join(
         section(world, [r for r in rows if r["world"] == world], baselines[world], findings[world]) for world in worlds
     )
-    (folder / "report.md").write_text(text + "\n")
+    write_text(folder / "report.md", text + "\n")
     whole = {"baselines": baselines, "findings": findings, "rows": rows}
-    (folder / "report.json").write_text(json.dumps(whole, indent=1, allow_nan=False) + "\n")
+    write_json(folder / "report.json", whole, indent=1, allow_nan=False)
     draw_scaling(rows, worlds, folder / "scaling.png")
     draw_prediction(rows, worlds, findings, folder / "prediction.png")
     print(f"\n{text}\n\n{folder}/report.md, report.json, scaling.png, prediction.png")

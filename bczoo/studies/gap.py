@@ -12,7 +12,6 @@ tokens, n tokens and V choices of a group.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,6 +31,7 @@ from bczoo.data.recording import RecordingWriter, parse_steps, read_annotation
 from bczoo.data.video import read_frames
 from bczoo.devices import usable_device
 from bczoo.errors import UserError
+from bczoo.files import write_json
 from bczoo.frames import FILTERS, resize
 from bczoo.games.game import Game, make_game
 from bczoo.games.play import check_playable, play
@@ -91,10 +91,9 @@ def gap(
         subjects.append(_load(compare, game, device))
     result = measure(game, dict(zip(names, subjects, strict=True)), episodes, seed, rates)
     folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
     sources = dict(zip(names, [policy, compare], strict=False))
-    text = json.dumps({"env": env, "sources": sources, **result.to_dict()}, indent=1, allow_nan=False)
-    (folder / "gap.json").write_text(text + "\n", encoding="utf-8")
+    content = {"env": env, "sources": sources, **result.to_dict()}
+    write_json(folder / "gap.json", content, indent=1, allow_nan=False)
     draw(result, folder / "gap.png")
     print(f"\n{env}, {episodes} games of the expert, {result.steps} steps, seeds from {seed}\n\n{result.table()}\n")
     print(f"{result.group_table()}\n\n{folder / 'gap.json'}, {folder / 'gap.png'}")

@@ -44,6 +44,7 @@ from safetensors.numpy import save_file
 
 from bczoo.actions import ActionGroup, ActionSpace, BinnedGroup, Values
 from bczoo.errors import UserError
+from bczoo.files import PartialPath
 from bczoo.frames import resize
 from bczoo.games.doom import DoomEnv
 from bczoo.games.doom_experts import PX_PER_DEGREE
@@ -112,8 +113,8 @@ class Interventions:
             "kinds": self.kinds,
             "changes": self.changes,
         }
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, path, {"format": _FORMAT, "about": json.dumps(about)})
+        with PartialPath(path) as partial:
+            save_file(tensors, partial.path, {"format": _FORMAT, "about": json.dumps(about)})
 
     @classmethod
     def load(cls, path: str | Path) -> Interventions:

@@ -13,7 +13,6 @@ L hidden layers of the deepest network, U units. A bias is the weight of a last 
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -29,6 +28,7 @@ from torch import nn
 from tqdm import tqdm
 
 from bczoo.errors import UserError
+from bczoo.files import write_json
 
 Array = NDArray[np.float64]
 
@@ -469,8 +469,7 @@ def study_toy(
     )
     result = run_study(settings)
     folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "toy.json").write_text(json.dumps(as_dict(result), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_json(folder / "toy.json", as_dict(result), indent=1, allow_nan=False)
     draw(result, folder / "toy.png")
     print(f"\n{table(result)}\n\n{sentences(result)}\n\n{folder / 'toy.json'}, {folder / 'toy.png'}")
     return result

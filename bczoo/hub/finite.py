@@ -1,0 +1,39 @@
+"""Weights that are numbers.
+
+Place in the pipeline: whatever reads or writes weights asks here: training before it saves
+(:mod:`bczoo.callbacks.finite`), :mod:`bczoo.hub.folder` and :mod:`bczoo.hub.state` when they load or publish. A policy
+with a single NaN acts at random, and nothing else would tell.
+
+The check reads all weights once. Where they are mapped from a file that means that the file is read as a whole, here
+and not in the first step; it does not mean that they are copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from bczoo.errors import UserError
+from bczoo.hub.build import some
+
+
+def not_finite(state: Mapping[str, Tensor]) -> list[str]:
+    """Names of the tensors, parameters and buffers, that hold NaN or infinity."""
+    return [name for name, t in state.items() if t.is_floating_point() and not bool(t.isfinite().all())]
+
+
+def check_finite(state: Mapping[str, Tensor], where: str | Path) -> None:
+    """Raise unless all weights are finite.
+
+    Args:
+        state: weights by name.
+        where: the file or folder that they are from, for the error.
+    """
+    if names := not_finite(state):
+        raise UserError(
+            f"{where} holds weights that are NaN or infinite: {some(names)}, {len(names)} of {len(state)} tensors. "
+            "Either their training had failed (take an earlier checkpoint, or train anew), or they are too large for "
+            "the type that they are brought to (bfloat16 holds what float16 does not)"
+        )
