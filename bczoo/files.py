@@ -20,9 +20,12 @@ import shutil
 import socket
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from bczoo.errors import UserError
 
 _PARTIAL = re.compile(r"\.(?P<name>.+)\.writing-(?P<host>[0-9a-f]{6})-(?P<pid>\d+)-[0-9a-f]{8}")
 _FOREIGN_AGE_S = 7 * 24 * 3600  # after which what another computer left on a shared disk counts as abandoned
@@ -127,6 +130,21 @@ def sweep(folder: str | Path) -> list[Path]:
                 remove(Path(entry.path))
                 removed.append(Path(entry.path))
     return removed
+
+
+@contextlib.contextmanager
+def telling(path: str | Path) -> Iterator[None]:
+    """Turn what the system says against writing a path, such as a full disk, into an error for the user."""
+    try:
+        yield
+    except UserError:  # has been told
+        raise
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(
+            f"{path} cannot be written ({reason[:1].lower()}{reason[1:]}); make room for it or give it another place. "
+            "What was finished before is kept"
+        ) from error
 
 
 def remove(path: Path) -> None:

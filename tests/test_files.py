@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from bczoo import files
+from bczoo.errors import UserError
 
 
 def leftovers(folder):
@@ -121,3 +122,10 @@ def test_sigkill_while_writing_keeps_the_older_file(tmp_path):
     assert done.returncode == -signal.SIGKILL
     assert target.read_text() == "old"
     assert len(files.sweep(tmp_path)) == 1
+
+
+def test_what_keeps_a_path_from_being_written_is_told_in_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"a cannot be written \(no space left on device\)"), files.telling("a"):
+        raise OSError(28, "No space left on device")
+    with pytest.raises(UserError, match="told already"), files.telling("a"):
+        raise UserError("told already")

@@ -11,8 +11,6 @@ Shape legend: n steps (= frames = annotations), A action tokens per step, E text
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +27,7 @@ from bczoo.data.reading import Annotation
 from bczoo.data.schema import annotation as pb
 from bczoo.data.video import VideoWriter
 from bczoo.errors import UserError
+from bczoo.files import PartialPath, telling
 from bczoo.frames import resize
 
 ANNOTATION_FILE = "annotation.proto"
@@ -235,11 +234,15 @@ def _text_of(frame: Any, text_dim: int, where: str | Path, index: int) -> tuple[
     return 0.0, None
 
 
+class RecordingExistsError(UserError, FileExistsError):
+    """A recording of this name is there already, perhaps since a moment ago."""
+
+
 class RecordingWriter:
     """Writes a recording, frame by frame; the folder appears, whole, when the writer is closed.
 
-    Until then everything lies in a hidden folder beside it, which an exception inside the ``with`` block
-    removes.
+    Until then everything lies in a hidden folder beside it, which an exception inside the ``with`` block removes (see
+    :class:`bczoo.files.PartialPath`).
 
     >>> with RecordingWriter("recordings/game-1", fps=20, env="doom") as writer:
     ...     writer.add(frame, user={"keys": ["w"], "mouse_dx": 3})
@@ -255,6 +258,10 @@ class RecordingWriter:
         crf: quality of the video, 0 (lossless) to 51.
         pix_fmt: ``yuv420p``, ``yuv444p`` (full colour resolution) or ``rgb24``.
         keyframe_interval: most frames between keyframes.
+
+    Raises:
+        RecordingExistsError: here or in :meth:`close`, where another writer was faster.
+        UserError: here or in any method: the disk is full, or the folder cannot be written.
     """
 
     def __init__(
@@ -273,15 +280,19 @@ class RecordingWriter:
     ) -> None:
         self.folder = Path(folder)
         if self.folder.exists():
-            raise FileExistsError(f"{folder} exists already; recordings are never overwritten, choose another name")
+            raise self._exists()
         self.size = size
         self.fps = fps
-        self._temporary = self.folder.parent / f".{self.folder.name}.writing-{os.getpid()}"
-        shutil.rmtree(self._temporary, ignore_errors=True)  # left by a killed process of the same number
-        self._temporary.mkdir(parents=True)
-        self._video = VideoWriter(
-            self._temporary / f"{size}x{size}.mp4", fps, pix_fmt, crf, keyframe_interval=keyframe_interval
-        )
+        with telling(self.folder):
+            self._partial = PartialPath(self.folder)
+            try:
+                self._partial.path.mkdir()
+                self._video = VideoWriter(
+                    self._partial.path / f"{size}x{size}.mp4", fps, pix_fmt, crf, keyframe_interval=keyframe_interval
+                )
+            except BaseException:
+                self._partial.discard()
+                raise
         self._message = pb.VideoAnnotation()
         metadata = self._message.metadata
         metadata.id = self.folder.name
@@ -320,7 +331,8 @@ class RecordingWriter:
             text_embedding: its embedding, 1-dimensional; instructions without one cannot be trained on.
         """
         self._last = resize(frame, self.size)
-        self._video.add(self._last)
+        with telling(self.folder):
+            self._video.add(self._last)
         annotation = self._message.frame_annotations.add()  # number n_frames: taken after seeing this frame
         for values, action in ((user, annotation.user_action), (system, annotation.system_action)):
             if values is not None:
@@ -337,21 +349,30 @@ class RecordingWriter:
                 raise UserError(f"{self.folder}: nothing was recorded, so no recording is written")
             frames = self._message.frame_annotations
             self._set_text_duration(len(frames))
-            if known_action(frames[-1])[0] != UNKNOWN:
-                self._video.add(self._last)
-            else:
+            if known_action(frames[-1])[0] == UNKNOWN:
                 del frames[-1]
-            self._video.close()
-            (self._temporary / ANNOTATION_FILE).write_bytes(self._message.SerializeToString())
-            self._temporary.rename(self.folder)
+            with telling(self.folder):
+                if len(frames) > self.n_frames:
+                    self._video.add(self._last)
+                self._video.close()
+                (self._partial.path / ANNOTATION_FILE).write_bytes(self._message.SerializeToString())
+                try:
+                    self._partial.commit()
+                except FileExistsError:
+                    raise self._exists() from None
         except BaseException:
             self.discard()
             raise
 
+    def _exists(self) -> RecordingExistsError:
+        return RecordingExistsError(
+            f"{self.folder} exists already; recordings are never overwritten, choose another name"
+        )
+
     def discard(self) -> None:
         """Remove what was written."""
         self._video.abort()
-        shutil.rmtree(self._temporary, ignore_errors=True)
+        self._partial.discard()
 
     def __enter__(self) -> RecordingWriter:
         return self

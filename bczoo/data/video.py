@@ -9,6 +9,7 @@ Shape legend: n frames, H, W height and width in pixels; frames are (n, H, W, 3)
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -26,11 +27,13 @@ from av.video.reformatter import VideoReformatter
 from bczoo.data.errors import FrameReadError, RecordingError
 from bczoo.data.reading import open_regular
 from bczoo.errors import UserError
+from bczoo.files import PartialPath
 from bczoo.frames import resize
 
 SIZED_NAME = re.compile(r"(\d+)x(\d+)\.mp4")  # <width>x<height>.mp4
 ANY_SIZE_NAME = "video.mp4"
 MOST_PIXELS = 2**25  # of a frame, 8K; headers can claim sizes that fill the memory
+CONTAINERS = {".mp4": "mp4", ".mkv": "matroska", ".mov": "mov", ".avi": "avi"}  # that hold H.264
 
 
 class VideoInfo(NamedTuple):
@@ -213,10 +216,12 @@ def sample_frames(path: str | Path, places: int, run: int) -> Iterator[list[np.n
 
 
 class VideoWriter:
-    """Writes RGB frames of one size to an H.264 file.
+    """Writes RGB frames of one size to an H.264 file, which is there when the writer is closed.
+
+    Errors of the file system, such as a full disk, are raised as OSError by every method but ``abort``.
 
     Args:
-        path: the file to write.
+        path: the file to write, .mp4, .mkv, .mov or .avi; replaces an older one.
         fps: frames per second.
         pix_fmt: ``yuv420p`` plays everywhere; ``yuv444p`` keeps full colour resolution; ``rgb24`` keeps the colours
             themselves, with a crf of 0 to the bit, and few players show it.
@@ -236,7 +241,14 @@ class VideoWriter:
     ) -> None:
         self.path = Path(path)
         self.n_frames = 0
-        self._container = av.open(str(path), "w")
+        if (container := CONTAINERS.get(self.path.suffix.lower())) is None:
+            raise UserError(f"the name of a video ends in {', '.join(CONTAINERS)}; got {path}")
+        self._partial = PartialPath(self.path)
+        try:
+            self._container = av.open(str(self._partial.path), "w", format=container)
+        except BaseException:
+            self._partial.discard()
+            raise
         codec: Literal["libx264", "libx264rgb"] = "libx264rgb" if pix_fmt == "rgb24" else "libx264"
         self._stream: Any = self._container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
         self._stream.pix_fmt = pix_fmt
@@ -266,16 +278,21 @@ class VideoWriter:
         self.n_frames += 1
 
     def close(self) -> None:
-        """Write what is still in the encoder and close the file."""
+        """Write what is still in the encoder, close the file and give it its name."""
         try:
             if self.n_frames:
                 self._container.mux(self._stream.encode())
-        finally:
             self._container.close()
+        except BaseException:
+            self.abort()
+            raise
+        self._partial.commit()
 
     def abort(self) -> None:
-        """Close the file as it is, which leaves it unreadable; harmless after ``close``."""
-        self._container.close()
+        """Remove what was written; harmless after ``close``."""
+        with contextlib.suppress(Exception):  # a full disk cannot take the end of a file that is removed anyway
+            self._container.close()
+        self._partial.discard()
 
     def __enter__(self) -> VideoWriter:
         return self

@@ -23,6 +23,7 @@ import torch
 
 from bczoo.actions import Decision, Values
 from bczoo.agent import Agent
+from bczoo.data.recording import RecordingExistsError
 from bczoo.devices import play_threads, usable_device
 from bczoo.errors import UserError
 from bczoo.games.game import Expert, Game, RunningGame
@@ -158,7 +159,7 @@ def record_corrections(
     parallel: int,
     todo: Todo,
     on_episode: Callable[[], object] = lambda: None,
-) -> list[float]:
+) -> list[float | None]:
     """Let a policy play, its game's expert correct it, and write every episode.
 
     Args:
@@ -171,12 +172,13 @@ def record_corrections(
         on_episode: called after every episode.
 
     Returns:
-        Returns in the order in which the episodes ended.
+        Returns in the order in which the episodes ended; None where another process was faster, whose recording stays.
     """
     if parallel < 1:
         raise UserError(f"parallel must be at least 1, got {parallel}")
     check_playable(game, playing.policy.input_spec)
-    waiting, rows, returns = iter(todo), range(min(parallel, len(todo))), []
+    waiting, rows = iter(todo), range(min(parallel, len(todo)))
+    returns: list[float | None] = []
     current: dict[int, _Episode] = {}
     with contextlib.ExitStack() as stack:
         stack.enter_context(closing_on_sigterm())
@@ -186,9 +188,18 @@ def record_corrections(
         agent = playing.agent(len(rows), todo[0][0] if todo else 0)
 
         def begin(row: int) -> None:
-            if (one := next(waiting, None)) is not None:
-                current[row] = _Episode(game, running[row], playing, rule, *one, size)
-                agent.reset(row, one[0])
+            for seed, folder in waiting:
+                try:
+                    current[row] = _Episode(game, running[row], playing, rule, seed, folder, size)
+                except RecordingExistsError:
+                    ended(None)
+                else:
+                    agent.reset(row, seed)
+                    return
+
+        def ended(total: float | None) -> None:
+            returns.append(total)
+            on_episode()
 
         for row in rows:
             begin(row)
@@ -202,9 +213,12 @@ def record_corrections(
                 if episode.executed is not decision.values:
                     agent.took(row, episode.executed)
                 if done:
-                    episode.writer.close()
-                    returns.append(current.pop(row).total)
-                    on_episode()
+                    try:
+                        episode.writer.close()
+                        ended(episode.total)
+                    except RecordingExistsError:
+                        ended(None)
+                    del current[row]
                     begin(row)
     return returns
 

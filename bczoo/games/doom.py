@@ -16,25 +16,30 @@ Needs ``pip install 'bczoo[doom]'``.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import importlib.util
 import math
 import os
-import shutil
+import shlex
+import sys
 import tempfile
 import threading
-import uuid
 import weakref
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
 
+from bczoo import files
 from bczoo.errors import UserError
+from bczoo.files import PartialPath
 from bczoo.games.bindings import VectorBindings
 from bczoo.games.doom_experts import EXPERTS, PX_PER_DEGREE, SeenObject
 from bczoo.games.game import Game, register_game
+from bczoo.games.workers import PR_SET_PDEATHSIG
 
 TICS_PER_STEP = (2, 2, 2, 1)
 FPS = 35 * len(TICS_PER_STEP) / sum(TICS_PER_STEP)
@@ -76,7 +81,17 @@ SCENARIOS = (
 )
 EPISODE_TICS = 2100  # a minute; for the scenarios that set no limit
 
-_open: dict[str, Any] = {}  # folder -> its engine; both are there until both have been removed
+# The engine by way of a script that lets Linux kill it as soon as the process that plays has died, however it did.
+LAUNCHER = """#!/bin/sh
+exec {python} -IS -c '
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl({pdeathsig}, signal.SIGKILL)
+if os.getppid() == {owner}:  # which may have died before
+    os.execv(sys.argv[1], sys.argv[1:])
+' {engine} "$@"
+"""
+
+_open: dict[Path, tuple[PartialPath, Any]] = {}  # folder and its engine; there until both have been removed
 _starting = threading.Lock()
 
 
@@ -107,9 +122,11 @@ class DoomEnv(gymnasium.Env):
         self._frame = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
         self._step = 0
         self._engine = _make_engine(scenario, see_objects)
-        self._folder = os.path.join(tempfile.gettempdir(), f"bczoo_doom_{uuid.uuid4().hex}")
+        files.sweep(tempfile.gettempdir())
+        partial = PartialPath(Path(tempfile.gettempdir()) / "bczoo_doom")  # never committed
+        self._folder = partial.path
         weakref.finalize(self, _close, self._folder).atexit = False
-        self._start()
+        self._start(partial)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -159,12 +176,13 @@ class DoomEnv(gymnasium.Env):
         buttons[[TURN, LOOK]] /= tics  # the engine takes degrees per tic
         return buttons.tolist(), tics
 
-    def _start(self) -> None:
+    def _start(self, partial: PartialPath) -> None:
         # The engine writes _vizdoom/ and _vizdoom.ini into its working directory, which it takes over from
         # this process at the start.
-        _open[self._folder] = self._engine  # before there is a folder: a signal may end the process at any moment
+        _open[self._folder] = partial, self._engine  # before the folder: a signal may end the process at any moment
         try:
-            os.mkdir(self._folder, 0o700)
+            self._folder.mkdir(0o700)
+            _end_with_this_process(self._engine, self._folder / "launch")
             with _starting:
                 here = os.getcwd()
                 try:
@@ -172,6 +190,7 @@ class DoomEnv(gymnasium.Env):
                     self._engine.init()
                 finally:
                     os.chdir(here)
+            _unlink_memory(self._engine)
         except BaseException:
             self.close()
             raise
@@ -196,12 +215,39 @@ class DoomEnv(gymnasium.Env):
         return self._frame, {"objects": objects, "x": x, "y": y, "angle": angle, "health": health}
 
 
-def _close(folder: str) -> None:
+def _close(folder: Path) -> None:
     """Stop the engine of a folder and remove both; what a signal cuts short is done again at exit."""
-    if (engine := _open.get(folder)) is not None:
+    if (opened := _open.get(folder)) is not None:
+        partial, engine = opened
         engine.close()
-        shutil.rmtree(folder, ignore_errors=True)
+        partial.discard()
         _open.pop(folder, None)
+
+
+def _end_with_this_process(engine: Any, script: Path) -> None:
+    """Start the engine through ``script``, where the system can run it."""
+    import vizdoom
+
+    binary = Path(vizdoom.__file__).with_name("vizdoom")
+    if sys.platform != "linux" or not binary.exists():
+        return
+    launcher = LAUNCHER.format(
+        python=shlex.quote(sys.executable),
+        pdeathsig=PR_SET_PDEATHSIG,
+        owner=os.getpid(),
+        engine=shlex.quote(str(binary)),
+    )
+    script.write_text(launcher)
+    script.chmod(0o700)
+    if os.access(script, os.X_OK):  # not in a file system that is mounted noexec
+        engine.set_vizdoom_path(str(script))
+
+
+def _unlink_memory(engine: Any) -> None:
+    """Take the names from the memory shared with a running engine: it is freed with the processes that use it."""
+    for kind in ("SM", "MQCtr", "MQDoom"):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"/dev/shm/ViZDoom{kind}{engine.get_instance_id()}")
 
 
 def doom_game(scenario: str) -> Game:

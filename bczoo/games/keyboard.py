@@ -22,6 +22,7 @@ import numpy as np
 
 from bczoo.actions import BinnedGroup, HeldGroup, Values
 from bczoo.agent import Agent
+from bczoo.data.recording import RecordingExistsError
 from bczoo.errors import UserError
 from bczoo.games.bindings import MOUSE_BUTTON_NAMES, inputs_in
 from bczoo.games.corrections import PlayingPolicy
@@ -185,7 +186,7 @@ class Window:
 
 def record_by_hand(
     game: Game, playing: PlayingPolicy | None, size: int, todo: Todo, on_episode: Callable[[], object]
-) -> list[float]:
+) -> list[float | None]:
     """Record a person who plays, or who corrects a policy.
 
     Args:
@@ -196,9 +197,10 @@ def record_by_hand(
         on_episode: called after every episode.
 
     Returns:
-        Returns of the episodes; fewer than asked for where the window was closed.
+        Returns of the episodes, None where another process was faster, whose recording stays; fewer than asked for
+        where the window was closed.
     """
-    returns: list[float] = []
+    returns: list[float | None] = []
     with contextlib.ExitStack() as stack:
         stack.enter_context(closing_on_sigterm())
         agent = None
@@ -209,11 +211,13 @@ def record_by_hand(
         window = stack.enter_context(contextlib.closing(Window(game)))
         running = stack.enter_context(game.open())
         for seed, folder in todo:
-            total = _episode(window, running, playing, agent, seed, folder, size)
-            if total is None:
+            try:
+                returns.append(_episode(window, running, playing, agent, seed, folder, size))
+            except RecordingExistsError:
+                returns.append(None)
+            except _Closed:
                 print("the window was closed; the episode in it is not kept")
                 break
-            returns.append(total)
             on_episode()
     return returns
 
@@ -230,12 +234,12 @@ def _episode(
     seed: int,
     folder: Path,
     size: int,
-) -> float | None:
-    """Play and write one episode; None, and nothing written, if the window was closed."""
+) -> float:
+    """Play and write one episode; if the window is closed nothing is written."""
     user = "keyboard" if playing is None else f"{playing.source} ({playing.name}) and keyboard"
     text, embedding = (None, None) if playing is None else (playing.text, playing.embedding)
     total, acting, done = 0.0, agent is None, False
-    with contextlib.suppress(_Closed), recording_of(running.game, folder, size, user, text) as writer:
+    with recording_of(running.game, folder, size, user, text) as writer:
         frame, _ = running.reset(seed)
         if agent is not None:
             agent.reset(0, seed)
@@ -260,8 +264,7 @@ def _episode(
             frame, reward, done, _ = running.step(values)
             total += reward
             done = done or pressed.ended
-        return total
-    return None
+    return total
 
 
 def _caption(game: Game, folder: Path, total: float, acting: bool, agent: Agent | None) -> str:

@@ -12,31 +12,20 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import multiprocessing
-import os
-import pickle
-import signal
-import traceback
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from multiprocessing import resource_tracker
+from collections.abc import Callable
 from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
-from types import TracebackType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from bczoo.actions import Values
-from bczoo.errors import UserError
 from bczoo.games.game import Game, RunningGame
-from bczoo.games.workers import end_with_parent, exit_on_signal, pack, unpack
+from bczoo.games.workers import WorkerError, Workers, next_order, pack, unpack
 
-CLOSING_S = 10.0  # time that a game has to close before it is stopped, and then killed
 HERE = "processes=False"  # does without other processes
 
 
-class GameCrashError(RuntimeError):
+class GameCrashError(WorkerError):
     """A game failed in its process, or the process ended."""
 
 
@@ -115,7 +104,7 @@ def advance(running: RunningGame, values: Values) -> Seen:
 Loop = Callable[[RunningGame, Connection, bool], None]
 
 
-class GameProcesses:
+class GameProcesses(Workers):
     """A process per row that runs a game; ``with`` starts and ends them.
 
     Args:
@@ -126,99 +115,14 @@ class GameProcesses:
             ``privileged``.
     """
 
+    failure = GameCrashError
+
     def __init__(self, game: Game, rows: int, privileged: bool, loop: Loop) -> None:
-        self.game, self.rows, self.privileged = game, rows, privileged
-        self._packed = pack((game, privileged, loop), HERE)
-        self.processes: list[BaseProcess] = []
-        self.pipes: list[Connection] = []
+        super().__init__(rows, f"game {game.name!r}", _run_game, pack((game, privileged, loop), HERE))
 
-    def __enter__(self) -> Any:
-        try:
-            for row in range(self.rows):
-                self._start(row)
-            for row in range(self.rows):
-                self.receive(row)  # the game is open
-        except BaseException:
-            self._end(at_once=True)
-            raise
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: BaseException | TracebackType | None) -> None:
-        self._end(at_once=kind is not None)
-
-    def send(self, row: int, order: Any) -> None:
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # what is received next tells why
-            self.pipes[row].send(order)
-
-    def receive(self, row: int) -> Any:
-        """The next message of a game; its failure is raised here."""
-        try:
-            return self.checked(row, self.pipes[row].recv())
-        except (EOFError, ConnectionResetError):
-            raise self.ended(row) from None
-
-    def checked(self, row: int, message: Any) -> Any:
-        """A message, if it does not tell of a failure."""
-        if not isinstance(message, Failure):
-            return message
-        if message.error is not None:
-            raise message.error
-        raise GameCrashError(f"{self._told(row)} failed in its process:\n{message.told}")
-
-    def ended(self, row: int) -> GameCrashError:
-        """The error for a process that ended without a word."""
-        self.processes[row].join(CLOSING_S)
-        status = self.processes[row].exitcode
-        how = f"signal {-status}" if status is not None and status < 0 else f"status {status}"
-        return GameCrashError(f"the process of {self._told(row)} has ended ({how})")
-
-    def _told(self, row: int) -> str:
-        return f"game {self.game.name!r} ({row + 1} of {self.rows})"
-
-    def _start(self, row: int) -> None:
-        context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
-        self.pipes.append(ours)
-        process = context.Process(target=_run_game, args=(self._packed, theirs), name=f"{self.game.name} {row}")
-        self.processes.append(process)
-        resource_tracker.ensure_running()  # it would unblock Ctrl-C
-        try:
-            with _interrupts_held_back():
-                process.start()
-        finally:
-            theirs.close()
-
-    def _end(self, at_once: bool) -> None:
-        started = [process for process in self.processes if process.pid is not None]
-        for row in range(len(started)):
-            if at_once:
-                started[row].terminate()
-            else:
-                self.send(row, None)
-        for process in started:
-            for stop in (process.terminate, process.kill):
-                process.join(CLOSING_S)
-                if process.is_alive():
-                    stop()
-            process.join()
-        self._close_pipes()
-
-    def _close_pipes(self) -> None:
-        for pipe in self.pipes:
-            pipe.close()
-
-
-@contextlib.contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    """Ctrl-C reaches all processes of a terminal: it must not meet one that cannot ignore it yet."""
-    if not hasattr(signal, "pthread_sigmask"):  # on Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    def _started(self) -> None:
+        for row in range(self.count):
+            self.receive(row)  # the game is open
 
 
 class GamePool(GameProcesses):
@@ -243,25 +147,6 @@ class GamePool(GameProcesses):
         return self.receive(row)
 
 
-@dataclass(frozen=True)
-class Failure:
-    """Why a game process ends: the error where it speaks to the user, and what Python says of any other."""
-
-    error: UserError | None
-    told: str
-
-
-def next_order(pipe: Connection) -> Any:
-    """The next order in a game process; ends the process if there will be none."""
-    try:
-        order = pipe.recv()
-    except (EOFError, OSError):
-        order = None
-    if order is None:
-        raise SystemExit(0)
-    return order
-
-
 def _obey(running: RunningGame, pipe: Connection, privileged: bool) -> None:
     while True:
         order, argument = next_order(pipe)
@@ -269,25 +154,8 @@ def _obey(running: RunningGame, pipe: Connection, privileged: bool) -> None:
         pipe.send(seen if privileged else seen._replace(info={}))
 
 
-def _run_game(packed: bytes, pipe: Connection) -> None:
-    """A game process from its beginning to its end."""
-    end_with_parent(exit_on_signal)
-    os.set_inheritable(pipe.fileno(), False)  # an engine that outlives this process must not hold it open
-    try:
-        game, privileged, loop = unpack(packed, HERE)
-        with game.open(for_expert=privileged) as running:
-            pipe.send(None)
-            loop(running, pipe, privileged)
-    except Exception as error:
-        with contextlib.suppress(OSError):  # nobody listens any more
-            pipe.send(_failure(error))
-
-
-def _failure(error: Exception) -> Failure:
-    told = "".join(traceback.format_exception(error))
-    if not isinstance(error, UserError):
-        return Failure(None, told)
-    try:
-        return Failure(pickle.loads(pickle.dumps(error)), told)
-    except Exception:
-        return Failure(UserError(str(error)), told)
+def _run_game(pipe: Connection, packed: bytes) -> None:
+    game, privileged, loop = unpack(packed, HERE)
+    with game.open(for_expert=privileged) as running:
+        pipe.send(None)
+        loop(running, pipe, privileged)

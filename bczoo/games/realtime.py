@@ -39,7 +39,8 @@ import numpy as np
 
 from bczoo.actions import Values
 from bczoo.games.game import Game, RunningGame
-from bczoo.games.pool import Failure, GameProcesses, next_order
+from bczoo.games.pool import GameProcesses
+from bczoo.games.workers import Failure, next_order
 from bczoo.latency import StageTimes
 
 MOTION = ("mouse_dx", "mouse_dy")  # happens once, where everything else lasts

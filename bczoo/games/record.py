@@ -9,9 +9,12 @@ here, in parallel processes; policies and their corrections in :mod:`bczoo.games
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
+import os
 import re
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,12 +23,13 @@ import numpy as np
 from tqdm import tqdm
 
 from bczoo.actions import BinnedGroup, Values
-from bczoo.data.recording import USER, RecordingWriter, known_action, read_annotation
+from bczoo.data.recording import USER, RecordingExistsError, RecordingWriter, known_action, read_annotation
 from bczoo.data.source import RecordingSource
 from bczoo.errors import UserError
+from bczoo.files import PartialPath, sweep
 from bczoo.games.game import Game, make_game
 from bczoo.games.players import KEYBOARD, Holding, make_player
-from bczoo.games.workers import in_processes
+from bczoo.games.workers import closing_on_sigterm, in_processes
 
 BURST_STEPS = (2, 10)
 Todo = Sequence[tuple[int, Path]]  # seed and folder of every episode that is to be recorded
@@ -59,7 +63,8 @@ def record(
 
     An episode that is already in the folder is kept and not played again, so the same command goes on with a
     recording that was interrupted, and a larger number of episodes adds to it. Episodes of other games,
-    agents, policies and seeds may lie in the same folder.
+    agents, policies and seeds may lie in the same folder, and several commands may record into it at the same time: of
+    two episodes of one name the first to be finished stays.
 
     With a policy and an expert the policy plays and the expert takes over at times. Training learns from the
     expert's steps only; the policy's are marked as its own and stay in view as past actions.
@@ -123,12 +128,27 @@ def record(
     else:
         make_player(agent, game)  # says at once that there is none
     folders = [Path(out) / episode_name(env, who, seed + i, size, noise, hold) for i in range(episodes)]
-    todo = [(seed + i, folder) for i, folder in enumerate(folders) if not folder.exists()]
+    # unlike Path.exists, false in a folder that cannot be read, which is told below
+    todo = [(seed + i, folder) for i, folder in enumerate(folders) if not os.path.exists(folder)]
     kept = episodes - len(todo)
-    returns = []
+    outcomes: list[float | None] = []
+    sweep(out)
     if todo:
-        with tqdm(total=episodes, initial=kept, desc=f"recording {env}", unit="ep") as bar:
-            returns = play(todo, bar.update)
+        _check_writable(Path(out))
+        try:
+            with closing_on_sigterm(), tqdm(total=episodes, initial=kept, desc=f"recording {env}", unit="ep") as bar:
+                outcomes = play(todo, bar.update)
+        except (KeyboardInterrupt, SystemExit):
+            print(
+                f"bczoo: stopped with {sum(folder.exists() for folder in folders)} of {episodes} episodes of {env} in "
+                f"{out}; the same command goes on with the rest",
+                file=sys.stderr,
+            )
+            raise
+    returns = [total for total in outcomes if total is not None]
+    if beaten := len(outcomes) - len(returns):
+        print(f"{beaten} episodes were recorded by another process meanwhile; those stay, this process's are discarded")
+    kept += beaten
     print(
         f"{kept + len(returns)} episodes of {env} in {out}"
         + (f", {kept} of them were already there" if kept else "")
@@ -137,6 +157,19 @@ def record(
     if expert is not None:
         print(_learnable([folder for folder in folders if folder.exists()]))
     return [str(folder) for folder in folders if folder.exists()]
+
+
+def _check_writable(folder: Path) -> None:
+    """Raise before anything is played if nothing could be written."""
+    try:
+        probe = PartialPath(folder / "probe")
+        try:
+            probe.path.mkdir()
+        finally:
+            probe.discard()
+    except OSError as error:
+        reason = error.strerror if folder.is_dir() or not folder.exists() else "it is a file"
+        raise UserError(f"cannot record into {folder} ({reason}); choose another folder with --out") from error
 
 
 def _check_effect(given: dict[str, Any]) -> None:
@@ -186,12 +219,12 @@ def _demonstrate(
     workers: int | None,
     todo: Todo,
     on_episode: Callable[[], object],
-) -> list[float]:
+) -> list[float | None]:
     tasks = [(game, agent, seed, str(folder), size, noise, hold) for seed, folder in todo]
     return in_processes(record_episode, tasks, workers, lambda _: on_episode())
 
 
-def _by_hand(game: Game, playing: Any, size: int, todo: Todo, on_episode: Callable[[], object]) -> list[float]:
+def _by_hand(game: Game, playing: Any, size: int, todo: Todo, on_episode: Callable[[], object]) -> list[float | None]:
     from bczoo.games.keyboard import record_by_hand  # brings in the window
 
     return record_by_hand(game, playing, size, todo, on_episode)
@@ -211,14 +244,26 @@ def recording_of(game: Game, folder: Path, size: int, user: str, text: str | Non
     return RecordingWriter(folder, fps=game.fps, size=size, env=name, env_subtype=subtype, user=user, task=text or "")
 
 
-def record_episode(game: Game, agent: str, seed: int, folder: str, size: int, noise: float, hold: int = 1) -> float:
-    """Play one episode and write it to ``folder``; returns the sum of rewards."""
+def record_episode(
+    game: Game, agent: str, seed: int, folder: str, size: int, noise: float, hold: int = 1
+) -> float | None:
+    """Play one episode and write it to ``folder``.
+
+    Returns:
+        The sum of rewards; None where another process was faster, whose recording stays.
+    """
+    with contextlib.suppress(RecordingExistsError):
+        return _record_episode(game, agent, seed, Path(folder), size, noise, hold)
+    return None
+
+
+def _record_episode(game: Game, agent: str, seed: int, folder: Path, size: int, noise: float, hold: int) -> float:
     player = Holding(make_player(agent, game), hold)
     bursts = Bursts(game, noise, seed)
     total, done = 0.0, False
     with (
         game.open(for_expert=player.privileged) as running,
-        recording_of(game, Path(folder), size, agent) as writer,
+        recording_of(game, folder, size, agent) as writer,
     ):
         player.start(1, seed)
         frame, info = running.reset(seed)

@@ -1,28 +1,45 @@
-"""Worker processes that leave nothing behind.
+"""Worker processes that leave nothing behind and wait for nobody.
 
 Place in the pipeline: :func:`bczoo.games.play.play_in_processes` and :mod:`bczoo.games.record` spread
-episodes over processes here, :mod:`bczoo.games.pool` runs one game per process. Games may run engines as processes
-of their own, so every way to end, short of SIGKILL, has to reach their ``close()``: SIGTERM becomes SystemExit,
-and a worker whose parent has died ends too.
+episodes over processes with :func:`in_processes`, :mod:`bczoo.games.pool` runs one game per process; both start, feed
+and end them as :class:`Workers`.
+
+Every process has a pipe of its own and shares nothing else, neither queues nor locks: one that is killed, at whatever
+moment, closes its pipe, and that is all that anybody waits for. Games may run engines as processes of their own, so
+every way to end, short of SIGKILL, has to reach their ``close()``: SIGTERM becomes SystemExit, and a worker whose
+parent has died ends too.
 """
 
 from __future__ import annotations
 
-import atexit
 import contextlib
+import ctypes
 import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from types import TracebackType
 from typing import Any, TypeVar
 
 from bczoo.errors import UserError
 
 Result = TypeVar("Result")
 ALONE = "workers=1"  # does without other processes
+CLOSING_S = 10.0  # time that a worker has to end before it is stopped, and then killed
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
+
+
+class WorkerError(UserError):
+    """A worker process failed, or has ended; the message holds its traceback, as this process's tells nothing."""
 
 
 def default_workers() -> int:
@@ -76,20 +93,132 @@ def unpack(packed: bytes, instead: str) -> Any:
         ) from error
 
 
-def end_with_parent(on_sigterm: Callable[[int, Any], None]) -> None:
-    """Called first in a worker process: SIGTERM is handled, also sent when the parent dies, and Ctrl-C is not."""
-    signal.signal(signal.SIGTERM, on_sigterm)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which then ends its workers
-    if hasattr(signal, "pthread_sigmask"):  # not on Windows
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    parent = multiprocessing.parent_process()
+@dataclass(frozen=True)
+class Failure:
+    """Why a worker ends: the error where it speaks to the user, and what Python says of any other."""
 
-    def wait() -> None:
-        if parent is not None:
-            parent.join()
-        os.kill(os.getpid(), signal.SIGTERM)
+    error: UserError | None
+    told: str
 
-    threading.Thread(target=wait, daemon=True).start()
+
+class Workers:
+    """Spawned processes, each at the other end of a pipe; ``with`` starts and ends them.
+
+    The thread that starts them has to outlive them, since Linux ends them with it.
+
+    Args:
+        count: how many.
+        name: of what they do.
+        work: a function with a name, called in every process as ``work(pipe, *arguments)``. An exception in it is
+            raised here by :meth:`receive`.
+        arguments: picklable.
+    """
+
+    failure: type[WorkerError] = WorkerError
+
+    def __init__(self, count: int, name: str, work: Callable[..., None], *arguments: Any) -> None:
+        self.count, self.name = count, name
+        self._work = (work, arguments)
+        self.processes: list[BaseProcess] = []
+        self.pipes: list[Connection] = []
+
+    def __enter__(self) -> Any:
+        try:
+            for row in range(self.count):
+                self._start(row)
+            self._started()
+        except BaseException:
+            self._end(at_once=True)
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: BaseException | TracebackType | None) -> None:
+        self._end(at_once=kind is not None)
+
+    def send(self, row: int, order: Any) -> None:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # what is received next tells why
+            self.pipes[row].send(order)
+
+    def ready(self, rows: Iterable[int]) -> list[int]:
+        """Those of ``rows`` that have a message; waits for one."""
+        by_pipe = {self.pipes[row]: row for row in rows}
+        return sorted(by_pipe[pipe] for pipe in wait(list(by_pipe)))  # type: ignore[index]
+
+    def receive(self, row: int) -> Any:
+        """The next message of a worker; its failure is raised here."""
+        try:
+            message = self.pipes[row].recv()
+        except (EOFError, OSError):  # also in the middle of a message
+            raise self.ended(row) from None
+        return self.checked(row, message)
+
+    def checked(self, row: int, message: Any) -> Any:
+        """A message, if it does not tell of a failure."""
+        if not isinstance(message, Failure):
+            return message
+        if message.error is not None:
+            raise message.error
+        raise self.failure(f"{self._told(row)} failed in its process:\n{message.told}")
+
+    def ended(self, row: int) -> WorkerError:
+        """The error for a process that ended without a word."""
+        self.processes[row].join(CLOSING_S)
+        status = self.processes[row].exitcode
+        how = f"signal {-status}" if status is not None and status < 0 else f"status {status}"
+        killed = status is not None and -status == getattr(signal, "SIGKILL", None)
+        return self.failure(
+            f"the process of {self._told(row)} has ended ({how})"
+            + ("; if the computer ran out of memory, run fewer at once" if killed else "")
+        )
+
+    def _told(self, row: int) -> str:
+        return f"{self.name} ({row + 1} of {self.count})"
+
+    def _started(self) -> None:
+        """Called when all processes have been started."""
+
+    def _start(self, row: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        self.pipes.append(ours)
+        process = context.Process(target=_be_worker, args=(theirs, *self._work), name=f"{self.name} {row}")
+        self.processes.append(process)
+        resource_tracker.ensure_running()  # it would unblock Ctrl-C
+        try:
+            with _interrupts_held_back():
+                process.start()
+        finally:
+            theirs.close()
+
+    def _end(self, at_once: bool) -> None:
+        started = [process for process in self.processes if process.pid is not None]
+        for row in range(len(started)):
+            if at_once:
+                started[row].terminate()
+            else:
+                self.send(row, None)
+        for process in started:
+            for stop in (process.terminate, process.kill):
+                process.join(CLOSING_S)
+                if process.is_alive():
+                    stop()
+            process.join()
+        self._close_pipes()
+
+    def _close_pipes(self) -> None:
+        for pipe in self.pipes:
+            pipe.close()
+
+
+def next_order(pipe: Connection) -> Any:
+    """The next order in a worker process; ends the process if there will be none."""
+    try:
+        order = pipe.recv()
+    except (EOFError, OSError):
+        order = None
+    if order is None:
+        raise SystemExit(0)
+    return order
 
 
 def in_processes(
@@ -108,6 +237,10 @@ def in_processes(
 
     Returns:
         The results, in the order of the tasks.
+
+    Raises:
+        WorkerError: a task failed in another process (a UserError is raised as it is), or the process has ended. The
+            other processes are stopped.
     """
     tell = on_result or (lambda result: None)
     workers = min(default_workers() if workers is None else workers, len(tasks))
@@ -127,50 +260,91 @@ def _spread(
     workers: int,
     tell: Callable[[Result], object],
 ) -> list[Result]:
-    packed = [pack((function, task), ALONE) for task in tasks]
-    others = {process.pid for process in multiprocessing.active_children()}
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        workers, mp_context=context, initializer=end_with_parent, initargs=(_exit_worker,)
-    ) as pool:
-        try:
-            futures = [pool.submit(_run, one) for one in packed]
-            for future in as_completed(futures):
-                tell(future.result())
-            return [future.result() for future in futures]
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in multiprocessing.active_children():
-                if process.pid not in others:
-                    process.terminate()
-            raise
+    waiting = iter(list(enumerate([pack((function, task), ALONE) for task in tasks])))
+    current: dict[int, int] = {}  # worker -> task
+    results: dict[int, Result] = {}
+    with Workers(workers, "worker", _do_tasks) as pool:
+
+        def feed(row: int) -> None:
+            if (one := next(waiting, None)) is not None:
+                current[row], order = one
+                pool.send(row, order)
+
+        for row in range(workers):
+            feed(row)
+        while current:
+            for row in pool.ready(current):
+                result = pool.receive(row)
+                results[current.pop(row)] = result
+                tell(result)
+                feed(row)
+    return [results[i] for i in range(len(tasks))]
 
 
-_in_task = False  # of a worker process
+def _do_tasks(pipe: Connection) -> None:
+    while True:
+        function, task = unpack(next_order(pipe), ALONE)
+        pipe.send(function(*task))
 
 
-def _run(packed: bytes) -> Any:
-    global _in_task
+def _be_worker(pipe: Connection, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    """A worker process from its beginning to its end."""
+    end_with_parent()
+    os.set_inheritable(pipe.fileno(), False)  # an engine that outlives this process must not hold it open
     try:
-        try:
-            _in_task = True
-            function, task = unpack(packed, ALONE)
-            return function(*task)
-        finally:
-            _in_task = False
-    except SystemExit as end:  # the pool would take it for the failure of a task, and go on with the next
-        atexit._run_exitfuncs()  # as nothing else will: games that were stopped while they opened or closed
-        os._exit(end.code if isinstance(end.code, int) else 1)
+        work(pipe, *arguments)
+    except Exception as error:
+        with contextlib.suppress(OSError):  # nobody listens any more
+            pipe.send(_failure(error))
 
 
-def _exit_worker(signum: int, frame: object) -> None:
-    """Between tasks nothing is open, and an exception would meet the pool while it holds its locks."""
-    if not _in_task:
-        os._exit(128 + signum)
-    exit_on_signal(signum, frame)
+def _failure(error: Exception) -> Failure:
+    told = "".join(traceback.format_exception(error))
+    if not isinstance(error, UserError):
+        return Failure(None, told)
+    try:
+        return Failure(pickle.loads(pickle.dumps(error)), told)
+    except Exception:
+        return Failure(UserError(str(error)), told)
+
+
+def end_with_parent() -> None:
+    """Called first in a worker process: SIGTERM closes it, also sent when the parent dies, and Ctrl-C does not."""
+    signal.signal(signal.SIGTERM, exit_on_signal)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which then ends its workers
+    if hasattr(signal, "pthread_sigmask"):  # not on Windows
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "this is no worker process"
+
+    def watch() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(CLOSING_S)  # and there is nobody left who would kill a worker that does not end
+        os._exit(128 + signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+    # The watch ends when a pipe of the parent closes, which what was forked from it meanwhile may hold open.
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent.pid:  # it died before
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def exit_on_signal(signum: int, frame: object) -> None:
     """Handler of a signal that lets ``finally`` blocks run."""
     signal.signal(signum, signal.SIG_IGN)  # a second one must not cut the cleaning up short
     raise SystemExit(128 + signum)
+
+
+@contextlib.contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Ctrl-C reaches all processes of a terminal: it must not meet one that cannot ignore it yet."""
+    if not hasattr(signal, "pthread_sigmask"):  # on Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

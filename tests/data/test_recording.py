@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,15 @@ from synthetic import SIZE, number_of, numbered, write_recording
 
 from bczoo.actions import ActionSpace
 from bczoo.data.errors import RecordingError
-from bczoo.data.recording import SYSTEM, UNKNOWN, USER, RecordingWriter, parse_steps, read_annotation
+from bczoo.data.recording import (
+    SYSTEM,
+    UNKNOWN,
+    USER,
+    RecordingExistsError,
+    RecordingWriter,
+    parse_steps,
+    read_annotation,
+)
 from bczoo.data.video import probe, read_frames
 from bczoo.errors import UserError
 
@@ -89,6 +98,40 @@ def test_recordings_are_not_overwritten(tmp_path):
     with pytest.raises(FileExistsError, match="never overwritten"):
         RecordingWriter(tmp_path / "rec")
     assert (tmp_path / "rec" / "annotation.proto").read_bytes() == before
+
+
+def test_the_faster_of_two_writers_wins(tmp_path):
+    writers = [RecordingWriter(tmp_path / "rec", size=SIZE, user=user) for user in ("slow", "fast")]
+    for writer in writers:
+        writer.add(numbered(0), user={"keys": []})
+    writers[1].close()
+    with pytest.raises(RecordingExistsError, match="never overwritten"):
+        writers[0].close()
+    assert os.listdir(tmp_path) == ["rec"]
+    assert read_annotation(tmp_path / "rec").metadata.user == "fast"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="limits the size of files")
+@pytest.mark.parametrize("frames", [1, 60])
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, frames):
+    """The first bytes leave the encoder with the last frame, or in the middle."""
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    rng = np.random.default_rng(0)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))  # which fails as a full disk does
+    try:
+        with (
+            pytest.raises(UserError, match=r"rec cannot be written \(file too large\); make room"),
+            RecordingWriter(tmp_path / "rec", size=256) as writer,
+        ):
+            for _ in range(frames):
+                writer.add(rng.integers(0, 256, (256, 256, 3), np.uint8), user={"keys": []})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert os.listdir(tmp_path) == []
+    if Path("/proc/self/fd").exists():
+        assert not [fd for fd in Path("/proc/self/fd").iterdir() if str(tmp_path) in str(fd.resolve())]
 
 
 def test_gamepad(tmp_path):

@@ -209,6 +209,21 @@ def test_no_file_stays_open(tmp_path):
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+def test_a_video_is_there_when_it_is_whole(tmp_path):
+    path = write_video(tmp_path / "video.mp4", 3)
+    before = path.read_bytes()
+    with pytest.raises(RuntimeError, match="crash"), VideoWriter(path, 20) as writer:
+        writer.add(numbered(0))
+        raise RuntimeError("crash")
+    assert path.read_bytes() == before
+    with VideoWriter(path, 20) as writer:
+        writer.add(numbered(0))
+        assert path.read_bytes() == before
+    assert probe(path).n_frames == 1 and os.listdir(tmp_path) == ["video.mp4"]
+    with pytest.raises(UserError, match=r"name of a video ends in \.mp4, .*got .*video\.txt"):
+        VideoWriter(tmp_path / "video.txt", 20)
+
+
 def test_writer_refuses_what_players_cannot_show(tmp_path):
     with pytest.raises(UserError, match="even sizes"), VideoWriter(tmp_path / "a.mp4", 20) as writer:
         writer.add(np.zeros((47, 47, 3), np.uint8))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -322,6 +323,31 @@ def test_wrong_arguments_are_named(policy, monkeypatch):
     with pytest.raises(UserError, match="has no expert"):
         correct(policy, expert="expert")
     assert not Path("out").exists() or not list(Path("out").iterdir())
+
+
+@pytest.mark.parametrize("at", ["begin", "end"])
+def test_an_episode_that_another_process_has_recorded_stays(policy, monkeypatch, capsys, at):
+    from bczoo.games import corrections
+
+    (first,) = correct(policy, "one")
+    before = (Path(first) / "annotation.proto").read_bytes()
+
+    def recording_of(game, folder, *others, make=corrections.recording_of):
+        def copy():
+            if folder.name == Path(first).name:
+                shutil.copytree(first, folder)
+
+        if at == "begin":
+            copy()
+        writer = make(game, folder, *others)
+        copy()
+        return writer
+
+    monkeypatch.setattr(corrections, "recording_of", recording_of)
+    folders = correct(policy, episodes=3, parallel=2)
+    assert sorted(str(p) for p in Path("out").iterdir()) == folders and len(folders) == 3
+    assert (Path(folders[0]) / "annotation.proto").read_bytes() == before
+    assert "3 episodes of tiny_game:catch in out, 1 of them were already there" in capsys.readouterr().out
 
 
 def test_what_can_be_learned_is_told(policy, capsys):

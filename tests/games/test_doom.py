@@ -155,6 +155,11 @@ def engines(temporary: Path) -> list[str]:
     return found
 
 
+def folders(temporary: Path) -> list[Path]:
+    """Of running engines, or left by them."""
+    return list(temporary.glob("*bczoo_doom*"))
+
+
 PLAYING = """
 from bczoo.games import make_game, ExpertPlayer
 from bczoo.games.play import play, play_in_processes
@@ -198,7 +203,7 @@ def test_nothing_is_left_behind(tmp_path, call, end):
         process.send_signal(end)
         process.wait(90)
         wait_for(lambda: not engines(temporary), 90, "all engines have ended")
-        wait_for(lambda: not list(temporary.glob("bczoo_doom_*")), 90, "their folders are gone")
+        wait_for(lambda: not folders(temporary), 90, "their folders are gone")
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # with the engines, should they still run
@@ -234,8 +239,42 @@ def test_nothing_is_left_behind_by_a_stop_in_the_middle_of_closing(tmp_path, cal
     if call == IN_ONE:
         assert process.returncode == 128 + signal.SIGTERM
     else:
-        assert b"BrokenProcessPool" in process.stderr
-    assert not list(temporary.glob("bczoo_doom_*"))
+        assert b"has ended (status 143)" in process.stderr
+    assert not folders(temporary)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells a process that its parent has died")
+def test_a_killed_process_takes_its_engine_with_it_and_the_next_game_sweeps_its_folder(tmp_path, monkeypatch):
+    script, temporary = tmp_path / "playing.py", tmp_path / "tmp"
+    script.write_text(PLAYING.format(call=IN_ONE))
+    temporary.mkdir()
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    process = subprocess.Popen([sys.executable, str(script)], env=environment, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: len(engines(temporary)) >= 2, 90, "two engines run")
+        time.sleep(1.0)
+    finally:
+        process.kill()
+        process.wait()
+    wait_for(lambda: not engines(temporary), 90, "all engines have ended")
+    left = folders(temporary)
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    env = DoomEnv("basic")
+    try:
+        assert left and len(folders(temporary)) == 1 and folders(temporary)[0] not in left
+    finally:
+        env.close()
+    assert not folders(temporary)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for shared memory in /dev/shm")
+def test_the_memory_of_a_running_engine_has_no_name_that_could_be_left():
+    env = DoomEnv("basic")
+    try:
+        assert not list(Path("/dev/shm").glob(f"*{env._engine.get_instance_id()}"))
+        assert env.reset(seed=1)[0].any()
+    finally:
+        env.close()
 
 
 def test_an_environment_that_is_dropped_without_closing_takes_its_engine_with_it(tmp_path, monkeypatch):

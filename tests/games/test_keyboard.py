@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -179,6 +180,21 @@ def test_escape_ends_an_episode_and_keeps_it_and_closing_the_window_stops(script
     script["shown"] = []
     more = record(CATCH, "out", agent="keyboard", episodes=2, size=32)
     assert more[0] == folders[0] and len(more) == 2, "the same command goes on"
+
+
+def test_an_episode_that_another_process_has_recorded_stays(script, monkeypatch, capsys):
+    (first,) = record(CATCH, "one", agent="keyboard", episodes=1, size=64)
+
+    def recording_of(game, folder, *others, make=keyboard.recording_of):
+        writer = make(game, folder, *others)
+        if folder.name == Path(first).name:
+            shutil.copytree(first, folder)
+        return writer
+
+    monkeypatch.setattr(keyboard, "recording_of", recording_of)
+    folders = record(CATCH, "two", agent="keyboard", episodes=2, size=64)
+    assert sorted(str(p) for p in Path("two").iterdir()) == folders and len(folders) == 2
+    assert "2 episodes of tiny_game:catch in two, 1 of them were already there" in capsys.readouterr().out
 
 
 def test_the_picture_is_the_frame_enlarged():

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny_game
+from test_pool import wait_for
 
 from bczoo.actions import Decision
 from bczoo.data.recording import action_values, read_annotation
 from bczoo.data.video import probe, read_frames
 from bczoo.errors import UserError
+from bczoo.files import PartialPath
 from bczoo.games import Game, PlayedRecordings, RandomPlayer
 from bczoo.games.bindings import VectorBindings
 from bczoo.games.players import Holding
@@ -82,6 +91,118 @@ def test_an_interrupted_recording_leaves_nothing_half_done_and_goes_on(monkeypat
     assert len(list(Path("out").iterdir())) == 1
     assert len(record(CATCH, "out", episodes=3, size=32, workers=1)) == 3
     assert len(list(Path("out").iterdir())) == 3
+
+
+def test_the_first_of_two_recordings_of_an_episode_stays(monkeypatch, capsys):
+    (first,) = record(CATCH, "one", episodes=1, size=32, workers=1)
+    content = (Path(first) / "annotation.proto").read_bytes() + b"\xf2\x06\x00"  # a field that nobody knows
+    (Path(first) / "annotation.proto").write_bytes(content)
+
+    def act(self, frame, info, ask=tiny_game.CatchExpert.act):
+        if not (there := Path("two") / Path(first).name).exists():  # as if another process had been faster
+            shutil.copytree(first, there)
+        return ask(self, frame, info)
+
+    monkeypatch.setattr(tiny_game.CatchExpert, "act", act)
+    folders = record(CATCH, "two", episodes=2, size=32, workers=1)
+    assert len(folders) == 2 and sorted(str(p) for p in Path("two").iterdir()) == folders
+    assert (Path(folders[0]) / "annotation.proto").read_bytes() == content
+    told = capsys.readouterr().out
+    assert "1 episodes were recorded by another process meanwhile" in told
+    assert "2 episodes of tiny_game:catch in two, 1 of them were already there" in told
+
+
+def test_what_a_killed_process_left_is_swept():
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    with PartialPath("out/episode") as partial:
+        partial.path.mkdir()
+        mine = partial.path.name
+        left = Path("out") / mine.replace(f"-{os.getpid()}-", f"-{process.pid}-")
+        left.mkdir()
+        record(CATCH, "out", episodes=1, size=32, workers=1)
+        assert {p.name for p in Path("out").iterdir()} == {mine, "tiny_game-catch_expert_32px_000000"}
+
+
+@pytest.mark.parametrize(("out", "told"), [("file", "it is a file"), ("file/below", "Not a directory")])
+def test_a_folder_that_cannot_be_is_told_before_anything_is_played(monkeypatch, out, told):
+    Path("file").touch()
+    monkeypatch.setattr(tiny_game, "Catch", None)  # nothing to play
+    with pytest.raises(UserError, match=rf"^cannot record into {out} \({told}\); choose another folder with --out$"):
+        record(CATCH, out, episodes=1, size=32, workers=1)
+
+
+def test_a_full_folder_that_cannot_be_written_is_used_as_it_is(monkeypatch):
+    folders = record(CATCH, "out", episodes=1, size=32, workers=1)
+    monkeypatch.setattr(Path, "mkdir", None)
+    assert record(CATCH, "out", episodes=1, size=32, workers=1) == folders
+
+
+SLOW = """
+import time
+import tiny_game
+from bczoo.games import Game
+
+class Slow(tiny_game.Catch):
+    def step(self, action):
+        time.sleep(0.01)
+        return super().step(action)
+
+def slow():
+    return Game("slow", Slow, tiny_game.catch().bindings, tiny_game.CatchExpert)
+"""
+
+
+def command(*options: str, before=None) -> subprocess.Popen:
+    """``bczoo record`` in a process; ``before`` is called in it."""
+    Path("slow_game.py").write_text(SLOW)
+    path = os.pathsep.join([str(Path.cwd()), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    arguments = ["record", "--env", "slow_game:slow", "--out", "out", "--workers", "2", *options]
+    return subprocess.Popen(
+        [sys.executable, "-m", "bczoo", *arguments],
+        env={**os.environ, "PYTHONPATH": path},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=before,
+    )
+
+
+def there() -> list[str]:
+    return sorted(os.listdir("out")) if Path("out").exists() else []
+
+
+def finished() -> list[str]:
+    return [name for name in there() if not name.startswith(".")]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends signals")
+@pytest.mark.parametrize(("end", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_command_tells_what_is_there_and_leaves_nothing_else(end, status):
+    # a shell's background job ignores Ctrl-C, and so would what it starts
+    process = command("--episodes", "500", "--size", "32", before=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    try:
+        wait_for(lambda: len(finished()) > 2, "some episodes are there")
+        os.killpg(process.pid, end) if end == signal.SIGINT else process.send_signal(end)
+        told = process.communicate(timeout=90)[1]
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == status
+    assert finished() == there() != []
+    assert f"stopped with {len(finished())} of 500 episodes of slow_game:slow in out; the same command goes on" in told
+    assert "Traceback" not in told
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits the size of files")
+def test_a_full_disk_ends_the_command_with_one_line():
+    import resource
+
+    full = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (2000, 2000))  # which fails as a full disk does
+    told = (process := command("--episodes", "6", "--size", "192", before=full)).communicate(timeout=90)[1]
+    assert process.returncode == 1 and there() == []
+    assert re.search(r"\nbczoo: out/slow_game-slow_expert_192px_00000\d cannot be written \(file too large\)", told)
+    assert "Traceback" not in told
 
 
 def test_a_seed_gives_the_same_recording_again():
