@@ -97,21 +97,20 @@ class FiniteCheck(L.Callback):
         if not (failures := self._failed.answers(all)):
             return
         first: _Seen = failures[0]
-        finite = bool(first.loss.isfinite()), first.norm is None or bool(first.norm.isfinite())
-        found = f"the loss is {float(first.loss)}" if not finite[0] else "the norm of the gradients is not finite"
-        guilty, present = _recordings(trainer, first.batches)
-        told: list[Any] = [(found if finite != (True, True) else None, guilty, present)]
+        loss = None if bool(first.loss.isfinite()) else f"the loss is {float(first.loss)}"
+        told: list[Any] = [(loss, *_recordings(trainer, first.batches))]
         if trainer.world_size > 1:
             told = told * trainer.world_size
-            torch.distributed.all_gather_object(told, told[trainer.global_rank])
-        failed = [t for t in told if t[0]]
-        guilty = sorted({name for t in failed for name in t[1]})
-        present = sorted({name for t in failed for name in t[2]})
+            torch.distributed.all_gather_object(told, told[0])
+        # gradients are exchanged, so a bad loss of one process spoils those of all; it is the one to look at
+        failed = [t for t in told if t[0]] or told
+        found = failed[0][0] or "the norm of the gradients is not finite"
+        guilty, present = (sorted({name for t in failed for name in t[i]}) for i in (1, 2))
         if guilty:
             what = f"because the input is not finite in {some(guilty)}; mend or remove them"
         else:
             what = f"with these recordings in the batch: {some(present)}. {WHAT_TO_DO}"
-        raise NonFiniteError(f"training stopped in step {first.step + 1}: {failed[0][0]}, {what}")
+        raise NonFiniteError(f"training stopped in step {first.step + 1}: {found}, {what}")
 
 
 def _kept(batch: Any) -> dict[str, Tensor]:
