@@ -9,7 +9,7 @@ import pytest
 import tiny
 import torch
 
-from bczoo import ActionDecoder, ActionSpace, BCPolicy, RecordingDataModule
+from bczoo import ActionDecoder, ActionSpace, BCPolicy, CausalityScore, RecordingDataModule
 from bczoo.data.index import open_index
 from bczoo.data.recording import USER, RecordingWriter
 from bczoo.data.windows import Plan
@@ -144,6 +144,33 @@ def test_the_loss_of_shares_is_on_average_the_loss_of_the_whole():
         torch.testing.assert_close((shares[0].cross_entropy[name] + shares[1].cross_entropy[name]) / 2, value)
     nothing = bc_loss(logits, batch["actions"], torch.zeros_like(counted), steps=torch.tensor(0.0))
     assert nothing.total == 0
+
+
+def evaluated(recordings, processes, batch_size, **arguments):
+    """All that a validation logs, causality included."""
+    policy = tiny.tiny_policy(text_dim=None)
+    with torch.no_grad():
+        for parameter in policy.parameters():  # a policy that has opinions
+            parameter.mul_(1.5)
+    data = RecordingDataModule(root=str(recordings), val_root=str(recordings), batch_size=batch_size)
+    several = {"devices": processes, "strategy": "ddp_spawn"} if processes > 1 else {}
+    trainer = L.Trainer(callbacks=[CausalityScore(["swap", "noise"])], **several, **QUIET, **arguments)
+    (logged,) = trainer.validate(policy, data, verbose=False)
+    return logged
+
+
+def test_a_validation_does_not_depend_on_the_batch_size_or_the_number_of_processes(corrections):
+    expected = evaluated(corrections, processes=1, batch_size=2)
+    assert {"val/loss", "val/causality", "val/causality_noise", "val/action_reliance"} <= expected.keys()
+    assert expected["val/causality"] > 0 and expected["val/action_reliance"] > 0
+    for processes, batch_size in ((1, 3), (1, 8), (2, 3)):
+        logged = evaluated(corrections, processes, batch_size)
+        assert logged == pytest.approx(expected, rel=1e-4, abs=1e-7, nan_ok=True), (processes, batch_size)
+    # of a part it is the same as long as the part has as many windows
+    expected = evaluated(corrections, processes=1, batch_size=6, limit_val_batches=1)
+    for processes, batch_size, limit in ((1, 2, 3), (2, 3, 1)):
+        logged = evaluated(corrections, processes, batch_size, limit_val_batches=limit)
+        assert logged == pytest.approx(expected, rel=1e-4, abs=1e-7, nan_ok=True), (processes, batch_size)
 
 
 def test_metrics_weigh_steps_not_batches():
