@@ -35,19 +35,34 @@ class Loss(NamedTuple):
 
 
 def bc_loss(
-    logits: Mapping[str, Tensor], actions: Mapping[str, Tensor], counted: Tensor, z_weight: float = 1e-4
+    logits: Mapping[str, Tensor],
+    actions: Mapping[str, Tensor],
+    counted: Tensor,
+    z_weight: float = 1e-4,
+    steps: Tensor | None = None,
 ) -> Loss:
     """Loss of logits (B, T, n, V) against ids (B, T, n) on the counted steps (B, T).
 
     A batch without a counted step gives zero, with zero gradients.
+
+    Args:
+        logits: per group.
+        actions: per group.
+        counted: bool.
+        z_weight: of the z-loss.
+        steps: a number that divides the cross-entropies in place of how many steps count here. Processes that average
+            their gradients give how many count in a process on average: the mean of their losses is then the loss of
+            all their batches together, even where one process has few counted steps, or none.
     """
+    steps = counted.sum() if steps is None else steps
+    steps = torch.where(steps > 0, steps, 1)
     total = torch.zeros((), device=counted.device)
     cross_entropy, z = {}, {}
     for name, group in logits.items():
         group = group.float()
         targets = labels(actions[name], counted)
-        tokens = (targets != IGNORED).sum().clamp(min=1)
-        ce = F.cross_entropy(group.flatten(0, -2), targets.flatten(), ignore_index=IGNORED, reduction="sum") / tokens
+        ce = F.cross_entropy(group.flatten(0, -2), targets.flatten(), ignore_index=IGNORED, reduction="sum")
+        ce = ce / (steps * group.shape[-2])
         normaliser = group.logsumexp(dim=-1).square() * counted[..., None]
         cross_entropy[name], z[name] = ce, normaliser.mean()
         total = total + ce / math.log(group.shape[-1]) + z_weight * z[name]

@@ -3,6 +3,7 @@
 Place in the pipeline: :func:`action_measures` turns logits into numbers per step; :class:`ActionMetrics` averages them,
 in validation or anywhere else, for any policy that gives logits; :func:`summarise` names what comes out::
 
+    loss                                          bczoo.loss.bc_loss of all windows as one batch
     perplexity, change_perplexity                 exp(mean cross-entropy over all counted tokens of the epoch)
     accuracy, change_accuracy                     share of tokens whose most likely id is the recorded one
     repeat_accuracy, change_repeat_accuracy       the same for whoever repeats the last action: the baseline beside it
@@ -19,6 +20,7 @@ Shape legend: B batch, T steps, n tokens and V choices of a group, R recordings.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -196,29 +198,49 @@ def masked_sum(values: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class ActionMetrics(StepMeans):
-    """The metrics of this module's list for every action group, and the mean loss.
+    """The metrics of this module's list for every action group, and the loss.
 
     Args:
         space: the action space.
+        z_loss: weight of the z-loss in the loss.
     """
 
-    def __init__(self, space: ActionSpace) -> None:
+    def __init__(self, space: ActionSpace, z_loss: float = 1e-4) -> None:
         steps = {f"{kind}/{g.name}": () for g in space.groups for kind in ACTION_MEASURES}
-        super().__init__({"loss": ()} | steps | {f"marginal/{g.name}": (g.tokens, g.choices) for g in space.groups})
+        super().__init__({"z": ()} | steps | {f"marginal/{g.name}": (g.tokens, g.choices) for g in space.groups})
+        self.choices, self.z_loss = {g.name: g.choices for g in space.groups}, z_loss
 
     def update(  # type: ignore[override]
         self,
         logits: Mapping[str, Tensor],
         actions: Mapping[str, Tensor],
         counted: Tensor,
-        loss: Tensor | None = None,
+        windows: Tensor | None = None,
     ) -> None:
-        """Add a batch: logits (B, T, n, V), ids (B, T, n), counted steps (B, T), and their mean loss."""
-        measures = action_measures(logits, actions, counted)
-        if loss is not None:
-            measures["loss"] = loss.detach().expand(counted.shape), counted
-        super().update(measures)
+        """Add a batch: logits (B, T, n, V), ids (B, T, n), counted steps (B, T).
+
+        Args:
+            logits: per group.
+            actions: per group.
+            counted: bool.
+            windows: (B,) bool, those that do not only fill up the batch; all of them if left out.
+        """
+        windows = torch.ones_like(counted[:, 0]) if windows is None else windows
+        # like the loss, over all steps of a window, those that do not count being zero
+        z = {"z": (z_per_step(logits, counted), windows[:, None].expand_as(counted))}
+        super().update(action_measures(logits, actions, counted) | z)
 
     def compute(self) -> dict[str, Tensor]:
         """By name: ``loss``, ``perplexity/<group>`` and so on."""
-        return summarise(super().compute())
+        means = super().compute()
+        loss = self.z_loss * means.pop("z")
+        for name, choices in self.choices.items():
+            loss = loss + means[f"cross_entropy/{name}"] / math.log(choices)
+        return {"loss": loss} | summarise(means)
+
+
+@torch.no_grad()
+def z_per_step(logits: Mapping[str, Tensor], counted: Tensor) -> Tensor:
+    """logsumexp(logits)^2 of every step (B, T): per group the mean over its tokens, summed; zero on uncounted steps."""
+    groups = [group.float().logsumexp(dim=-1).square().mean(dim=-1) for group in logits.values()]
+    return torch.stack(groups).sum(dim=0) * counted

@@ -5,7 +5,8 @@
 
 Prints seconds per batch and ratios, measured in one run in turn: the validation pass (encode the frames, one backbone
 pass, decoder), the score's own pass, which reuses the image tokens of the validation and has T short streams beside the
-window's tokens, and action reliance, one more backbone pass. ``bczoo.CausalityScore`` adds both by default.
+window's tokens, and action reliance, one more backbone pass. ``bczoo.CausalityScore`` adds both by default, and encodes
+the windows that it swaps with once per validation.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from functools import partial
 import torch
 
 from bczoo import ActionDecoder, BCPolicy, ImageEncoder, PolicyTransformer
+from bczoo.causality.donors import DONORS
 from bczoo.causality.metrics import evaluate
 from bczoo.loss import bc_loss
 
@@ -36,13 +38,14 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(0)
     policy, batch = build(options)
-    encoded, times = {}, {"validation": [], "score": [], "reliance": []}
+    encoded, times = {}, {"validation": [], "score": [], "reliance": [], "encode": []}
     with torch.no_grad():
         for _ in range(options.rounds + 1):
             times["validation"].append(timed(lambda: encoded.update(validate(policy, batch)), options.device))
             times["score"].append(timed(lambda: evaluate(policy, batch, reliance=False, **encoded), options.device))
             times["reliance"].append(timed(lambda: evaluate(policy, batch, (), **encoded), options.device))
-    plain, score, reliance = (min(seconds[1:]) for seconds in times.values())  # the first round warms up
+            times["encode"].append(timed(lambda: policy.encode(batch["frames"]), options.device))
+    plain, score, reliance, encode = (min(seconds[1:]) for seconds in times.values())  # the first round warms up
     where = options.device if options.device != "cpu" else f"{torch.get_num_threads()} threads"
     parameters = policy.parameter_counts()["total"] / 1e6
     print(f"{parameters:.0f} M parameters, T = {options.window}, batch {options.batch}, {where}")
@@ -54,6 +57,7 @@ def main() -> None:
         "validation with the score": plain + score,
         "validation with both": plain + score + reliance,
         "the score by one forward per step, estimated from one": plain * options.window,
+        f"encoding {DONORS} donors, once per validation": encode * DONORS / options.batch,
     }
     for name, seconds in rows.items():
         print(f"| {name} | {seconds:.2f} | {seconds / plain:.2f} |")
@@ -71,6 +75,8 @@ def build(options: argparse.Namespace) -> tuple[BCPolicy, dict]:
         "text": torch.zeros(*shape, policy.input_spec.text_dim or 0),
         "user": torch.ones(shape, dtype=torch.bool),
         "valid": torch.ones(shape, dtype=torch.bool),
+        "recording": torch.arange(options.batch),
+        "start": torch.zeros(options.batch, dtype=torch.long),
     }
     moved = {k: v.to(options.device) for k, v in batch.items() if k != "actions"}
     return policy, moved | {"actions": {k: v.to(options.device) for k, v in batch["actions"].items()}}

@@ -7,6 +7,7 @@ import tiny
 import torch
 
 from bczoo import ActionDecoder, AttentionMaskCheck, BackboneHeads, CausalityScore, IndependentHeads
+from bczoo.causality.donors import Donors
 from bczoo.causality.metrics import CausalityMetrics, divergence, evaluate
 from bczoo.causality.perturb import perturbations
 from bczoo.causality.scores import action_reliance, causality, kl
@@ -40,7 +41,7 @@ KINDS = ["swap", "freeze", "blank", "noise"]
 
 
 def replace(kind, policy, batch, images):
-    return perturbations([kind])[kind](policy, batch, images)
+    return perturbations([kind])[kind](policy, batch, images, Donors.of_batch(batch, images))
 
 
 VARIANTS = {

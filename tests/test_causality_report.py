@@ -2,7 +2,9 @@
 
 import json
 import math
+import shutil
 import sys
+import warnings
 from collections import Counter, defaultdict
 
 import numpy as np
@@ -13,6 +15,7 @@ from PIL import Image
 from test_causality import step_by_step
 
 from bczoo.actions import ActionSpace
+from bczoo.causality.donors import Donors, draw_donors
 from bczoo.causality.metrics import evaluate
 from bczoo.causality.perturb import perturbations
 from bczoo.causality.report import RecordingSums, causality_report, measure
@@ -93,17 +96,25 @@ def windows(policy, root):
             yield str(index.names[r]), dataset[int(r), start]
 
 
+def loader_of(policy, root, batch_size=3, **arguments):
+    spec = policy.input_spec
+    index = open_index(root, policy.action_space, spec.fps, spec.text_dim)
+    plan = Plan(index, index.usable, spec.window, batch_size, shuffle=False, spread=True, **arguments)
+    return WindowLoader(WindowDataset(index, spec.window, spec.frame_size), plan)
+
+
 @torch.no_grad()
 def slow(policy, root, kinds):
     """Values of every recording's counted steps, one forward for each."""
     seen = defaultdict(lambda: defaultdict(list))
+    donors = Donors.read(policy, loader_of(policy, root))
     for name, batch in windows(policy, root):
         counted = (batch["user"] & batch["valid"])[0].tolist()
         ids = batch["actions"]
         images = policy.encode(batch["frames"])
         logits = policy(batch["frames"], ids)
         for kind, replacement in perturbations(kinds, freeze_steps=2).items():
-            other = replacement(policy, batch, images)
+            other = replacement(policy, batch, images, donors)
             nats = step_by_step(policy, batch, other.images, 1)
             for t in (counted & other.where.numpy()[0]).nonzero()[0]:
                 for group, values in nats.items():
@@ -125,16 +136,17 @@ def slow(policy, root, kinds):
 
 
 def test_the_report_is_that_of_single_steps(policy, folder, root, capsys):
-    kinds = ["blank", "freeze", "noise"]  # a swap depends on what else is in the batch
-    status, told = command(folder, "--data", root, "--perturb", "blank,freeze,noise", "--freeze_steps", 2)
+    kinds = ["blank", "freeze", "noise", "swap"]
+    status, told = command(folder, "--data", root, "--perturb", "blank,freeze,noise,swap", "--freeze_steps", 2)
     assert status == 0
     printed = capsys.readouterr().out
     seen = slow(policy, root, kinds)
 
-    def expected(names):
-        of = {key: [v for name in names for v in seen[name][key]] for key in seen["a"]}
+    def expected(recordings):
+        of = {key: [v for name in recordings for v in seen[name][key]] for key in seen["a"]}
         out = {}
-        for kind, name in zip(kinds, ("causality", "causality_freeze", "causality_noise"), strict=True):
+        names = ("causality", "causality_freeze", "causality_noise", "causality_swap")
+        for kind, name in zip(kinds, names, strict=True):
             out |= {f"{name}/{g.name}": np.mean(of[f"{kind}/{g.name}"]) for g in SPACE.groups}
             out[name] = sum(out[f"{name}/{g.name}"] for g in SPACE.groups)
         for g in SPACE.groups:
@@ -163,7 +175,7 @@ def test_the_report_is_that_of_single_steps(policy, folder, root, capsys):
     assert told["metrics"]["relative_cross_entropy/mouse_dy"]["value"] is None  # the mouse never moves up or down
 
     table = [line for line in printed.splitlines() if line.startswith("|")]
-    assert len(table) == 2 + 3 + 2 + 8 and max(map(len, printed.splitlines())) <= 120
+    assert len(table) == 2 + 4 + 2 + 8 and max(map(len, printed.splitlines())) <= 120
     cells = {row[0].strip(): [cell.strip() for cell in row[1:]] for row in (line[1:-1].split("|") for line in table)}
     one = told["metrics"]["causality"]
     assert cells["causality, blank"][0] == f"{one['value']:.3f} ({one['low']:.3f} to {one['high']:.3f})"
@@ -172,31 +184,73 @@ def test_the_report_is_that_of_single_steps(policy, folder, root, capsys):
     picture = np.asarray(Image.open("out/causality.png").convert("RGB"))
     assert picture.shape[1] == 900 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 100
 
-    assert command(folder, "--data", root, "--perturb", "blank,freeze,noise", "--freeze_steps", 2)[1] == told
+    options = ["--perturb", "blank,freeze,noise,swap", "--freeze_steps", 2, "--batch_size", 3]
+    again = command(folder, "--data", root, *options)[1]
+    assert again["settings"].pop("batch_size") == 3 and told["settings"].pop("batch_size") == 8
+    assert again["steps"] == told["steps"]
+    for name, estimate in told["metrics"].items():
+        for end, value in estimate.items():
+            close = None if value is None else pytest.approx(value, rel=1e-4, abs=1e-6)
+            assert again["metrics"][name][end] == close, name
 
 
-def test_swapped_pictures_and_actions_are_those_of_other_recordings(policy, root):
+def test_donors_are_windows_of_other_recordings_whatever_the_batches(policy, root):
     index = open_index(root, SPACE, 20.0, None)
-    plan = Plan(index, index.usable, 5, 4, shuffle=False, spread=True)
-    batches = list(plan.batches(0))
-    real = [[key for key in batch if key[0] != -1] for batch in batches]
-    every = [(r, s) for r in index.usable for s in range(0, int(index.n_frames[r]) - 1, 5)]
-    assert Counter(key for batch in real for key in batch) == Counter(every)
-    assert [len(batch) for batch in real] == [3, 3, 3]
-    assert all(len({r for r, _ in batch}) == 3 for batch in real)
+    keys = draw_donors(Plan(index, index.usable, 5, 4, shuffle=False))
+    assert Counter(keys) == Counter((r, s) for r in index.usable for s in range(0, int(index.n_frames[r]) - 1, 5))
+    assert {r for r, _ in keys[:4]} == {0, 1, 2, 3}, "recordings take turns"
+    assert all(s + 5 < index.n_frames[r] for r, s in keys[:4]), "full windows come first"
 
-    # and the scores are those of these batches, without the windows that fill up the last one
-    dataset = WindowDataset(index, 5, tiny.SIZE)
-    sums = measure(policy, WindowLoader(dataset, plan), perturbations(["swap"]), progress=False)
-    total, steps = Counter(), Counter()
-    for keys in real:
-        batch = dataset.__getitems__(keys)
-        for name, (values, where) in evaluate(policy, batch).measures.items():
-            total[name] += values[where].double().sum().item()
-            steps[name] += int(where.sum())
-    assert steps["action_reliance"] > 0.6 * steps["causality"]  # but first steps, and where the other one is shorter
-    for name in total:
-        assert sums.means[name].item() == pytest.approx(total[name] / steps[name], rel=1e-4), name
+    donors = Donors.read(policy, loader_of(policy, root))
+    every = WindowDataset(index, 5, tiny.SIZE).__getitems__(keys)
+    row, _, _ = donors._places(every)
+    assert (donors.recording[row[:, 0]] != every["recording"].numpy()).all()
+    assert len(set(row[:, 0].tolist())) > 4
+    shown, where = donors.images_for(every)
+    done, _ = donors.actions_for(every)
+    assert torch.equal(where, every["valid"])
+    with torch.no_grad():
+        tokens = policy.encode(every["frames"])
+    for b, t in every["valid"].nonzero().tolist():
+        of_donor = tokens[keys.index((donors.recording[row[b, 0]], donors.start[row[b, 0]]))]
+        given = int(donors.valid[row[b, 0]].sum())  # a shorter donor goes round
+        torch.testing.assert_close(shown[b, t], of_donor[t % given], atol=1e-5, rtol=1e-4)
+        assert torch.equal(done["keys"][b, t], donors.actions["keys"][row[b, 0], t % given])
+    # of any other batch, with a window that only fills it up: the same
+    some = WindowDataset(index, 5, tiny.SIZE).__getitems__([keys[7], (-1, 0), keys[2]])
+    again, where = donors.images_for(some)
+    torch.testing.assert_close(again[[0, 2]], shown[[7, 2]])
+    assert not where[1].any()
+    # and what a loader hands out does not matter, only what it has
+    other = Donors.read(policy, loader_of(policy, root, batch_size=2, rank=1, world_size=2))
+    torch.testing.assert_close(other.images, donors.images)
+    assert other.start.tolist() == donors.start.tolist()
+
+
+def test_a_recording_alone_is_swapped_with_its_own_far_end(policy, root):
+    donors = Donors.read(policy, loader_of(policy, root / "c"))
+    dataset = loader_of(policy, root / "c").windows
+    row, step, _ = donors._places(dataset.__getitems__([(0, 0), (0, 5), (0, 10)]))
+    assert donors.start[row[:, 0]].tolist() in ([10, 0, 0], [10, 10, 0])
+    assert step.tolist() == [[0, 1, 2, 3, 4]] * 3
+    # a window that is alone shows its own other half
+    donors = Donors.read(policy, loader_of(policy, root / "d"))
+    alone = loader_of(policy, root / "d").windows[0, 0]
+    _, step, where = donors._places(alone)
+    assert step.tolist() == [[2, 3, 4, 0, 1]] and torch.equal(where, alone["valid"])
+
+
+def test_windows_that_cannot_be_read_are_no_donors(policy, root, here):
+    shutil.copytree(root, here / "broken")
+    index = open_index(here / "broken", SPACE, 20.0, None)
+    index.video(1, tiny.SIZE).write_bytes(b"no video")
+    loader = loader_of(policy, here / "broken")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        donors = Donors.read(policy, loader)
+        row, _, where = donors._places(next(iter(loader)))
+    assert donors.valid[row[:, 0]].any(axis=1).all() and where.any()
+    assert 1 not in donors.recording[1:]
 
 
 def test_counterfactual_frames_alone_are_scored(policy, folder, root, here, capsys):

@@ -12,6 +12,7 @@ import torch.multiprocessing as mp
 from bczoo.actions import ActionSpace, BinnedGroup, HeldGroup
 from bczoo.causality.metrics import CausalityMetrics, divergence
 from bczoo.causality.scores import kl
+from bczoo.loss import bc_loss
 from bczoo.metrics import ActionMetrics, StepMeans, bootstrap, masked_sum, summarise
 
 SPACE = ActionSpace(
@@ -85,10 +86,10 @@ def test_metrics_of_the_epoch_are_those_of_single_tokens():
     batches.append((*random_batch(9)[:2], torch.zeros(3, 7, dtype=torch.bool)))
     metrics = ActionMetrics(SPACE)
     for logits, ids, counted in batches:
-        metrics.update(logits, ids, counted, loss=counted.sum().float())
+        metrics.update(logits, ids, counted)
     out, expected = metrics.compute(), slow(batches)
-    steps = [int(counted.sum()) for _, _, counted in batches]
-    expected["loss"] = sum(n * n for n in steps) / sum(steps)
+    together = [{k: torch.cat([b[i][k] for b in batches]) for k in batches[0][i]} for i in (0, 1)]
+    expected["loss"] = bc_loss(*together, torch.cat([b[2] for b in batches])).total.item()
     assert out.keys() == expected.keys()
     for name, value in expected.items():
         assert out[name].item() == pytest.approx(value, rel=1e-5, abs=1e-6), name
@@ -239,7 +240,7 @@ CASES = ("uneven", "one rank counts nothing", "one rank has no batch")
 def reduce(case, rank):
     actions, causality = ActionMetrics(SPACE), CausalityMetrics(SPACE, ["swap", "blank"])
     for logits, ids, counted in share_of(case, rank):
-        actions.update(logits, ids, counted, counted.sum().float())
+        actions.update(logits, ids, counted)
         instead = {name: group.flip(1) for name, group in logits.items()}
         measures = divergence("causality", kl(logits, instead), counted)
         measures |= divergence("causality_blank", kl(logits, instead), counted & (torch.arange(7) > 3))

@@ -1,15 +1,22 @@
 """Training from Python: a plain Trainer, the data module, two processes."""
 
+import json
+from functools import partial
+
 import lightning as L
 import numpy as np
 import pytest
 import tiny
 import torch
 
-from bczoo import BCPolicy, RecordingDataModule
-from bczoo.data.recording import RecordingWriter
+from bczoo import ActionDecoder, ActionSpace, BCPolicy, CausalityScore, RecordingDataModule
+from bczoo.data.index import open_index
+from bczoo.data.recording import USER, RecordingWriter
+from bczoo.data.windows import Plan
 from bczoo.loss import bc_loss
 
+GROUPS = ("keys", "mouse_buttons", "mouse_dx", "mouse_dy")
+DETERMINISTIC = {"text_dim": None, "encoder": {"frozen": True}, "decoder": partial(ActionDecoder, dropout=0.0)}
 QUIET = {
     "accelerator": "cpu",
     "logger": False,
@@ -56,6 +63,116 @@ def test_two_processes_train_one_policy(recordings):
     assert 0 < trainer.callback_metrics["val/loss"] < 100
 
 
+@pytest.fixture(scope="module")
+def corrections(tmp_path_factory):
+    """Recordings in which somebody acts all the time, at a few moments, or hardly ever; windows of 5 steps."""
+    root = tmp_path_factory.mktemp("corrections")
+    rng = np.random.default_rng(1)
+    for i, often in enumerate((1.0, 0.05, 0.02, 0.3, 0.02, 0.9)):
+        with RecordingWriter(root / f"rec_{i}", size=tiny.SIZE) as writer:
+            for _ in range(33 + 3 * i):
+                frame = np.kron(rng.integers(0, 256, (8, 8, 3)), np.ones((8, 8, 1))).astype(np.uint8)
+                acts = rng.random() < often
+                user = {"keys": [str(rng.choice(["w", "a"]))], "mouse_dx": int(rng.integers(-9, 10))}
+                writer.add(frame, user=user if acts else None)
+    return root
+
+
+class NoteLoss(L.Callback):
+    """Writes what is logged after every step to a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        logged = {k: v.item() for k, v in trainer.callback_metrics.items() if k.startswith("train/")}
+        if trainer.is_global_zero:
+            with self.path.open("a") as file:
+                file.write(json.dumps(logged) + "\n")
+
+
+def learn(recordings, path, processes, batch_size):
+    """What is logged step by step, and the weights in the end."""
+    policy = tiny.tiny_policy(**DETERMINISTIC, optimizer=partial(torch.optim.SGD, lr=0.3))
+    data = RecordingDataModule(root=str(recordings), batch_size=batch_size, val_fraction=0)
+    several = {"devices": processes, "strategy": "ddp_spawn"} if processes > 1 else {}
+    trainer = L.Trainer(max_steps=6, callbacks=[NoteLoss(path)], **several, **QUIET)
+    trainer.fit(policy, data)
+    return [json.loads(line) for line in path.read_text().splitlines()], policy.state_dict()
+
+
+def test_two_processes_learn_what_one_with_twice_the_batch_learns(corrections, tmp_path):
+    """Also where one of them counts many steps and the other few or none (BatchNorm aside, which is frozen)."""
+    index = open_index(corrections, ActionSpace.keyboard_mouse(), 20.0, None)
+    ranks = [Plan(index, index.usable, 5, 2, True, rank=r, world_size=2).epoch(0) for r in range(2)]
+    counts = np.array(
+        [
+            [
+                sum(int((index.steps(r)[1][s + 1 : s + 6] == USER).sum()) for r, s in zip(*batch, strict=True))
+                for batch in zip(*epoch, strict=True)
+            ][:6]
+            for epoch in ranks
+        ]
+    )
+    assert (counts.min(axis=0) == 0).any() and (counts.max(axis=0) >= 3 * counts.min(axis=0)).any()
+
+    one, weights = learn(corrections, tmp_path / "one", processes=1, batch_size=4)
+    two, others = learn(corrections, tmp_path / "two", processes=2, batch_size=2)
+    assert len(one) == len(two) == 6 and one[0].keys() == {"train/loss", *(f"train/{g}_ce" for g in GROUPS)}
+    for step, (a, b) in enumerate(zip(one, two, strict=True)):
+        assert b == pytest.approx(a, rel=1e-4, abs=1e-6), step
+    before = tiny.tiny_policy(**DETERMINISTIC).state_dict()
+    moved = max((weights[name] - value).abs().max() for name, value in before.items())
+    assert moved > 0.01
+    for name, value in weights.items():
+        torch.testing.assert_close(others[name], value, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_the_loss_of_shares_is_on_average_the_loss_of_the_whole():
+    policy = tiny.tiny_policy(text_dim=None).eval()
+    batch = tiny.tiny_batch(policy, batch=4)
+    counted = batch["user"]
+    counted[0, 1:] = counted[2:] = False  # 1 + 5 steps in the first share, none in the second
+    logits = policy(batch["frames"], batch["actions"])
+    whole = bc_loss(logits, batch["actions"], counted)
+    shares = []
+    for rows in (slice(0, 2), slice(2, 4)):
+        some, ids = ({k: v[rows] for k, v in x.items()} for x in (logits, batch["actions"]))
+        shares.append(bc_loss(some, ids, counted[rows], steps=counted.sum() / 2))
+    torch.testing.assert_close((shares[0].total + shares[1].total) / 2, whole.total)
+    for name, value in whole.cross_entropy.items():
+        torch.testing.assert_close((shares[0].cross_entropy[name] + shares[1].cross_entropy[name]) / 2, value)
+    nothing = bc_loss(logits, batch["actions"], torch.zeros_like(counted), steps=torch.tensor(0.0))
+    assert nothing.total == 0
+
+
+def evaluated(recordings, processes, batch_size, **arguments):
+    """All that a validation logs, causality included."""
+    policy = tiny.tiny_policy(text_dim=None)
+    with torch.no_grad():
+        for parameter in policy.parameters():  # a policy that has opinions
+            parameter.mul_(1.5)
+    data = RecordingDataModule(root=str(recordings), val_root=str(recordings), batch_size=batch_size)
+    several = {"devices": processes, "strategy": "ddp_spawn"} if processes > 1 else {}
+    trainer = L.Trainer(callbacks=[CausalityScore(["swap", "noise"])], **several, **QUIET, **arguments)
+    (logged,) = trainer.validate(policy, data, verbose=False)
+    return logged
+
+
+def test_a_validation_does_not_depend_on_the_batch_size_or_the_number_of_processes(corrections):
+    expected = evaluated(corrections, processes=1, batch_size=2)
+    assert {"val/loss", "val/causality", "val/causality_noise", "val/action_reliance"} <= expected.keys()
+    assert expected["val/causality"] > 0 and expected["val/action_reliance"] > 0
+    for processes, batch_size in ((1, 3), (1, 8), (2, 3)):
+        logged = evaluated(corrections, processes, batch_size)
+        assert logged == pytest.approx(expected, rel=1e-4, abs=1e-7, nan_ok=True), (processes, batch_size)
+    # of a part it is the same as long as the part has as many windows
+    expected = evaluated(corrections, processes=1, batch_size=6, limit_val_batches=1)
+    for processes, batch_size, limit in ((1, 2, 3), (2, 3, 1)):
+        logged = evaluated(corrections, processes, batch_size, limit_val_batches=limit)
+        assert logged == pytest.approx(expected, rel=1e-4, abs=1e-7, nan_ok=True), (processes, batch_size)
+
+
 def test_metrics_weigh_steps_not_batches():
     """Perplexity is of all counted tokens of the epoch, whatever batches they came in, and never overflows."""
     policy = tiny.tiny_policy().eval()
@@ -67,16 +184,18 @@ def test_metrics_weigh_steps_not_batches():
     def update(metrics, rows, user):
         some = {k: v[rows] for k, v in logits.items()}
         actions = {k: v[rows] for k, v in batch["actions"].items()}
-        metrics.update(some, actions, user[rows], bc_loss(some, actions, user[rows]).total)
+        metrics.update(some, actions, user[rows])
 
     update(whole, [0, 1, 2], batch["user"])
     for rows in ([0], [1, 2]):
         update(parts, rows, batch["user"])
-    update(parts, [0, 1], torch.zeros_like(batch["user"]))  # nothing counted, nothing changed
+    empty = [torch.zeros_like(batch["user"]), torch.zeros(3, dtype=torch.bool)]
+    parts.update(logits, batch["actions"], *empty)  # windows that only fill up a batch change nothing
     a, b = whole.compute(), parts.compute()
     assert a.keys() == b.keys()
-    for name in a.keys() - {"loss"}:  # the z-loss is a mean over all entries, so it is one per batch
+    for name in a:
         torch.testing.assert_close(a[name], b[name], msg=name, equal_nan=True)
+    torch.testing.assert_close(a["loss"], bc_loss(logits, batch["actions"], batch["user"], policy.z_loss).total)
     keys = torch.log_softmax(logits["keys"], -1).gather(-1, batch["actions"]["keys"][..., None])[..., 0]
     expected = (-keys[batch["user"]].mean()).exp()
     torch.testing.assert_close(whole.compute()["perplexity/keys"], expected)

@@ -12,6 +12,7 @@ from typing import Any
 import lightning as L
 
 from bczoo.causality.counterfactual import Counterfactuals
+from bczoo.causality.donors import Donors
 from bczoo.causality.metrics import CausalityMetrics, evaluate
 from bczoo.causality.perturb import FREEZE_STEPS, Perturbation, checked_kinds, perturbations
 from bczoo.data.loader import WindowLoader
@@ -29,6 +30,10 @@ class CausalityScore(L.Callback):
     score high and be wrong: read it beside the loss, and beside what is logged with it per group: ``change_accuracy``,
     ``repeat_accuracy`` and ``change_repeat_accuracy`` (the baseline that repeats the last action), ``persistence`` and
     ``relative_cross_entropy`` (:mod:`bczoo.metrics`).
+
+    What is swapped comes from windows that are drawn from all validation recordings and read before the first batch
+    (:mod:`bczoo.causality.donors`), so the score depends neither on the batch size nor on the number of processes. With
+    loaders that are not a RecordingDataModule's it comes from the same batch.
 
     Args:
         perturb: what is shown instead of the recorded picture: swap (a picture from elsewhere), freeze (that of half a
@@ -53,6 +58,7 @@ class CausalityScore(L.Callback):
         self.replaced, self.reliance = replaced, reliance
         self.freeze_steps, self.counterfactual = freeze_steps, counterfactual
         self._kinds: dict[str, Perturbation] = {}
+        self._donors: Donors | None = None
         self._metrics: dict[str, CausalityMetrics] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
@@ -60,19 +66,23 @@ class CausalityScore(L.Callback):
         for part in ("val", "test"):
             self._metrics[part] = CausalityMetrics(pl_module.action_space, self.perturb, self.reliance)
 
-    def _start(self, loaders: Any) -> None:
+    def _start(self, trainer: L.Trainer, pl_module: Any, loaders: Any) -> None:
         edited = None
         if self.counterfactual is not None:
             if not isinstance(loaders, WindowLoader):
                 raise UserError("counterfactual frames need the recordings of a bczoo.RecordingDataModule")
             edited = Counterfactuals(self.counterfactual, loaders.windows.index)
         self._kinds = perturbations(self.perturb, self.freeze_steps, edited)
+        self._donors = None
+        if isinstance(loaders, WindowLoader) and ("swap" in self.perturb or self.reliance):
+            with trainer.precision_plugin.forward_context():
+                self._donors = Donors.read(pl_module, loaders)
 
     def _score(self, trainer: L.Trainer, pl_module: Any, batch: Batch, part: str, known: Any) -> None:
         metrics = self._metrics[part].to(pl_module.device)
         with trainer.precision_plugin.forward_context():
             known = {k: known.get(k) for k in ("images", "logits")} if isinstance(known, Mapping) else {}
-            scores = evaluate(pl_module, batch, self._kinds, self.replaced, self.reliance, **known)
+            scores = evaluate(pl_module, batch, self._kinds, self.replaced, self.reliance, donors=self._donors, **known)
         metrics.update(scores.measures)
 
     def _log(self, pl_module: Any, part: str) -> None:
@@ -83,7 +93,7 @@ class CausalityScore(L.Callback):
         metrics.reset()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        self._start(trainer.val_dataloaders)
+        self._start(trainer, pl_module, trainer.val_dataloaders)
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -94,7 +104,7 @@ class CausalityScore(L.Callback):
         self._log(pl_module, "val")
 
     def on_test_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        self._start(trainer.test_dataloaders)
+        self._start(trainer, pl_module, trainer.test_dataloaders)
 
     def on_test_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0

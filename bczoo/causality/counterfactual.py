@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from bczoo.causality.donors import Donors
 from bczoo.causality.perturb import Replacement
 from bczoo.data.index import Index
 from bczoo.errors import UserError
@@ -56,7 +57,7 @@ class Counterfactuals:
                 raise UserError(f"{path}: the file's name is a frame's index, from 0 to {frames - 1} in {recording!r}")
             self.paths[names[recording], int(path.stem)] = path
 
-    def __call__(self, policy: BCPolicy, batch: Batch, images: Tensor) -> Replacement:
+    def __call__(self, policy: BCPolicy, batch: Batch, images: Tensor, donors: Donors) -> Replacement:
         """The image tokens of the user's frames where there are some, of the recorded ones elsewhere."""
         steps = images.shape[1]
         starts = zip(batch["recording"].tolist(), batch["start"].tolist(), strict=True)

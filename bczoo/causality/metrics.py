@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from bczoo.actions import ActionSpace
+from bczoo.causality.donors import Donors
 from bczoo.causality.perturb import Perturbation, perturbations
 from bczoo.causality.scores import Nats, action_reliance, causality
 from bczoo.metrics import Measures, StepMeans
@@ -47,6 +48,7 @@ def evaluate(
     reliance: bool = True,
     images: Tensor | None = None,
     logits: Logits | None = None,
+    donors: Donors | None = None,
 ) -> Evaluation:
     """Score a batch.
 
@@ -58,21 +60,25 @@ def evaluate(
         reliance: score the reliance on past actions too.
         images: image tokens (B, T, I, D) of the batch, where they are known already.
         logits: of the batch, where they are known already.
+        donors: windows to swap pictures and past actions with, :meth:`Donors.read`. If left out, the windows of the
+            batch are each other's; then the score depends on what else is in the batch.
     """
     counted = batch["user"] & batch["valid"]
     images = policy.encode(batch["frames"]) if images is None else images
+    donors = Donors.of_batch(batch, images) if donors is None else donors
     text = policy.instructions(batch)
     kinds = perturb if isinstance(perturb, Mapping) else perturbations(perturb)
     measures: Measures = {}
     for kind, replacement in kinds.items():
-        other = replacement(policy, batch, images)
+        other = replacement(policy, batch, images, donors)
         nats, logits = causality(policy, images, other.images, batch["actions"], text, replaced)
         where = counted & _all_replaced(other.where, replaced)
         measures |= divergence(causality_name(kind, list(kinds)), nats, where)
     if logits is None:
         logits = policy.logits(images, batch["actions"], text)
     if reliance:
-        swapped, where = _other_actions(batch["actions"], batch["valid"])
+        swapped, where = donors.actions_for(batch)
+        where[:, 0] = False  # the first step of a window has no past
         nats = action_reliance(policy, images, logits, batch["actions"], swapped, text)
         measures |= divergence("action_reliance", nats, counted & where)
     return Evaluation(logits, measures)
@@ -103,23 +109,6 @@ def _all_replaced(where: Tensor, replaced: int) -> Tensor:
     for back in range(1, min(replaced, where.shape[1])):
         out[:, back:] &= where[:, :-back]
     return out
-
-
-def _other_actions(actions: Mapping[str, Tensor], valid: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """The past actions of another clip of the batch; of half a window away where the batch has only one.
-
-    The first step of a window has no past, so nothing is replaced there.
-    """
-    clips = valid.any(dim=1).nonzero()[:, 0]  # the others only fill up the batch
-    if len(clips) > 1:
-        partner = torch.arange(len(valid), device=valid.device)
-        partner[clips] = clips.roll(len(clips) // 2)  # neighbours in a batch may be neighbours in a recording
-        where, other = valid & valid[partner], {k: v[partner] for k, v in actions.items()}
-    else:
-        steps = valid.shape[1] // 2
-        where, other = valid & valid.roll(steps, dims=1), {k: v.roll(steps, dims=1) for k, v in actions.items()}
-    where[:, 0] = False
-    return other, where
 
 
 class CausalityMetrics(StepMeans):

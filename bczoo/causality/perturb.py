@@ -2,7 +2,7 @@
 
 Place in the pipeline: a batch of frames and their image tokens in, image tokens of the replacements out, and where
 they really differ. In evaluation mode an image token depends on its own frame alone, so ``swap`` and ``freeze`` take
-tokens that are already there and cost no encoder pass.
+tokens that are already there (the donors' and the window's own) and cost no encoder pass.
 
 Shape legend: B batch, T steps, H = W frame size, I image tokens, D width.
 """
@@ -16,6 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from bczoo.causality.donors import Donors
 from bczoo.errors import UserError
 from bczoo.model.policy import BCPolicy
 from bczoo.spec import Batch
@@ -37,20 +38,16 @@ class Replacement:
     where: Tensor
 
 
-Perturbation = Callable[[BCPolicy, Batch, Tensor], Replacement]  # (policy, batch, image tokens (B, T, I, D))
+# (policy, batch, image tokens (B, T, I, D), windows to swap with)
+Perturbation = Callable[[BCPolicy, Batch, Tensor, Donors], Replacement]
 
 
-def swap(policy: BCPolicy, batch: Batch, images: Tensor) -> Replacement:
-    """The frame of another clip of the batch, at another moment; of the same clip where the batch has only one."""
-    where = batch["valid"]
-    index = where.flatten().nonzero()[:, 0]  # readable frames, clip by clip
-    partner = index.roll(len(index) // 2)
-    out = images.flatten(0, 1).clone()
-    out[index] = out[partner]
-    return Replacement(out.view_as(images), where & (len(index) > 1))
+def swap(policy: BCPolicy, batch: Batch, images: Tensor, donors: Donors) -> Replacement:
+    """The frames of another window, of another recording where there is one."""
+    return Replacement(*donors.images_for(batch))
 
 
-def freeze(policy: BCPolicy, batch: Batch, images: Tensor, steps: int = FREEZE_STEPS) -> Replacement:
+def freeze(policy: BCPolicy, batch: Batch, images: Tensor, donors: Donors, steps: int = FREEZE_STEPS) -> Replacement:
     """The frame of ``steps`` steps ago, of half a window ago at most; the first steps of a window have none."""
     steps = longest_freeze(steps, images.shape[1])
     kept = images.shape[1] - steps
@@ -65,7 +62,7 @@ def longest_freeze(steps: int, window: int) -> int:
     return min(steps, window // 2)
 
 
-def blank(policy: BCPolicy, batch: Batch, images: Tensor) -> Replacement:
+def blank(policy: BCPolicy, batch: Batch, images: Tensor, donors: Donors) -> Replacement:
     """The clip's mean colour."""
     frames = batch["frames"]
     colour = frames.float().mean(dim=(1, 3, 4)).round().to(torch.uint8)  # (B, 3)
@@ -73,7 +70,7 @@ def blank(policy: BCPolicy, batch: Batch, images: Tensor) -> Replacement:
     return Replacement(policy.encode(flat).expand_as(images), batch["valid"])
 
 
-def noise(policy: BCPolicy, batch: Batch, images: Tensor) -> Replacement:
+def noise(policy: BCPolicy, batch: Batch, images: Tensor, donors: Donors) -> Replacement:
     """Independent random pixels, the same for the same clip whatever batch it comes in."""
     frames = torch.stack([_random_frames(batch, i) for i in range(len(images))])
     return Replacement(policy.encode(frames), batch["valid"])

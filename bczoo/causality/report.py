@@ -24,6 +24,7 @@ from tqdm import tqdm
 from bczoo.actions import ActionSpace
 from bczoo.causality.clip import Clip, draw
 from bczoo.causality.counterfactual import Counterfactuals
+from bczoo.causality.donors import Donors
 from bczoo.causality.metrics import causality_name, evaluate, visual_share
 from bczoo.causality.perturb import FREEZE_STEPS, Perturbation, checked_kinds, longest_freeze, perturbations
 from bczoo.data.dataset import WindowDataset
@@ -253,11 +254,12 @@ def measure(
         progress: show a progress bar.
     """
     sums = RecordingSums(loader.plan.recordings)
+    donors = Donors.read(policy, loader)
     for batch in tqdm(loader, desc="causality", unit="batch", disable=not progress):
         batch = move_data_to_device(batch, policy.device)
         if instruction is not None:
             batch["text"] = where_untold(batch["text"], instruction)
-        scores = evaluate(policy, batch, kinds, replaced)
+        scores = evaluate(policy, batch, kinds, replaced, donors=donors)
         measures = scores.measures | action_measures(scores.logits, batch["actions"], batch["user"] & batch["valid"])
         sums.add(measures, batch["recording"])
         if clip is not None:

@@ -173,11 +173,11 @@ class RecordingDataModule(L.LightningDataModule):
         return loader
 
     def val_dataloader(self) -> WindowLoader | list[WindowLoader]:
-        """All windows of the validation recordings, those of a batch far apart."""
+        """All windows of the validation recordings; the first ones come from everywhere."""
         return self._evaluation_loader("val", spread=True)
 
     def test_dataloader(self) -> WindowLoader | list[WindowLoader]:
-        """All windows of the test recordings, those of a batch far apart."""
+        """All windows of the test recordings; the first ones come from everywhere."""
         return self._evaluation_loader("test", spread=True)
 
     def predict_dataloader(self) -> WindowLoader | list[WindowLoader]:

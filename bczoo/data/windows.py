@@ -26,7 +26,7 @@ from bczoo.errors import UserError
 FILL = -1  # recording number of a window that only fills up a batch
 Key = tuple[int, int]  # (recording, start)
 
-_SPLIT, _ORDER, _OFFSET = 1, 2, 3  # independent draws from one name
+_SPLIT, _ORDER, _OFFSET, _WINDOW = 1, 2, 3, 4  # independent draws from one name
 
 
 def mix(hashes: np.ndarray, *salt: int) -> np.ndarray:
@@ -120,6 +120,11 @@ def list_windows(
     return recording, start
 
 
+def window_hashes(hashes: np.ndarray, start: np.ndarray, *salt: int) -> np.ndarray:
+    """(W,) uint64 drawn from the hashes of the windows' recordings and the windows' first frames."""
+    return mix(np.asarray(hashes, np.uint64) ^ start.astype(np.uint64), _WINDOW, *salt)
+
+
 @dataclass(frozen=True)
 class Plan:
     """The batches of every epoch, for one of several processes.
@@ -134,8 +139,8 @@ class Plan:
         seed: of the shuffle.
         rank: number of this process.
         world_size: number of processes.
-        spread: without shuffle, deal the windows out so that those of a batch lie far apart, in different recordings
-            where there are some; what is swapped within a batch then comes from elsewhere.
+        spread: without shuffle, take the windows in an order drawn from name and start, so that the first ones come
+            from everywhere. Which ones they are depends on their number, not on how it is cut into batches.
     """
 
     index: Index
@@ -175,11 +180,12 @@ class Plan:
             pick = np.resize(order, wanted)
             recording, start = recording[pick], start[pick]
         else:
+            if self.spread:
+                order = np.argsort(window_hashes(self.index.hashes[recording], start), kind="stable")
+                recording, start = recording[order], start[order]
             fill = wanted - len(start)
             recording = np.concatenate([recording, np.full(fill, FILL)])
             start = np.concatenate([start, np.zeros(fill, np.int64)])
-            if self.spread:
-                recording, start = (a.reshape(self.batch_size, -1).T.reshape(-1) for a in (recording, start))
         return recording.reshape(shape)[:, self.rank], start.reshape(shape)[:, self.rank]
 
     def _windows(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:

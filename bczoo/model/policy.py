@@ -120,7 +120,7 @@ class BCPolicy(L.LightningModule):
         self.z_loss = z_loss
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.logged = {"loss", "perplexity", "change_perplexity", "accuracy"}  # of the metrics; callbacks may add to it
-        self.metrics = nn.ModuleDict({stage: ActionMetrics(self.action_space) for stage in ("val", "test")})
+        self.metrics = nn.ModuleDict({stage: ActionMetrics(self.action_space, z_loss) for stage in ("val", "test")})
         # a checkpoint brings its own weights, so rebuilding from it must not download ImageNet's
         self.hparams.update(without_imagenet(self.config))
 
@@ -359,11 +359,20 @@ class BCPolicy(L.LightningModule):
     # ------------------------------------------------------------------ training
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        """The loss whose mean over processes is that of all their batches together; the mean is what is logged.
+
+        With ``accumulate_grad_batches`` each batch of an optimiser step has the same weight, however many of its steps
+        count: how many will count in the later ones is not known yet. BatchNorm that is not frozen takes its statistics
+        from the process's own batch.
+        """
         logits = self._logits(batch)
-        loss = bc_loss(logits, batch["actions"], batch["user"] & batch["valid"], self.z_loss)
-        size = len(batch["frames"])
-        self.log("train/loss", loss.total, prog_bar=True, batch_size=size)
-        self.log_dict({f"train/{k}_ce": v for k, v in loss.cross_entropy.items()}, batch_size=size)
+        counted = batch["user"] & batch["valid"]
+        steps = self._mean_over_processes(counted.sum())
+        loss = bc_loss(logits, batch["actions"], counted, self.z_loss, steps)
+        parts = self._mean_over_processes(torch.stack([loss.total, *loss.cross_entropy.values()]).detach())
+        names = ["train/loss", *(f"train/{k}_ce" for k in loss.cross_entropy)]
+        for name, value in zip(names, parts, strict=True):
+            self.log(name, value, prog_bar=name == "train/loss", batch_size=len(batch["frames"]))
         return loss.total
 
     def validation_step(self, batch: Batch, batch_index: int) -> dict[str, Any]:
@@ -418,6 +427,13 @@ class BCPolicy(L.LightningModule):
     def _logits(self, batch: Batch) -> Logits:
         return self(batch["frames"], batch["actions"], self.instructions(batch))
 
+    def _mean_over_processes(self, values: Tensor) -> Tensor:
+        """Mean over the processes of a training; every one of them has to call it. The host waits for no device."""
+        if self._trainer is None or self.trainer.world_size == 1:
+            return values
+        gathered = self.trainer.strategy.all_gather(values)  # its reduce() would first wait in a barrier
+        return gathered.float().mean(dim=0)
+
     def _evaluate(self, batch: Batch, stage: str) -> dict[str, Any]:
         """Add a batch to the metrics; its image tokens and logits are for callbacks, which need not compute them."""
         counted = batch["user"] & batch["valid"]
@@ -425,8 +441,8 @@ class BCPolicy(L.LightningModule):
         self._check(batch["frames"], batch["actions"], text)
         images = self.encode(batch["frames"])
         logits = self.logits(images, batch["actions"], text)
-        loss = bc_loss(logits, batch["actions"], counted, self.z_loss)
-        self.metrics[stage].update(logits, batch["actions"], counted, loss.total)  # type: ignore[operator]
+        windows = batch["recording"] >= 0  # the others only fill up the batch
+        self.metrics[stage].update(logits, batch["actions"], counted, windows)  # type: ignore[operator]
         return {"images": images, "logits": logits}
 
     def _log_metrics(self, stage: str) -> None:

@@ -182,23 +182,17 @@ def test_evaluation_sees_every_window_once_in_order_and_fills_up(index):
         assert len(merged) < len(windows) + 3 * world_size
 
 
-def test_spread_evaluation_sees_every_window_once_and_puts_none_beside_its_neighbour(index):
-    every = plan(index, shuffle=False, batch_size=1)
-    wanted = sorted(key for batch in every.batches(0) for key in batch)
-    for world_size in (1, 2):
-        ranks = [
-            list(plan(index, shuffle=False, spread=True, rank=r, world_size=world_size).batches(0))
-            for r in range(world_size)
-        ]
-        assert len({len(batches) for batches in ranks}) == 1
-        real = [[key for key in batch if key[0] != FILL] for batches in ranks for batch in batches]
-        assert sorted(key for batch in real for key in batch) == wanted
-        assert all(
-            batch[: len(keys)] == keys
-            for (batch, keys) in zip([b for batches in ranks for b in batches], real, strict=True)
-        )
-        for batch in real:
-            assert not {(r, s + 5) for r, s in batch} & set(batch)  # of 5 steps
+def test_spread_evaluation_sees_every_window_once_and_the_same_ones_first_however_they_are_cut(index):
+    wanted = [key for batch in plan(index, shuffle=False, batch_size=1).batches(0) for key in batch]
+    (alone,) = plan(index, shuffle=False, spread=True, batch_size=len(wanted)).batches(0)
+    assert sorted(alone) == sorted(wanted)
+    assert len({r for r, _ in alone[:8]}) > 4, "the first ones come from everywhere"
+    for world_size, batch_size in ((1, 2), (1, 3), (2, 2), (2, 4), (4, 1)):
+        cut = {"world_size": world_size, "batch_size": batch_size}
+        ranks = [list(plan(index, shuffle=False, spread=True, rank=r, **cut).batches(0)) for r in range(world_size)]
+        merged = [key for step in zip(*ranks, strict=True) for keys in step for key in keys]
+        assert merged[: len(alone)] == alone
+        assert set(merged[len(alone) :]) <= {(FILL, 0)}
 
 
 def test_order_depends_on_seed_and_epoch_alone(index):
