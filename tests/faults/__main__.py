@@ -7,7 +7,6 @@ command that repeats it. The exit status is 1 if there is one.
 from __future__ import annotations
 
 import argparse
-import itertools
 import sys
 import time
 from pathlib import Path
@@ -30,16 +29,15 @@ def main() -> int:
     tune_for_cpu()
     kinds = options.kind or list(KINDS)
     bench = Bench()
-    bench.make()
+    if options.number is None:
+        bench.make()
     spent = dict.fromkeys(kinds, 0.0)
     tried = dict.fromkeys(kinds, 0)
     failed: dict[str, list[int]] = {kind: [] for kind in kinds}
     end = time.monotonic() + options.seconds
-    for turn in itertools.count():
-        if options.number is not None and turn == len(kinds) or options.number is None and time.monotonic() > end:
-            break
-        kind = kinds[turn] if options.number is not None else min(kinds, key=spent.__getitem__)
-        number = options.number if options.number is not None else tried[kind]
+    while any(n == 0 for n in tried.values()) or (options.number is None and time.monotonic() < end):
+        kind = min(kinds, key=lambda kind: (tried[kind] > 0, spent[kind]))  # the same time for all
+        number = tried[kind] if options.number is None else options.number
         started = time.monotonic()
         told = run_trial(kind, options.seed, number, bench)
         spent[kind] += time.monotonic() - started

@@ -188,7 +188,7 @@ def _serve() -> None:
     import bczoo.cli.trainer
     import bczoo.data.check
     import bczoo.games.record
-    import bczoo.hub.commands  # noqa: F401
+    import bczoo.hub.commands
     from bczoo import __all__ as names
 
     for name in names:
