@@ -108,7 +108,7 @@ def break_recordings(names: list[str], rng: Random, folder: Path, bench: Bench) 
             mutate.RECORDINGS[name](rng, broken)
         expected = {p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")}
         found = read_all(folder)
-        lost = {str(n) for n in expected} - found.keys()
+        lost = expected - found.keys()
         assert not lost, f"neither served nor called broken: {lost}"
         assert mutate.arrays_equal(found["healthy"], healthy), "the healthy recording is not what it was"
 
@@ -117,7 +117,7 @@ def break_recordings(names: list[str], rng: Random, folder: Path, bench: Bench) 
 
 
 def read_all(root: Path) -> dict[str, dict[str, np.ndarray]]:
-    """All windows of all recordings by name, nothing where a recording is called broken."""
+    """All windows of all recordings by folder, nothing where a recording is called broken."""
     torch.set_num_threads(1)
     single = (root / "annotation.proto").exists()
     root = root.parent if single else root
@@ -133,18 +133,19 @@ def read_all(root: Path) -> dict[str, dict[str, np.ndarray]]:
         index.report()
         dataset = WindowDataset(index, WINDOW, SIZE)
         for i in range(len(index)):
-            out[str(index.names[i])] = {}
+            name = index.folder(i).name  # index.names may be written in another way
+            out[name] = {}
             if index.n_frames[i] == 0:
-                assert index.problems[i], f"{index.names[i]!r} is broken without a reason"
+                assert index.problems[i], f"{name!r} is broken without a reason"
                 continue
             which, start = list_windows(index, np.array([i]), WINDOW, drop_system=False)
             batches = [dataset[(int(r), int(s))] for r, s in zip(which, start, strict=True)]
             for batch in batches:
-                assert torch.isfinite(batch["text"]).all(), f"{index.names[i]!r}: text is not finite"
+                assert torch.isfinite(batch["text"]).all(), f"{name!r}: text is not finite"
                 for group in KEYBOARD.groups:
                     ids = batch["actions"][group.name]
-                    assert ((ids >= 0) & (ids < group.choices)).all(), f"{index.names[i]!r}: {group.name}"
-            out[str(index.names[i])] = {
+                    assert ((ids >= 0) & (ids < group.choices)).all(), f"{name!r}: {group.name}"
+            out[name] = {
                 key: torch.cat([b[key] for b in batches]).numpy() for key in ("frames", "text", "user", "valid")
             }
         check(str(root), text_dim=TEXT_DIM, processes=1)

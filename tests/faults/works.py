@@ -91,7 +91,7 @@ def leftovers(folder: Path) -> list[str]:
     return [
         str(path.relative_to(folder))
         for path in folder.rglob("*")
-        if (path.name.startswith(".") and path.name != ".bczoo") or path.suffix in (".tmp", ".partial", ".pointer")
+        if (path.name.startswith(".") and path.name not in (".bczoo", ".lock")) or path.suffix in (".tmp", ".partial")
     ]
 
 
