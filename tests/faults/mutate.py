@@ -159,10 +159,7 @@ def _absurd(rng: Random, field: Any) -> Any:
 def corrupt(rng: Random, message: Any) -> None:
     """Give one field somewhere in a message an absurd value, or an absurd number of them."""
     present = [field for field, _ in message.ListFields()]
-    if present and rng.random() < 0.75:
-        field = rng.choice(present)
-    else:
-        field = rng.choice(list(message.DESCRIPTOR.fields))
+    field = rng.choice(present) if present and rng.random() < 0.75 else rng.choice(list(message.DESCRIPTOR.fields))
     if rng.random() < 0.1:
         message.ClearField(field.name)
         return
