@@ -50,7 +50,7 @@ class Run:
         largest_file: int | None = None,
         environment: dict[str, str] | None = None,
     ) -> None:
-        self._notes = Path(tempfile.mkdtemp(prefix="bczoo-run-"))
+        self._notes = new_folder("run")
         self.argv = [str(word) for word in argv]
         _nursery().start(
             {
@@ -105,6 +105,16 @@ def bczoo(*argv: Any, folder: Path, **options: Any) -> tuple[int, str]:
         return run.wait(), run.output
     finally:
         run.end()
+
+
+@functools.cache
+def _scratch() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix="bczoo-faults-")
+
+
+def new_folder(name: str) -> Path:
+    """An empty folder that is there until this process ends."""
+    return Path(tempfile.mkdtemp(prefix=f"{name.replace(' ', '-')}-", dir=_scratch().name))
 
 
 def _wait_for(path: Path, run: Run) -> str:

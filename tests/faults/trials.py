@@ -11,7 +11,6 @@ import os
 import shutil
 import signal
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -24,7 +23,7 @@ import mutate
 import numpy as np
 import torch
 from disk import PAGE, SmallDisk
-from process import Run, bczoo, isolated
+from process import Run, bczoo, isolated, new_folder
 from works import CHECKPOINT, KEYBOARD, Export, Fit, Index, Record, Work, contents
 
 from bczoo.data.check import check
@@ -46,7 +45,7 @@ class Bench:
     @cached_property
     def recording(self) -> Path:
         """A healthy recording with keys, mouse motion, instructions and steps of either player."""
-        folder = Path(tempfile.mkdtemp(prefix="bczoo-healthy-")) / "healthy"
+        folder = new_folder("healthy") / "healthy"
         with RecordingWriter(folder, size=SIZE) as writer:
             for i in range(14):
                 action = {"keys": [str(i % 4 + 1)], "mouse_dx": i % 7 - 3, "left_stick_x": 0.5}
@@ -63,7 +62,7 @@ class Bench:
     @cached_property
     def indexed(self) -> Path:
         """Three recordings with an index."""
-        root = Path(tempfile.mkdtemp(prefix="bczoo-indexed-"))
+        root = new_folder("indexed")
         for i in range(3):
             shutil.copytree(self.recording, root / f"rec_{i}")
         open_index(root, KEYBOARD, text_dim=TEXT_DIM)
@@ -359,7 +358,7 @@ KINDS: dict[str, Trial] = {
 
 def run_trial(kind: str, seed: int, number: int, bench: Bench) -> str:
     """Run one trial in a folder of its own; returns what went wrong, or ""."""
-    folder = Path(tempfile.mkdtemp(prefix=f"bczoo-{kind.replace(' ', '-')}-"))
+    folder = new_folder(kind)
     sys.stdout.flush()
     try:
         KINDS[kind](Random(f"{seed}/{kind}/{number}"), folder, bench)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 import time
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from disk import PAGE
 from mutate import arrays_equal
-from process import Run, bczoo
+from process import Run, bczoo, new_folder
 
 from bczoo.actions import ActionSpace
 from bczoo.data.index import open_index
@@ -72,7 +71,7 @@ class Work:
 
     @cached_property
     def undisturbed(self) -> Undisturbed:
-        folder = Path(tempfile.mkdtemp(prefix=f"bczoo-{self.name.replace(' ', '-')}-"))
+        folder = new_folder(self.name)
         self.prepare(folder)
         before = room_of(folder)
         run, started = Run(self.argv, folder), time.monotonic()
@@ -170,7 +169,7 @@ class Export(Work):
     @cached_property
     def _older(self) -> Path:
         """A published policy whose weights are others."""
-        folder = Path(tempfile.mkdtemp(prefix="bczoo-older-"))
+        folder = new_folder("older")
         shutil.copytree(self._fit.undisturbed.folder / "data", folder / "data")
         assert bczoo(*self._fit.argv, "--seed_everything", 1, folder=folder)[0] == 0
         assert bczoo(*self.argv, folder=folder)[0] == 0
