@@ -14,7 +14,7 @@ through the modules::
       .----------------------------- BCPolicy (bczoo.model) ------------------------------.
       | frames --ImageEncoder--> image tokens --.                                         |
       | text ----------------------------------- StepTokens --PolicyTransformer--> latent |
-      | actions --ActionEmbedding--------------'  (mask: bczoo.model.masks)          |    |
+      | actions --ActionEmbedding--------------'  (mask: bczoo.models.bc.masks)          |    |
       |               '-------------------------------------> ActionDecoder <--------'    |
       '------------------------------------------------------------|----------------------'
                                                                    v
@@ -32,73 +32,73 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "ActionSpace": "bczoo.actions",
-    "Decision": "bczoo.actions",
-    "InputSpec": "bczoo.spec",
-    "Batch": "bczoo.spec",
-    "BCPolicy": "bczoo.model.policy",
-    "PolicyTransformer": "bczoo.model.transformer",
-    "Encoder": "bczoo.model.encoder",
-    "ImageEncoder": "bczoo.model.encoder",
-    "Decoder": "bczoo.model.decoder",
-    "ActionDecoder": "bczoo.model.decoder",
-    "BackboneHeads": "bczoo.model.decoder",
-    "IndependentHeads": "bczoo.model.decoder",
-    "TextEncoder": "bczoo.model.text",
-    "GemmaTextEncoder": "bczoo.model.text",
-    "Agent": "bczoo.agent",
-    "PolicyPlayer": "bczoo.agent",
-    "FineTune": "bczoo.finetune.policy",
-    "LoRA": "bczoo.finetune.lora",
+    "ActionSpace": "bczoo.core.actions",
+    "Decision": "bczoo.core.actions",
+    "InputSpec": "bczoo.core.spec",
+    "Batch": "bczoo.core.spec",
+    "BCPolicy": "bczoo.models.bc.policy",
+    "PolicyTransformer": "bczoo.models.bc.transformer",
+    "Encoder": "bczoo.nn.encoders",
+    "ImageEncoder": "bczoo.nn.encoders",
+    "Decoder": "bczoo.models.bc.decoder",
+    "ActionDecoder": "bczoo.models.bc.decoder",
+    "BackboneHeads": "bczoo.models.bc.decoder",
+    "IndependentHeads": "bczoo.models.bc.decoder",
+    "TextEncoder": "bczoo.nn.text",
+    "GemmaTextEncoder": "bczoo.nn.text",
+    "Agent": "bczoo.play.agent",
+    "PolicyPlayer": "bczoo.play.agent",
+    "FineTune": "bczoo.train.finetune.policy",
+    "LoRA": "bczoo.train.finetune.lora",
     "RecordingDataModule": "bczoo.data.module",
     "PublishedAugmentations": "bczoo.data.augment",
-    "PlayedRecordings": "bczoo.games.record",
-    "ResumableCheckpoint": "bczoo.callbacks.checkpoint",
-    "PlayGame": "bczoo.callbacks.play",
-    "CausalityScore": "bczoo.callbacks.causality",
-    "AttentionMaskCheck": "bczoo.callbacks.attention_mask",
-    "ActionMetrics": "bczoo.metrics",
+    "PlayedRecordings": "bczoo.record.demonstrations",
+    "ResumableCheckpoint": "bczoo.train.callbacks.checkpoint",
+    "PlayGame": "bczoo.train.callbacks.play",
+    "CausalityScore": "bczoo.train.callbacks.causality",
+    "AttentionMaskCheck": "bczoo.train.callbacks.attention_mask",
+    "ActionMetrics": "bczoo.train.metrics",
     "CausalityMetrics": "bczoo.causality.metrics",
-    "RunRecord": "bczoo.callbacks.record",
-    "WritePredictions": "bczoo.callbacks.predictions",
-    "WarmupCosine": "bczoo.schedules",
-    "bc_loss": "bczoo.loss",
+    "RunRecord": "bczoo.train.callbacks.run_record",
+    "WritePredictions": "bczoo.train.callbacks.predictions",
+    "WarmupCosine": "bczoo.train.schedules",
+    "bc_loss": "bczoo.train.loss",
 }
 
 __all__ = ["__version__", *_EXPORTS]
 
 if TYPE_CHECKING:
-    from bczoo.actions import ActionSpace as ActionSpace
-    from bczoo.actions import Decision as Decision
-    from bczoo.agent import Agent as Agent
-    from bczoo.agent import PolicyPlayer as PolicyPlayer
-    from bczoo.callbacks.attention_mask import AttentionMaskCheck as AttentionMaskCheck
-    from bczoo.callbacks.causality import CausalityScore as CausalityScore
-    from bczoo.callbacks.checkpoint import ResumableCheckpoint as ResumableCheckpoint
-    from bczoo.callbacks.play import PlayGame as PlayGame
-    from bczoo.callbacks.predictions import WritePredictions as WritePredictions
-    from bczoo.callbacks.record import RunRecord as RunRecord
     from bczoo.causality.metrics import CausalityMetrics as CausalityMetrics
+    from bczoo.core.actions import ActionSpace as ActionSpace
+    from bczoo.core.actions import Decision as Decision
+    from bczoo.core.spec import Batch as Batch
+    from bczoo.core.spec import InputSpec as InputSpec
     from bczoo.data.augment import PublishedAugmentations as PublishedAugmentations
     from bczoo.data.module import RecordingDataModule as RecordingDataModule
-    from bczoo.finetune.lora import LoRA as LoRA
-    from bczoo.finetune.policy import FineTune as FineTune
-    from bczoo.games.record import PlayedRecordings as PlayedRecordings
-    from bczoo.loss import bc_loss as bc_loss
-    from bczoo.metrics import ActionMetrics as ActionMetrics
-    from bczoo.model.decoder import ActionDecoder as ActionDecoder
-    from bczoo.model.decoder import BackboneHeads as BackboneHeads
-    from bczoo.model.decoder import Decoder as Decoder
-    from bczoo.model.decoder import IndependentHeads as IndependentHeads
-    from bczoo.model.encoder import Encoder as Encoder
-    from bczoo.model.encoder import ImageEncoder as ImageEncoder
-    from bczoo.model.policy import BCPolicy as BCPolicy
-    from bczoo.model.text import GemmaTextEncoder as GemmaTextEncoder
-    from bczoo.model.text import TextEncoder as TextEncoder
-    from bczoo.model.transformer import PolicyTransformer as PolicyTransformer
-    from bczoo.schedules import WarmupCosine as WarmupCosine
-    from bczoo.spec import Batch as Batch
-    from bczoo.spec import InputSpec as InputSpec
+    from bczoo.models.bc.decoder import ActionDecoder as ActionDecoder
+    from bczoo.models.bc.decoder import BackboneHeads as BackboneHeads
+    from bczoo.models.bc.decoder import Decoder as Decoder
+    from bczoo.models.bc.decoder import IndependentHeads as IndependentHeads
+    from bczoo.models.bc.policy import BCPolicy as BCPolicy
+    from bczoo.models.bc.transformer import PolicyTransformer as PolicyTransformer
+    from bczoo.nn.encoders import Encoder as Encoder
+    from bczoo.nn.encoders import ImageEncoder as ImageEncoder
+    from bczoo.nn.text import GemmaTextEncoder as GemmaTextEncoder
+    from bczoo.nn.text import TextEncoder as TextEncoder
+    from bczoo.play.agent import Agent as Agent
+    from bczoo.play.agent import PolicyPlayer as PolicyPlayer
+    from bczoo.record.demonstrations import PlayedRecordings as PlayedRecordings
+    from bczoo.train.callbacks.attention_mask import AttentionMaskCheck as AttentionMaskCheck
+    from bczoo.train.callbacks.causality import CausalityScore as CausalityScore
+    from bczoo.train.callbacks.checkpoint import ResumableCheckpoint as ResumableCheckpoint
+    from bczoo.train.callbacks.play import PlayGame as PlayGame
+    from bczoo.train.callbacks.predictions import WritePredictions as WritePredictions
+    from bczoo.train.callbacks.run_record import RunRecord as RunRecord
+    from bczoo.train.finetune.lora import LoRA as LoRA
+    from bczoo.train.finetune.policy import FineTune as FineTune
+    from bczoo.train.loss import bc_loss as bc_loss
+    from bczoo.train.metrics import ActionMetrics as ActionMetrics
+    from bczoo.train.schedules import WarmupCosine as WarmupCosine
 
 
 def __getattr__(name: str) -> Any:

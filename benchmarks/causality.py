@@ -21,7 +21,7 @@ import torch
 from bczoo import ActionDecoder, BCPolicy, ImageEncoder, PolicyTransformer
 from bczoo.causality.donors import DONORS
 from bczoo.causality.metrics import evaluate
-from bczoo.loss import bc_loss
+from bczoo.train.loss import bc_loss
 
 
 def main() -> None:

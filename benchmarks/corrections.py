@@ -25,12 +25,12 @@ os.environ["OMP_NUM_THREADS"] = "1"  # the policy is small, and other training s
 import numpy as np
 
 from bczoo import BCPolicy
-from bczoo.agent import PolicyPlayer
+from bczoo.core.statistics import interval_over_episodes
 from bczoo.data.recording import USER, known_action, read_annotation
 from bczoo.games.game import make_game
-from bczoo.games.play import play
 from bczoo.games.workers import in_processes
-from bczoo.intervals import interval_over_episodes
+from bczoo.play.agent import PolicyPlayer
+from bczoo.play.episodes import play
 
 ALONE, CORRECTED, MORE = "demonstrations alone", "+ corrections", "+ more demonstrations"
 # way to learn on -> options of `bczoo record` for the weak policy's new episodes

@@ -17,7 +17,7 @@ from statistics import mean, stdev
 
 import yaml
 
-from bczoo.configs import find
+from bczoo.core.configs import find
 from bczoo.hub.source import locate
 
 # all parts trained from the first step, and the rate in the shape that it has from scratch; its peak there is 2e-3

@@ -27,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bczoo.latency import StageTimes
+from bczoo.play.latency import StageTimes
 from bczoo.serve.client import Client
 from bczoo.serve.wire import frame_message
 

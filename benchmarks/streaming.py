@@ -26,11 +26,11 @@ import torch
 from torch import Tensor
 
 from bczoo import BCPolicy
-from bczoo.agent import Agent
-from bczoo.bench import weight_bytes
-from bczoo.model import stream
-from bczoo.model.stream import Stream
-from bczoo.threads import tune_for_cpu
+from bczoo.core.threads import tune_for_cpu
+from bczoo.models.bc import session as stream
+from bczoo.models.bc.session import Stream
+from bczoo.play.agent import Agent
+from bczoo.play.bench import weight_bytes
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (16, 192, 192, 3), dtype=np.uint8)
 

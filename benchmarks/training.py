@@ -14,8 +14,8 @@ import time
 import torch
 
 from bczoo import BCPolicy
-from bczoo.loss import bc_loss
-from bczoo.threads import tune_for_cpu
+from bczoo.core.threads import tune_for_cpu
+from bczoo.train.loss import bc_loss
 
 VARIANTS = {
     "unfrozen": {},

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bczoo.threads import tune_for_cpu
+from bczoo.core.threads import tune_for_cpu
 
 tune_for_cpu()
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bczoo.actions import ActionSpace, UnknownActionError
+from bczoo.core.actions import ActionSpace, UnknownActionError
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "action_mapping_public.json").read_text())
 

@@ -14,12 +14,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bczoo import ActionDecoder, BackboneHeads, IndependentHeads, RecordingDataModule, sampling
+from bczoo import ActionDecoder, BackboneHeads, IndependentHeads, RecordingDataModule
 from bczoo.data.recording import RecordingWriter
 from bczoo.data.video import VideoWriter
-from bczoo.latency import StageTimes
-from bczoo.model import stream
-from bczoo.model.blocks import ROPE_BASE, Rotation
+from bczoo.models.bc import session as stream
+from bczoo.nn import sampling
+from bczoo.nn.blocks import ROPE_BASE, Rotation
+from bczoo.play.latency import StageTimes
 
 VARIANTS = {
     "published": {},
@@ -123,7 +124,7 @@ def test_a_step_that_cannot_be_recorded_is_played_without(monkeypatch):
         raise stream.GraphError("this policy's step cannot be recorded")
 
     policy = tiny.tiny_policy()
-    monkeypatch.setattr("bczoo.agent.GraphedStream", refuse)
+    monkeypatch.setattr("bczoo.play.agent.GraphedStream", refuse)
     monkeypatch.setattr(torch.nn.Parameter, "is_cuda", True)
     with pytest.warns(UserWarning, match="cannot be recorded.*playing without"):
         assert type(policy.agent().stream) is stream.Stream

@@ -10,7 +10,6 @@ from torch.nn.attention.flex_attention import create_block_mask
 from torch.utils.data import DataLoader
 
 from bczoo import BackboneHeads, IndependentHeads
-from bczoo.callbacks.attention_mask import AttentionMaskCheck
 from bczoo.causality.leaks import (
     AttentionLeakError,
     Leak,
@@ -20,11 +19,12 @@ from bczoo.causality.leaks import (
     find_leak_of_layers,
     who_sees_whom,
 )
-from bczoo.errors import UserError
-from bczoo.model import masks
-from bczoo.model.attention import WindowAttention, flex, sdpa, window_attention
-from bczoo.model.layout import StepLayout
-from bczoo.model.masks import dense_mask
+from bczoo.core.errors import UserError
+from bczoo.models.bc import masks
+from bczoo.models.bc.layout import StepLayout
+from bczoo.models.bc.masks import dense_mask
+from bczoo.nn.attention import WindowAttention, flex, sdpa, window_attention
+from bczoo.train.callbacks.attention_mask import AttentionMaskCheck
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without")
 STEPS = 5
@@ -284,7 +284,7 @@ def test_the_check_changes_nothing_in_a_training_and_runs_in_its_precision():
 @pytest.mark.parametrize(("every", "expected"), [(None, 1), (1, 5), (2, 3)])
 def test_it_looks_once_at_the_start_and_every_n_validations(every, expected, monkeypatch):
     looks = []
-    monkeypatch.setattr("bczoo.callbacks.attention_mask.check_mask", lambda policy, batch: looks.append(batch))
+    monkeypatch.setattr("bczoo.train.callbacks.attention_mask.check_mask", lambda policy, batch: looks.append(batch))
     policy = policy_of()
     data = batches_of(policy, 4)
     trainer_with(AttentionMaskCheck(every), max_steps=4, val_check_interval=1).fit(policy, data, data)

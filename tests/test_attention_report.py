@@ -18,8 +18,8 @@ from bczoo.causality.attention import (
     shares_table,
     watching,
 )
+from bczoo.core.errors import UserError
 from bczoo.data.errors import NoRecordingsError
-from bczoo.errors import UserError
 
 sys.path.append(str(Path(__file__).parent / "data"))
 from synthetic import write_recordings

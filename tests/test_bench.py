@@ -4,8 +4,8 @@ import pytest
 import tiny
 import torch
 
-from bczoo import bench
 from bczoo.cli import main
+from bczoo.play import bench
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

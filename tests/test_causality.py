@@ -12,9 +12,9 @@ from bczoo.causality.metrics import CausalityMetrics, divergence, evaluate
 from bczoo.causality.perturb import perturbations
 from bczoo.causality.scores import action_reliance, causality, kl
 from bczoo.causality.streams import stream_length, streams_mask
-from bczoo.errors import UserError
-from bczoo.model.layout import StepLayout
-from bczoo.model.masks import dense_mask, draw
+from bczoo.core.errors import UserError
+from bczoo.models.bc.layout import StepLayout
+from bczoo.models.bc.masks import dense_mask, draw
 
 
 def step_by_step(policy, batch, other_images, m):

@@ -14,19 +14,19 @@ import torch
 from PIL import Image
 from test_causality import step_by_step
 
-from bczoo.actions import ActionSpace
 from bczoo.causality.donors import Donors, draw_donors
 from bczoo.causality.metrics import evaluate
 from bczoo.causality.perturb import perturbations
 from bczoo.causality.report import RecordingSums, causality_report, measure
 from bczoo.causality.scores import kl
 from bczoo.cli import main
+from bczoo.core.actions import ActionSpace
+from bczoo.core.errors import UserError
 from bczoo.data.dataset import WindowDataset
 from bczoo.data.index import open_index
 from bczoo.data.loader import WindowLoader
 from bczoo.data.recording import RecordingWriter
 from bczoo.data.windows import Plan, split
-from bczoo.errors import UserError
 
 SPACE = ActionSpace.keyboard_mouse()
 FRAMES = {"a": 14, "b": 9, "c": 16, "d": 6}

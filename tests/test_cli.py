@@ -14,8 +14,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from bczoo import BCPolicy, configs
+from bczoo import BCPolicy
 from bczoo.cli import main
+from bczoo.core import configs
 from bczoo.data.recording import RecordingWriter
 
 REPOSITORY = Path(__file__).parent.parent

@@ -9,7 +9,7 @@ from torchmetrics.functional import spearman_corrcoef
 
 from bczoo import BCPolicy
 from bczoo.cli import main
-from bczoo.errors import UserError
+from bczoo.core.errors import UserError
 from bczoo.studies.confusion import PLANS, make_policy, study_confusion, trials
 from bczoo.studies.confusion_report import (
     PREDICTORS,

@@ -5,8 +5,8 @@ import tiny
 import torch
 
 from bczoo import BackboneHeads
-from bczoo.latency import StageTimes
-from bczoo.loss import bc_loss
+from bczoo.play.latency import StageTimes
+from bczoo.train.loss import bc_loss
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

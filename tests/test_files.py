@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from bczoo import files
-from bczoo.errors import UserError
+from bczoo.core import files
+from bczoo.core.errors import UserError
 
 
 def leftovers(folder):

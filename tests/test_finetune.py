@@ -23,9 +23,9 @@ from bczoo import (
     TextEncoder,
     WarmupCosine,
 )
-from bczoo.errors import UserError
-from bczoo.finetune.transfer import carry_over
-from bczoo.metrics import change_points
+from bczoo.core.errors import UserError
+from bczoo.train.finetune.transfer import carry_over
+from bczoo.train.metrics import change_points
 
 DECODERS = [ActionDecoder, BackboneHeads, IndependentHeads]
 PARTS = ["encoder", "transformer", "decoder", "embeddings"]

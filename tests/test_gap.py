@@ -13,11 +13,10 @@ import torch
 
 from bczoo.causality.scores import kl
 from bczoo.cli import main
+from bczoo.core.errors import UserError
+from bczoo.core.frames import FILTERS, resize
 from bczoo.data.video import VideoWriter, read_frames
-from bczoo.errors import UserError
-from bczoo.frames import FILTERS, resize
 from bczoo.games import DiscreteBindings, Game
-from bczoo.loss import bc_loss
 from bczoo.studies import gap as gap_module
 from bczoo.studies.gap import (
     ELSEWHERE,
@@ -32,6 +31,7 @@ from bczoo.studies.gap import (
     show,
     versions,
 )
+from bczoo.train.loss import bc_loss
 
 HEIGHT, WIDTH, STEPS = 60, 80, 12  # two windows of five steps and one of two
 KEYS = {"a": 0, "d": 1}

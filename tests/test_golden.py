@@ -4,10 +4,12 @@ import golden_case as golden
 import pytest
 import torch
 
-from bczoo.loss import bc_loss
-from bczoo.model import masks, packed, stream
-from bczoo.model.attention import window_attention
-from bczoo.model.blocks import Rotation
+from bczoo.models.bc import masks
+from bczoo.models.bc import session as stream
+from bczoo.nn import packed
+from bczoo.nn.attention import window_attention
+from bczoo.nn.blocks import Rotation
+from bczoo.train.loss import bc_loss
 
 TOLERANCE = {"atol": 2e-5, "rtol": 0}
 

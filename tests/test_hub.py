@@ -17,7 +17,7 @@ import torch
 from hub_server import HubServer
 
 from bczoo import BCPolicy
-from bczoo.callbacks.checkpoint import LAST
+from bczoo.train.callbacks.checkpoint import LAST
 
 STEP = 10 * 2**20  # bytes after which the client notes how far it has come
 FILES = {"README.md", "config.json", "model.safetensors"}
@@ -28,7 +28,7 @@ sys.path.insert(0, given["tests"])
 import tiny, torch
 from bczoo import BCPolicy
 from bczoo.cli import main
-from bczoo.errors import UserError
+from bczoo.core.errors import UserError
 
 def command(*words):
     '''Status, output and errors of a command; an exception that leaves it is a traceback to its user.'''

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from bczoo.latency import Durations, StageTimes
+from bczoo.play.latency import Durations, StageTimes
 
 
 def test_percentiles_are_within_one_percent_and_extremes_exact():

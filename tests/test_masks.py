@@ -7,8 +7,8 @@ import tiny
 import torch
 
 from bczoo import BackboneHeads
-from bczoo.model import masks
-from bczoo.model.layout import StepLayout
+from bczoo.models.bc import masks
+from bczoo.models.bc.layout import StepLayout
 
 DRAWN = StepLayout(text=1, image=1, thinking=1, actions=2)
 

@@ -9,11 +9,11 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from bczoo.actions import ActionSpace, BinnedGroup, HeldGroup
 from bczoo.causality.metrics import CausalityMetrics, divergence
 from bczoo.causality.scores import kl
-from bczoo.loss import bc_loss
-from bczoo.metrics import ActionMetrics, StepMeans, bootstrap, masked_sum, summarise
+from bczoo.core.actions import ActionSpace, BinnedGroup, HeldGroup
+from bczoo.train.loss import bc_loss
+from bczoo.train.metrics import ActionMetrics, StepMeans, bootstrap, masked_sum, summarise
 
 SPACE = ActionSpace(
     "small", (HeldGroup("keys", ("_none", "w", "a", "d"), tokens=2), BinnedGroup("turn", (-1.0, 1.0), low=-9, high=9))

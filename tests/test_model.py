@@ -7,8 +7,8 @@ import tiny
 import torch
 
 from bczoo import ActionDecoder, ActionSpace, BackboneHeads, BCPolicy, GemmaTextEncoder, ImageEncoder, IndependentHeads
-from bczoo.errors import UserError
-from bczoo.loss import bc_loss
+from bczoo.core.errors import UserError
+from bczoo.train.loss import bc_loss
 
 DECODERS = [ActionDecoder, BackboneHeads, IndependentHeads]
 SIZES = {  # millions of parameters: total, backbone, decoder, image

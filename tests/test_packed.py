@@ -8,10 +8,11 @@ import tiny
 import torch
 from torch import nn
 
-from bczoo import BackboneHeads, BCPolicy, PolicyTransformer, bench
-from bczoo.model import packed
-from bczoo.model.encoder import Encoder
-from bczoo.model.packed import PackedLinear, can_pack
+from bczoo import BackboneHeads, BCPolicy, PolicyTransformer
+from bczoo.nn import packed
+from bczoo.nn.encoders import Encoder
+from bczoo.nn.packed import PackedLinear, can_pack
+from bczoo.play import bench
 
 pytestmark = pytest.mark.skipif(not can_pack(torch.float32), reason="this machine's torch cannot pack linear layers")
 

@@ -36,10 +36,10 @@ from bczoo import (
     RecordingDataModule,
     ResumableCheckpoint,
 )
-from bczoo.actions import Decision
 from bczoo.cli import main
+from bczoo.core.actions import Decision
+from bczoo.core.errors import UserError
 from bczoo.data.recording import RecordingWriter
-from bczoo.errors import UserError
 from bczoo.hub import folder as hub_folder
 from bczoo.hub.state import read_checkpoint
 
@@ -1070,7 +1070,7 @@ def refuse(*a, **k):
 socket.socket.connect = socket.getaddrinfo = refuse
 import torch, bczoo
 from bczoo import BCPolicy
-from bczoo.errors import UserError
+from bczoo.core.errors import UserError
 BCPolicy.from_pretrained(given["small"])
 before = peak()
 """

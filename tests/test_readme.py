@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from bczoo import cli, configs
+from bczoo import cli
+from bczoo.core import configs
 
 REPOSITORY = Path(__file__).parent.parent
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")

@@ -16,12 +16,12 @@ import tiny
 import torch
 from test_cli import QUIET, bczoo, fit, here, own_arguments, recordings, weights  # noqa: F401
 
-from bczoo import files
-from bczoo.callbacks.checkpoint import ResumableCheckpoint
-from bczoo.callbacks.finite import FiniteCheck, NonFiniteError
-from bczoo.callbacks.lock import FolderLock
-from bczoo.errors import UserError
+from bczoo.core import files
+from bczoo.core.errors import UserError
 from bczoo.hub.folder import load_folder
+from bczoo.train.callbacks.checkpoint import ResumableCheckpoint
+from bczoo.train.callbacks.finite import FiniteCheck, NonFiniteError
+from bczoo.train.callbacks.lock import FolderLock
 
 EVERY_2 = ["--trainer.callbacks.every_n_train_steps", 2]
 RUN = Path("runs/tiny")
@@ -112,8 +112,8 @@ def test_a_run_folder_that_cannot_be_used_is_told_before_training(recordings, he
         LAST.mkdir(parents=True)
     else:
         usage = type("Usage", (), {"free": 10})
-        monkeypatch.setattr("bczoo.callbacks.checkpoint.shutil.disk_usage", lambda _: usage)
-    monkeypatch.setattr("bczoo.model.policy.BCPolicy.training_step", lambda *_: pytest.fail("training began"))
+        monkeypatch.setattr("bczoo.train.callbacks.checkpoint.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("bczoo.models.bc.policy.BCPolicy.training_step", lambda *_: pytest.fail("training began"))
     assert fit(recordings) == 1
     (line,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith("bczoo:")]
     expected = {"file": "Not a directory", "folder": "last.ckpt is a folder", "no room": "weights alone take"}
@@ -310,7 +310,7 @@ def test_a_signal_saves_the_step_that_was_reached(recordings, here, capsys, numb
 
 def test_a_second_run_in_the_same_folder_is_refused(here):  # noqa: F811
     code = (
-        "import sys, time; from pathlib import Path; from bczoo.callbacks.lock import FolderLock;"
+        "import sys, time; from pathlib import Path; from bczoo.train.callbacks.lock import FolderLock;"
         "FolderLock(Path('.')).acquire(); print('held', flush=True); time.sleep(600)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

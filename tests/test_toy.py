@@ -9,8 +9,8 @@ import yaml
 from torch import nn
 
 from bczoo.cli import main
-from bczoo.configs import find
-from bczoo.errors import UserError
+from bczoo.core.configs import find
+from bczoo.core.errors import UserError
 from bczoo.studies.toy import (
     APPEARS,
     GOES,

@@ -13,7 +13,7 @@ from bczoo import ActionDecoder, ActionSpace, BCPolicy, CausalityScore, Recordin
 from bczoo.data.index import open_index
 from bczoo.data.recording import USER, RecordingWriter
 from bczoo.data.windows import Plan
-from bczoo.loss import bc_loss
+from bczoo.train.loss import bc_loss
 
 GROUPS = ("keys", "mouse_buttons", "mouse_dx", "mouse_dy")
 DETERMINISTIC = {"text_dim": None, "encoder": {"frozen": True}, "decoder": partial(ActionDecoder, dropout=0.0)}

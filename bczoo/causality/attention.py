@@ -21,16 +21,16 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
 from bczoo.causality.leaks import slot_name
+from bczoo.core.devices import usable_device
+from bczoo.core.errors import UserError
+from bczoo.core.files import write_json
+from bczoo.core.spec import Batch
 from bczoo.data.dataset import WindowDataset
 from bczoo.data.index import open_index
-from bczoo.devices import usable_device
-from bczoo.errors import UserError
-from bczoo.files import write_json
 from bczoo.hub.source import locate
-from bczoo.model.attention import Attend, Sinks, prepend_sinks
-from bczoo.model.layout import StepLayout
-from bczoo.model.policy import BCPolicy
-from bczoo.spec import Batch
+from bczoo.models.bc.layout import StepLayout
+from bczoo.models.bc.policy import BCPolicy
+from bczoo.nn.attention import Attend, Sinks, prepend_sinks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -157,7 +157,7 @@ def _long_enough(usable: dict[str, int], n_frames: np.ndarray, wanted: int) -> s
 
 
 class Watch:
-    """An :data:`~bczoo.model.attention.Attend` that attends as the one it stands for, and shows queries and keys.
+    """An :data:`~bczoo.nn.attention.Attend` that attends as the one it stands for, and shows queries and keys.
 
     Args:
         attend: the layer's own, with its mask.
@@ -174,7 +174,7 @@ class Watch:
 
 
 def mask_in_use(attend: Any, queries: int, keys: int, device: torch.device) -> Tensor:
-    """The mask of a :class:`~bczoo.model.attention.WindowAttention` as a boolean tensor (L, C), in both backends."""
+    """The mask of a :class:`~bczoo.nn.attention.WindowAttention` as a boolean tensor (L, C), in both backends."""
     if isinstance(attend.mask, Tensor):
         return attend.mask
     rows, columns = torch.arange(queries, device=device)[:, None], torch.arange(keys, device=device)[None]

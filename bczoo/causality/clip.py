@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bczoo.actions import ActionSpace
+from bczoo.core.actions import ActionSpace
+from bczoo.core.errors import UserError
+from bczoo.core.spec import Batch, InputSpec
 from bczoo.data.index import Index
 from bczoo.data.recording import USER
-from bczoo.errors import UserError
-from bczoo.metrics import Measures, change_points
-from bczoo.spec import Batch, InputSpec
+from bczoo.train.metrics import Measures, change_points
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

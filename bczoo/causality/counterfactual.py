@@ -21,11 +21,11 @@ from torch import Tensor
 
 from bczoo.causality.donors import Donors
 from bczoo.causality.perturb import Replacement
+from bczoo.core.errors import UserError
+from bczoo.core.frames import resize
+from bczoo.core.spec import Batch
 from bczoo.data.index import Index
-from bczoo.errors import UserError
-from bczoo.frames import resize
-from bczoo.model.policy import BCPolicy
-from bczoo.spec import Batch
+from bczoo.models.bc.policy import BCPolicy
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bczoo.core.spec import Batch
 from bczoo.data.loader import WindowLoader
 from bczoo.data.windows import Key, Plan, list_windows, window_hashes
-from bczoo.model.policy import BCPolicy
-from bczoo.spec import Batch
+from bczoo.models.bc.policy import BCPolicy
 
 DONORS = 16  # windows; to read and encode them is what swapping costs, however many are scored
 _DRAWN, _PAIRED = 1, 2  # independent draws from one window

@@ -5,7 +5,7 @@ Place in the pipeline: :func:`find_leak` looks at a policy and a batch before th
 
 * every layer's attention, at the whole window: with queries of zero all keys that a query sees weigh the same, so
   values that are a code of the key's number come out as the set of keys that were read. That set is compared with
-  :func:`who_sees_whom`, which states the rules a second time, apart from :mod:`bczoo.model.masks`.
+  :func:`who_sees_whom`, which states the rules a second time, apart from :mod:`bczoo.models.bc.masks`.
 * the policy end to end, on a few steps: each input is changed in turn, and the logits that may not depend on it must
   stay as they were to the last bit (:func:`may_depend`).
 
@@ -24,13 +24,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bczoo.actions import ActionSpace
-from bczoo.errors import UserError
-from bczoo.model.attention import Attend
-from bczoo.model.blocks import Attention
-from bczoo.model.layout import StepLayout
-from bczoo.model.policy import BCPolicy
-from bczoo.spec import Batch
+from bczoo.core.actions import ActionSpace
+from bczoo.core.errors import UserError
+from bczoo.core.spec import Batch
+from bczoo.models.bc.layout import StepLayout
+from bczoo.models.bc.policy import BCPolicy
+from bczoo.nn.attention import Attend
+from bczoo.nn.blocks import Attention
 
 STEPS_END_TO_END = 3  # enough for a step with one before and one after it
 
@@ -72,7 +72,7 @@ def check_mask(policy: BCPolicy, batch: Batch) -> None:
     if (leak := find_leak(policy, batch)) is not None:
         raise AttentionLeakError(
             f"the policy does not keep to its attention mask; {leak}. What it learns and scores would mean nothing: "
-            "put the transformer's attention or the mask right (PolicyTransformer.attends, bczoo.model.masks)"
+            "put the transformer's attention or the mask right (PolicyTransformer.attends, bczoo.models.bc.masks)"
         )
 
 

@@ -15,14 +15,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bczoo.actions import ActionSpace
 from bczoo.causality.donors import Donors
 from bczoo.causality.perturb import Perturbation, perturbations
 from bczoo.causality.scores import Nats, action_reliance, causality
-from bczoo.metrics import Measures, StepMeans
-from bczoo.model.decoder import Logits
-from bczoo.model.policy import BCPolicy
-from bczoo.spec import Batch
+from bczoo.core.actions import ActionSpace
+from bczoo.core.spec import Batch
+from bczoo.models.bc.decoder import Logits
+from bczoo.models.bc.policy import BCPolicy
+from bczoo.train.metrics import Measures, StepMeans
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from bczoo.causality.donors import Donors
-from bczoo.errors import UserError
-from bczoo.model.policy import BCPolicy
-from bczoo.spec import Batch
+from bczoo.core.errors import UserError
+from bczoo.core.spec import Batch
+from bczoo.models.bc.policy import BCPolicy
 
 KINDS = ("swap", "freeze", "blank", "noise", "counterfactual")
 FREEZE_STEPS = 10  # half a second

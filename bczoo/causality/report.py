@@ -1,7 +1,7 @@
 """``bczoo causality``: whether a policy acts on what it sees, told of all recordings in a folder.
 
-Place in the pipeline: :mod:`bczoo.causality.metrics` and :mod:`bczoo.metrics` score every window, as in validation;
-here the scores are summed per recording, told with intervals (:func:`bczoo.metrics.bootstrap`), and drawn over a clip.
+Place in the pipeline: :mod:`bczoo.causality.metrics` and :mod:`bczoo.train.metrics` score every window, as in validation;
+here the scores are summed per recording, told with intervals (:func:`bczoo.train.metrics.bootstrap`), and drawn over a clip.
 
 Shape legend: R recordings, B batch, T steps of a window, N steps of a clip, n tokens of a group, E text
 width, H = W frame size in pixels.
@@ -21,23 +21,23 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 from tqdm import tqdm
 
-from bczoo.actions import ActionSpace
 from bczoo.causality.clip import Clip, draw
 from bczoo.causality.counterfactual import Counterfactuals
 from bczoo.causality.donors import Donors
 from bczoo.causality.metrics import causality_name, evaluate, visual_share
 from bczoo.causality.perturb import FREEZE_STEPS, Perturbation, checked_kinds, longest_freeze, perturbations
+from bczoo.core.actions import ActionSpace
+from bczoo.core.devices import usable_device
+from bczoo.core.errors import UserError
+from bczoo.core.files import write_json
 from bczoo.data.dataset import WindowDataset
 from bczoo.data.index import Index, open_index
 from bczoo.data.loader import WindowLoader
 from bczoo.data.windows import Plan, split
-from bczoo.devices import usable_device
-from bczoo.errors import UserError
-from bczoo.files import write_json
 from bczoo.hub.source import locate
-from bczoo.metrics import DRAWS, Measures, action_measures, bootstrap, masked_sum, summarise
-from bczoo.model.policy import BCPolicy
-from bczoo.model.text import where_untold
+from bczoo.models.bc.policy import BCPolicy
+from bczoo.nn.text import where_untold
+from bczoo.train.metrics import DRAWS, Measures, action_measures, bootstrap, masked_sum, summarise
 
 READING = (
     "Causality and action reliance are nats per action: 0 means that the picture (the past actions) does not matter.\n"

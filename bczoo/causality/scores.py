@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from bczoo.causality.streams import latents_of_both, ride_along
-from bczoo.model.decoder import Logits
-from bczoo.model.policy import BCPolicy
+from bczoo.models.bc.decoder import Logits
+from bczoo.models.bc.policy import BCPolicy
 
 Nats = dict[str, Tensor]  # per group (B, T)
 

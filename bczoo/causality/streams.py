@@ -3,7 +3,7 @@
 Place in the pipeline: the causality score asks, for every step t of a window, what the policy would have decided had
 it seen another picture at t (or at the last m steps), everything before unchanged. Done one step at a time that takes
 T forwards. Here the replaced steps ride along in the same forward: for every t a short stream of tokens that looks at
-the recorded steps before it and at itself, under the very mask rule of the policy (``bczoo.model.masks``), at the very
+the recorded steps before it and at itself, under the very mask rule of the policy (``bczoo.models.bc.masks``), at the very
 positions of the steps it replaces. The recorded tokens do not see the streams, so they come out as always.
 
 Shape legend: B batch, T steps, S tokens of a step, L = T * S, P slot of action_out, m replaced steps, R = (m - 1) * S +
@@ -19,11 +19,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from bczoo.model.attention import WindowAttention, flex, resolve_backend, sdpa
-from bczoo.model.blocks import Rotation
-from bczoo.model.layout import StepLayout
-from bczoo.model.masks import may_attend
-from bczoo.model.policy import BCPolicy
+from bczoo.models.bc.layout import StepLayout
+from bczoo.models.bc.masks import may_attend
+from bczoo.models.bc.policy import BCPolicy
+from bczoo.nn.attention import WindowAttention, flex, resolve_backend, sdpa
+from bczoo.nn.blocks import Rotation
 
 
 def stream_length(layout: StepLayout, replaced: int) -> int:

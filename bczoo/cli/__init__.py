@@ -13,15 +13,19 @@ from importlib import import_module
 
 # command -> (what it does, "module:function" of a function whose arguments are the options, those without a name)
 FUNCTIONS = {
-    ("record",): ("play a game and write the episodes as recordings", "bczoo.games.record:record", ()),
-    ("play",): ("play a game with a policy and tell its returns", "bczoo.games.evaluate:play_policy", ("policy",)),
+    ("record",): ("play a game and write the episodes as recordings", "bczoo.record.demonstrations:record", ()),
+    ("play",): ("play a game with a policy and tell its returns", "bczoo.play.command:play_policy", ("policy",)),
     ("serve",): ("let a policy play games that connect to a socket", "bczoo.serve.commands:serve", ("policy",)),
     ("client-test",): (
         "replay a recording against a server and tell its latency",
         "bczoo.serve.client:client_test",
         (),
     ),
-    ("bench", "latency"): ("measure the latency of a policy or size, by stage", "bczoo.bench:latency", ("policy",)),
+    ("bench", "latency"): (
+        "measure the latency of a policy or size, by stage",
+        "bczoo.play.bench:latency",
+        ("policy",),
+    ),
     ("export",): ("write a trained policy as a folder to publish", "bczoo.hub.commands:export", ("source", "out")),
     ("push",): (
         "publish an exported policy on the Hugging Face Hub",
@@ -105,8 +109,8 @@ def main(argv: list[str] | None = None) -> int:
     if command is None and argv[0] not in TRAINER:
         print(unknown(argv), file=sys.stderr)
         return 2
-    from bczoo.errors import UserError
-    from bczoo.threads import tune_for_cpu
+    from bczoo.core.errors import UserError
+    from bczoo.core.threads import tune_for_cpu
 
     tune_for_cpu()
     try:
@@ -147,7 +151,7 @@ def _system_error(error: BaseException | None) -> str | None:
 
 def usage() -> str:
     """The help text."""
-    from bczoo.configs import names
+    from bczoo.core.configs import names
 
     rows = [(c, TRAINER[c]) for c in TRAINER] + [(" ".join(c), text) for c, (text, *_) in FUNCTIONS.items()]
     width = max(len(c) for c, _ in rows) + 2

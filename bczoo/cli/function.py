@@ -14,7 +14,7 @@ import docstring_parser
 from jsonargparse import ArgumentParser
 
 from bczoo.cli.parser import SuggestingParser
-from bczoo.configs import with_config_paths
+from bczoo.core.configs import with_config_paths
 
 
 class FunctionParser(SuggestingParser, ArgumentParser):

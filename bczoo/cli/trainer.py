@@ -21,17 +21,17 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import bczoo
-from bczoo.callbacks.checkpoint import ResumableCheckpoint
-from bczoo.callbacks.finite import FiniteCheck
-from bczoo.callbacks.predictions import WritePredictions
-from bczoo.callbacks.record import RunRecord
 from bczoo.cli.parser import SuggestingParser
-from bczoo.configs import with_config_paths
-from bczoo.errors import UserError
-from bczoo.files import write_text
+from bczoo.core.configs import with_config_paths
+from bczoo.core.errors import UserError
+from bczoo.core.files import write_text
 from bczoo.hub.finite import check_finite
 from bczoo.hub.state import load_tensors
-from bczoo.model.policy import TRAINING_SETTINGS
+from bczoo.models.bc.policy import TRAINING_SETTINGS
+from bczoo.train.callbacks.checkpoint import ResumableCheckpoint
+from bczoo.train.callbacks.finite import FiniteCheck
+from bczoo.train.callbacks.predictions import WritePredictions
+from bczoo.train.callbacks.run_record import RunRecord
 
 
 class TrainerParser(SuggestingParser, LightningArgumentParser):

@@ -21,14 +21,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from bczoo.actions import ActionSpace, BinnedGroup, HeldGroup
+from bczoo.core.actions import ActionSpace, BinnedGroup, HeldGroup
+from bczoo.core.files import write_json
 from bczoo.data.errors import RecordingError, printable
 from bczoo.data.index import Index, open_index
 from bczoo.data.index_build import start_method
 from bczoo.data.recording import SYSTEM, UNKNOWN, USER
 from bczoo.data.summary import summarise
 from bczoo.data.video import iterate_frames
-from bczoo.files import write_json
 
 LOOK_SIZE = 192  # pixels of the frames that a sample is taken of
 

@@ -1,7 +1,7 @@
 """Windows as tensors: frames from the video, everything else from the index.
 
 Place in the pipeline: `windows.py` says which ``(recording, start)`` pairs make a batch, this module reads
-them, in the data loader's worker processes, into a :class:`bczoo.spec.Batch`.
+them, in the data loader's worker processes, into a :class:`bczoo.core.spec.Batch`.
 
 Shape legend: B windows of a batch, T steps, H = W frame size in pixels, A action tokens per step, D text
 width.
@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from bczoo.core.spec import Batch
 from bczoo.data.errors import FrameReadError
 from bczoo.data.index import Index
 from bczoo.data.recording import SYSTEM, USER
 from bczoo.data.video import read_frames
 from bczoo.data.windows import FILL, Key
-from bczoo.spec import Batch
 
 
 class WindowDataset(Dataset[Batch]):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bczoo.errors import UserError
+from bczoo.core.errors import UserError
 
 
 def printable(text: object) -> str:

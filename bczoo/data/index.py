@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from bczoo.actions import ActionSpace
+from bczoo.core.actions import ActionSpace
 from bczoo.data.errors import NoRecordingsError, RecordingError
 from bczoo.data.index_build import Build, Target, find_recordings, open_arrays, total_unknown, update
 from bczoo.data.video import choose_video

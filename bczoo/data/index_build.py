@@ -36,13 +36,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from bczoo.actions import ActionSpace
+from bczoo.core.actions import ActionSpace
+from bczoo.core.errors import UserError
+from bczoo.core.files import PartialPath, remove, sweep, write_text
 from bczoo.data.errors import RecordingError, printable
 from bczoo.data.reading import open_regular
 from bczoo.data.recording import ANNOTATION_FILE, SYSTEM, Steps, parse_steps, read_annotation
 from bczoo.data.video import ANY_SIZE_NAME, SIZED_NAME, probe
-from bczoo.errors import UserError
-from bczoo.files import PartialPath, remove, sweep, write_text
 
 FORMAT = 2
 ARRAYS = ("ids", "kind", "text_start", "text_steps", "text", "system_runs")

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from bczoo.core.spec import Batch
 from bczoo.data.dataset import WindowDataset, as_batch
 from bczoo.data.windows import Key, Plan
-from bczoo.spec import Batch
 
 
 class _Batches:

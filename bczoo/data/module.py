@@ -1,7 +1,7 @@
 """The data module: recordings in folders become batches for a trainer.
 
 Place in the pipeline: `bczoo fit --config ...` builds it from the ``data`` section of a configuration. It
-asks the policy which input it needs (:class:`bczoo.spec.InputSpec`), brings the index up to date, splits
+asks the policy which input it needs (:class:`bczoo.core.spec.InputSpec`), brings the index up to date, splits
 recordings, and hands out loaders whose order depends on the seed and the epoch alone.
 """
 
@@ -17,7 +17,9 @@ import numpy as np
 import torch
 from torchvision.transforms.v2 import Transform
 
-from bczoo.actions import ActionSpace
+from bczoo.core.actions import ActionSpace
+from bczoo.core.errors import UserError
+from bczoo.core.spec import Batch, InputSpec
 from bczoo.data.augment import ClipAugment
 from bczoo.data.dataset import WindowDataset
 from bczoo.data.index import Index, as_paths, open_index
@@ -26,8 +28,6 @@ from bczoo.data.recording import USER
 from bczoo.data.source import RecordingSource
 from bczoo.data.summary import report, summarise
 from bczoo.data.windows import Plan, list_windows, split, subset
-from bczoo.errors import UserError
-from bczoo.spec import Batch, InputSpec
 
 
 class RecordingDataModule(L.LightningDataModule):

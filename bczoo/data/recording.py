@@ -21,14 +21,14 @@ from typing import Any
 
 import numpy as np
 
-from bczoo.actions import ActionSpace, HeldGroup, SwitchGroup, Values
+from bczoo.core.actions import ActionSpace, HeldGroup, SwitchGroup, Values
+from bczoo.core.errors import UserError
+from bczoo.core.files import PartialPath, telling
+from bczoo.core.frames import resize
 from bczoo.data.errors import RecordingError
 from bczoo.data.reading import Annotation
 from bczoo.data.schema import annotation as pb
 from bczoo.data.video import VideoWriter
-from bczoo.errors import UserError
-from bczoo.files import PartialPath, telling
-from bczoo.frames import resize
 
 ANNOTATION_FILE = "annotation.proto"
 UNKNOWN, USER, SYSTEM = 0, 1, 2  # whose action a step holds
@@ -242,7 +242,7 @@ class RecordingWriter:
     """Writes a recording, frame by frame; the folder appears, whole, when the writer is closed.
 
     Until then everything lies in a hidden folder beside it, which an exception inside the ``with`` block removes (see
-    :class:`bczoo.files.PartialPath`).
+    :class:`bczoo.core.files.PartialPath`).
 
     >>> with RecordingWriter("recordings/game-1", fps=20, env="doom") as writer:
     ...     writer.add(frame, user={"keys": ["w"], "mouse_dx": 3})

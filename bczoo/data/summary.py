@@ -16,7 +16,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from bczoo.actions import BinnedGroup, HeldGroup
+from bczoo.core.actions import BinnedGroup, HeldGroup
 from bczoo.data.errors import RecordingError
 from bczoo.data.index import Index
 from bczoo.data.recording import USER

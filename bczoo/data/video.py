@@ -24,11 +24,11 @@ import av.error
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
+from bczoo.core.errors import UserError
+from bczoo.core.files import PartialPath
+from bczoo.core.frames import resize
 from bczoo.data.errors import FrameReadError, RecordingError
 from bczoo.data.reading import open_regular
-from bczoo.errors import UserError
-from bczoo.files import PartialPath
-from bczoo.frames import resize
 
 SIZED_NAME = re.compile(r"(\d+)x(\d+)\.mp4")  # <width>x<height>.mp4
 ANY_SIZE_NAME = "video.mp4"
@@ -105,7 +105,7 @@ def read_frames(
         path: the video file.
         start: number of the first wanted frame, in the order of display.
         count: how many frames.
-        size: height and width of the result in pixels; other videos are resized (`bczoo.frames.resize`).
+        size: height and width of the result in pixels; other videos are resized (`bczoo.core.frames.resize`).
         threads: decoder threads.
         filter: resize filter for videos of another size.
 

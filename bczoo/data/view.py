@@ -12,13 +12,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from bczoo.actions import Decision
+from bczoo.core.actions import Decision
+from bczoo.core.errors import UserError
 from bczoo.data.errors import RecordingError, printable
 from bczoo.data.index_build import find_recordings
 from bczoo.data.reading import Frames
 from bczoo.data.recording import SYSTEM, UNKNOWN, USER, action_values, known_action, read_annotation, text_length
 from bczoo.data.video import VideoWriter, choose_video, iterate_frames, probe
-from bczoo.errors import UserError
 
 KEYBOARD_MOUSE = ("keys", "mouse_buttons", "mouse_dx", "mouse_dy")
 GAMEPAD = ("buttons", "left_stick_x", "left_stick_y", "right_stick_x", "right_stick_y")

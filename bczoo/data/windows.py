@@ -20,8 +20,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bczoo.core.errors import UserError
 from bczoo.data.index import Index
-from bczoo.errors import UserError
 
 FILL = -1  # recording number of a window that only fills up a batch
 Key = tuple[int, int]  # (recording, start)

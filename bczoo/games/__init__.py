@@ -1,6 +1,6 @@
 """Games: playing them, learning from experts that play them, and adding new ones. Names load on first use.
 
-The functions ``play`` and ``record`` are in the modules of the same names (``bczoo.games.play.play``), whose
+The functions ``play`` and ``record`` are in the modules of the same names (``bczoo.play.episodes.play``), whose
 names they would hide here.
 """
 
@@ -25,12 +25,12 @@ _EXPORTS = {
     "Player": "players",
     "RandomPlayer": "players",
     "make_player": "players",
-    "PlayResult": "play",
-    "play_in_processes": "play",
-    "record_play": "play",
-    "score_table": "play",
+    "PlayResult": "bczoo.play.episodes",
+    "play_in_processes": "bczoo.play.episodes",
+    "record_play": "bczoo.play.episodes",
+    "score_table": "bczoo.play.episodes",
     "draw_decision": "draw",
-    "PlayedRecordings": "record",
+    "PlayedRecordings": "bczoo.record.demonstrations",
 }
 __all__ = sorted(_EXPORTS)
 
@@ -42,4 +42,5 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name not in _EXPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+    where = _EXPORTS[name]
+    return getattr(import_module(where if "." in where else f"{__name__}.{where}"), name)

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from bczoo.actions import ActionSpace, BinnedGroup, Values
-from bczoo.errors import UserError
+from bczoo.core.actions import ActionSpace, BinnedGroup, Values
+from bczoo.core.errors import UserError
 
 MOUSE_BUTTON_NAMES = {"0": "mouse_left", "1": "mouse_right", "2": "mouse_middle"}
 

@@ -33,9 +33,9 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from bczoo import files
-from bczoo.errors import UserError
-from bczoo.files import PartialPath
+from bczoo.core import files
+from bczoo.core.errors import UserError
+from bczoo.core.files import PartialPath
 from bczoo.games.bindings import VectorBindings
 from bczoo.games.doom_experts import EXPERTS, PX_PER_DEGREE, SeenObject
 from bczoo.games.game import Game, register_game

@@ -1,6 +1,6 @@
 """A frame with what the player pressed drawn beside it, for videos and web pages.
 
-Place in the pipeline: takes a frame and the :class:`~bczoo.actions.Decision` that answers it, and returns a
+Place in the pipeline: takes a frame and the :class:`~bczoo.core.actions.Decision` that answers it, and returns a
 larger
 frame: the game on the left, a panel on the right with keys as caps that light up, the mouse, gamepad buttons
 and sticks, and, where a policy decided, the probabilities that it drew from.
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from bczoo.actions import ActionSpace, Decision, HeldGroup, SwitchGroup
+from bczoo.core.actions import ActionSpace, Decision, HeldGroup, SwitchGroup
 
 BACK, CAP, EDGE, TEXT, DIM = (22, 24, 30), (44, 48, 58), (70, 76, 90), (235, 238, 245), (140, 147, 162)
 LIT, INK, BAR = (255, 196, 61), (30, 24, 8), (86, 148, 240)

@@ -1,8 +1,8 @@
 """A game that players can play: the one interface through which new games come in.
 
 Place in the pipeline: :func:`make_game` finds a :class:`Game` by name; :meth:`Game.open` starts it;
-:mod:`bczoo.games.play` asks a player (policy, expert, random) for values and steps it;
-:mod:`bczoo.games.record` writes what was played as recordings.
+:mod:`bczoo.play.episodes` asks a player (policy, expert, random) for values and steps it;
+:mod:`bczoo.record.demonstrations` writes what was played as recordings.
 
 A new game is a function that returns a :class:`Game`. It needs no change here: name it
 ``package.module:function`` wherever a game is asked for, or give it a short name with :func:`register_game`.
@@ -25,8 +25,8 @@ from typing import Any, Protocol
 import gymnasium
 import numpy as np
 
-from bczoo.actions import ActionSpace, BinnedGroup, HeldGroup, Values
-from bczoo.errors import UserError
+from bczoo.core.actions import ActionSpace, BinnedGroup, HeldGroup, Values
+from bczoo.core.errors import UserError
 from bczoo.games.bindings import Bindings, input_name, inputs_in
 
 FRAME_KEYS = ("frame", "rgb", "image", "screen")

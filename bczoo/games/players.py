@@ -1,6 +1,6 @@
-"""Players: who decides what to press. Experts and random players are here, policies in :mod:`bczoo.agent`.
+"""Players: who decides what to press. Experts and random players are here, policies in :mod:`bczoo.play.agent`.
 
-Place in the pipeline: :func:`bczoo.games.play.play` runs several games at once, a game per *row*, and asks
+Place in the pipeline: :func:`bczoo.play.episodes.play` runs several games at once, a game per *row*, and asks
 the player for all of them in one call, so that a policy answers with one batched forward pass.
 """
 
@@ -10,11 +10,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from bczoo.actions import Decision
-from bczoo.errors import UserError
+from bczoo.core.actions import Decision
+from bczoo.core.errors import UserError
 from bczoo.games.game import Expert, Game
 
-KEYBOARD = "keyboard"  # a person, who is no player here; see bczoo.games.keyboard
+KEYBOARD = "keyboard"  # a person, who is no player here; see bczoo.record.keyboard
 
 
 class Player(Protocol):

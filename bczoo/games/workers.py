@@ -1,7 +1,7 @@
 """Worker processes that leave nothing behind and wait for nobody.
 
-Place in the pipeline: :func:`bczoo.games.play.play_in_processes` and :mod:`bczoo.games.record` spread
-episodes over processes with :func:`in_processes`, :mod:`bczoo.games.pool` runs one game per process; both start, feed
+Place in the pipeline: :func:`bczoo.play.episodes.play_in_processes` and :mod:`bczoo.record.demonstrations` spread
+episodes over processes with :func:`in_processes`, :mod:`bczoo.play.pool` runs one game per process; both start, feed
 and end them as :class:`Workers`.
 
 Every process has a pipe of its own and shares nothing else, neither queues nor locks: one that is killed, at whatever
@@ -30,7 +30,7 @@ from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import Any, TypeVar
 
-from bczoo.errors import UserError
+from bczoo.core.errors import UserError
 
 Result = TypeVar("Result")
 ALONE = "workers=1"  # does without other processes

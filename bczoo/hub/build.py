@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from bczoo.configs import without_imagenet
-from bczoo.errors import UserError
+from bczoo.core.configs import without_imagenet
+from bczoo.core.errors import UserError
 
 if TYPE_CHECKING:
-    from bczoo.model.policy import BCPolicy
+    from bczoo.models.bc.policy import BCPolicy
 
 LARGEST_NUMBER = 1_000_000  # any number in a config
 MOST_TENSORS = 20_000  # parameters of a policy, each counted as one
@@ -68,7 +68,7 @@ def build_without_weights(config: Mapping[str, Any], where: Path, cls: type[BCPo
 
 
 def _build(config: Mapping[str, Any], where: Path, cls: type[BCPolicy] | None) -> BCPolicy:
-    from bczoo.model.policy import BCPolicy
+    from bczoo.models.bc.policy import BCPolicy
 
     try:
         return (cls or BCPolicy)(**without_imagenet(config))

@@ -1,7 +1,7 @@
 """The model card (README.md) of a published policy, written from what is known of it and from nothing else.
 
 Place in the pipeline: ``save_pretrained`` and ``bczoo export`` call :func:`model_card` with the record that the run
-left (:mod:`bczoo.record`). The head of the card is what the Hugging Face Hub reads: library, tags, licence,
+left (:mod:`bczoo.train.run_record`). The head of the card is what the Hugging Face Hub reads: library, tags, licence,
 results. A number that was measured on weights of another step says so.
 """
 
@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from bczoo.actions import BinnedGroup
-from bczoo.record import Record, weights_step
+from bczoo.core.actions import BinnedGroup
+from bczoo.train.run_record import Record, weights_step
 
 if TYPE_CHECKING:
     import torch
 
-    from bczoo.model.policy import BCPolicy
+    from bczoo.models.bc.policy import BCPolicy
 
 TAGS = ["bczoo", "behavior-cloning", "imitation-learning", "video-games", "game-playing"]
 

@@ -6,7 +6,7 @@ Place in the pipeline: thin functions around :mod:`bczoo.hub.source`, :mod:`bczo
 
 from __future__ import annotations
 
-from bczoo.devices import DTYPES, Precision
+from bczoo.core.devices import DTYPES, Precision
 from bczoo.hub.folder import read_folder
 from bczoo.hub.remote import fetch, push, require_repository
 from bczoo.hub.source import locate

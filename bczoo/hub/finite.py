@@ -1,7 +1,7 @@
 """Weights that are numbers.
 
 Place in the pipeline: whatever reads or writes weights asks here: training before it saves
-(:mod:`bczoo.callbacks.finite`), :mod:`bczoo.hub.folder` and :mod:`bczoo.hub.state` when they load or publish. A policy
+(:mod:`bczoo.train.callbacks.finite`), :mod:`bczoo.hub.folder` and :mod:`bczoo.hub.state` when they load or publish. A policy
 with a single NaN acts at random, and nothing else would tell.
 
 The check reads all weights once. Where they are mapped from a file that means that the file is read as a whole, here
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from bczoo.errors import UserError
+from bczoo.core.errors import UserError
 from bczoo.hub.build import some
 
 

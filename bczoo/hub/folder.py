@@ -21,15 +21,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from bczoo.configs import without_imagenet
-from bczoo.errors import UserError
-from bczoo.files import PartialPath, flush, flush_entry, sweep, write_json, write_text
+from bczoo.core.configs import without_imagenet
+from bczoo.core.errors import UserError
+from bczoo.core.files import PartialPath, flush, flush_entry, sweep, write_json, write_text
 from bczoo.hub.build import Header, build_without_weights, check_config, some
 from bczoo.hub.finite import check_finite
-from bczoo.record import PUBLISHED_RECORD, read_json, read_record
+from bczoo.train.run_record import PUBLISHED_RECORD, read_json, read_record
 
 if TYPE_CHECKING:
-    from bczoo.model.policy import BCPolicy
+    from bczoo.models.bc.policy import BCPolicy
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 INDEX = f"{WEIGHTS}.index.json"

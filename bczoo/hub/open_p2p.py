@@ -20,19 +20,19 @@ import torch
 import yaml
 from torch import Tensor
 
-from bczoo.actions import ActionSpace
-from bczoo.callbacks.checkpoint_io import write_tensors
-from bczoo.errors import UserError
-from bczoo.files import write_text
+from bczoo.core.actions import ActionSpace
+from bczoo.core.errors import UserError
+from bczoo.core.files import write_text
 from bczoo.hub.build import check_numbers, described
 from bczoo.hub.card import model_card
 from bczoo.hub.folder import write_folder
 from bczoo.hub.source import locate
 from bczoo.hub.state import load_tensors, plain_state
-from bczoo.model.decoder import ActionDecoder
-from bczoo.model.encoder import ImageEncoder, torchvision_names
-from bczoo.model.policy import BCPolicy
-from bczoo.record import LARGEST_FILE, weights_step
+from bczoo.models.bc.decoder import ActionDecoder
+from bczoo.models.bc.policy import BCPolicy
+from bczoo.nn.encoders import ImageEncoder, torchvision_names
+from bczoo.train.callbacks.checkpoint_io import write_tensors
+from bczoo.train.run_record import LARGEST_FILE, weights_step
 
 CONFIG_FILE = "model_config.yaml"
 CHECKPOINT = re.compile(r"checkpoint-step=(\d+)\.ckpt")

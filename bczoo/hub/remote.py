@@ -15,9 +15,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from bczoo.errors import UserError
+from bczoo.core.errors import UserError
 from bczoo.hub.folder import CARD, CONFIG, INDEX, WEIGHTS, read_config, read_folder
-from bczoo.record import PUBLISHED_RECORD
+from bczoo.train.run_record import PUBLISHED_RECORD
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 REPLACED = [WEIGHTS, INDEX, "model-*-of-*.safetensors", PUBLISHED_RECORD]  # by a later download

@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from bczoo.callbacks.checkpoint import LAST
-from bczoo.configs import without_imagenet
-from bczoo.errors import UserError
+from bczoo.core.configs import without_imagenet
+from bczoo.core.errors import UserError
 from bczoo.hub.build import build_without_weights, check_config
 from bczoo.hub.folder import CONFIG, load_folder, read_folder, read_weights
 from bczoo.hub.remote import fetch, is_repository
 from bczoo.hub.state import Checkpoint, read_checkpoint
-from bczoo.record import PUBLISHED_RECORD, RUN_RECORD, read_record, weights_step
+from bczoo.train.callbacks.checkpoint import LAST
+from bczoo.train.run_record import PUBLISHED_RECORD, RUN_RECORD, read_record, weights_step
 
 if TYPE_CHECKING:
-    from bczoo.model.policy import BCPolicy
+    from bczoo.models.bc.policy import BCPolicy
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bczoo.errors import UserError
+from bczoo.core.errors import UserError
 from bczoo.hub.build import Header, some
 from bczoo.hub.finite import check_finite
 
 if TYPE_CHECKING:
-    from bczoo.model.policy import BCPolicy
+    from bczoo.models.bc.policy import BCPolicy
 
 RUN_STATE = "RunRecord"  # where that callback's state is in a checkpoint
 LORA_SCALE = "bczoo_lora_scale"  # key of a checkpoint

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 import yaml
 
-from bczoo.errors import UserError
-from bczoo.files import write_text
+from bczoo.core.errors import UserError
+from bczoo.core.files import write_text
 from bczoo.hub.build import described
 from bczoo.hub.folder import read_folder
-from bczoo.model.policy import BCPolicy
+from bczoo.models.bc.policy import BCPolicy
 
 SECTIONS = {"trained", "published"}
 ENTRIES = {

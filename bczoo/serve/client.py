@@ -24,10 +24,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from google.protobuf.message import DecodeError
 
+from bczoo.core.errors import UserError
 from bczoo.data.schema import inference
 from bczoo.data.video import choose_video, iterate_frames
-from bczoo.errors import UserError
-from bczoo.latency import StageTimes, latency_table
+from bczoo.play.latency import StageTimes, latency_table
 from bczoo.serve import wire
 from bczoo.serve.listen import PUBLISHED_PATH, resolve_tcp
 

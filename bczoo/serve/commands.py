@@ -13,10 +13,10 @@ import socket as sockets
 import sys
 from collections.abc import Callable
 
-from bczoo.devices import DTYPES, Precision, play_threads, usable_device
-from bczoo.errors import UserError
+from bczoo.core.devices import DTYPES, Precision, play_threads, usable_device
+from bczoo.core.errors import UserError
 from bczoo.hub.source import locate
-from bczoo.latency import latency_table
+from bczoo.play.latency import latency_table
 from bczoo.serve.instructions import follow_lines
 from bczoo.serve.listen import PUBLISHED_PATH, listen_on_tcp, listen_on_unix, told_address
 from bczoo.serve.server import Server, Totals

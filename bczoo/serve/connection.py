@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from bczoo.latency import Durations
+from bczoo.play.latency import Durations
 from bczoo.serve import wire
 from bczoo.serve.instructions import Instruction
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from torch import Tensor
 
-from bczoo.model.policy import BCPolicy
+from bczoo.models.bc.policy import BCPolicy
 from bczoo.serve.wire import LONGEST_TEXT
 
 MOST_EMBEDDINGS = 256  # that are remembered

@@ -12,7 +12,7 @@ import socket
 import stat
 from collections.abc import Iterator
 
-from bczoo.errors import UserError
+from bczoo.core.errors import UserError
 
 PUBLISHED_PATH = "/tmp/uds.recap"
 BACKLOG = 128  # connections that wait to be accepted

@@ -1,7 +1,7 @@
 """The server: frames of many games come in over sockets, one policy answers them all.
 
 Place in the pipeline: :mod:`bczoo.serve.listen` opens the sockets, :mod:`bczoo.serve.connection` reads and writes, an
-:class:`~bczoo.agent.Agent` plays, one row of it for every client. One asyncio loop does all that waits; one thread
+:class:`~bczoo.play.agent.Agent` plays, one row of it for every client. One asyncio loop does all that waits; one thread
 beside it steps the agent, so that the loop goes on reading while the policy computes; others resize frames, so that
 nobody waits for the large frames of somebody else:
 
@@ -30,10 +30,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from bczoo.agent import Agent
-from bczoo.errors import UserError
-from bczoo.frames import resize
-from bczoo.latency import Durations, StageTimes
+from bczoo.core.errors import UserError
+from bczoo.core.frames import resize
+from bczoo.play.agent import Agent
+from bczoo.play.latency import Durations, StageTimes
 from bczoo.serve import wire
 from bczoo.serve.connection import READ_BYTES, Connection, Counts, Limits, Newcomers, Waiting
 from bczoo.serve.instructions import CLEAR, Embedder, Instruction

@@ -1,7 +1,7 @@
 """``bczoo study confusion``: many small policies on Doom, measured by everything that claims to see causal confusion.
 
-Place in the pipeline: records demonstrations (:mod:`bczoo.games.record`), trains one policy per :class:`Trial`, and
-measures each of them in four ways: on held-out recordings (loss, metrics of :mod:`bczoo.metrics`, causality score), on
+Place in the pipeline: records demonstrations (:mod:`bczoo.record.demonstrations`), trains one policy per :class:`Trial`, and
+measures each of them in four ways: on held-out recordings (loss, metrics of :mod:`bczoo.train.metrics`, causality score), on
 interventions (:mod:`bczoo.studies.interventions`) and in play. :mod:`bczoo.studies.confusion_report` makes tables and
 plots of the rows. Every trial leaves its row in a file, so an interrupted study goes on, and a longer plan adds to it.
 
@@ -25,24 +25,24 @@ from typing import Any
 import lightning as L
 import torch
 
-from bczoo.agent import PolicyPlayer
-from bczoo.callbacks.causality import CausalityScore
+from bczoo.core.devices import usable_device
+from bczoo.core.errors import UserError
+from bczoo.core.files import write_json
 from bczoo.data.module import RecordingDataModule
-from bczoo.devices import usable_device
-from bczoo.errors import UserError
-from bczoo.files import write_json
 from bczoo.games.game import make_game
-from bczoo.games.play import play
 from bczoo.games.players import Holding, make_player
-from bczoo.games.record import record
 from bczoo.games.workers import default_workers, in_processes
-from bczoo.model.decoder import ActionDecoder, BackboneHeads, Decoder, IndependentHeads
-from bczoo.model.encoder import ImageEncoder
-from bczoo.model.policy import BCPolicy
-from bczoo.model.transformer import PolicyTransformer
-from bczoo.schedules import WarmupCosine
+from bczoo.models.bc.decoder import ActionDecoder, BackboneHeads, Decoder, IndependentHeads
+from bczoo.models.bc.policy import BCPolicy
+from bczoo.models.bc.transformer import PolicyTransformer
+from bczoo.nn.encoders import ImageEncoder
+from bczoo.play.agent import PolicyPlayer
+from bczoo.play.episodes import play
+from bczoo.record.demonstrations import record
 from bczoo.studies.intervention_scores import accuracy, score
 from bczoo.studies.interventions import Interventions, collect
+from bczoo.train.callbacks.causality import CausalityScore
+from bczoo.train.schedules import WarmupCosine
 
 DECODERS: dict[str, Callable[..., Decoder]] = {
     "decoder": partial(ActionDecoder, layers=1, heads=4),

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from bczoo.files import write_json, write_text
+from bczoo.core.files import write_json, write_text
 
 Row = dict[str, Any]
 PREDICTORS = {  # measure -> sign: +1 where more of it should go with better play

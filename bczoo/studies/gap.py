@@ -1,9 +1,9 @@
 """``bczoo gap``: how much a policy's decisions change by the way in which frames reach it.
 
 Place in the pipeline: policies learn from video files and play on frames straight from the game (paper 2601.04575,
-section 3.1, figure 3). An expert plays (:mod:`bczoo.games.play`); the same frames and actions go to a policy as play
+section 3.1, figure 3). An expert plays (:mod:`bczoo.play.episodes`); the same frames and actions go to a policy as play
 shows them, through video files written and read as recordings are (:mod:`bczoo.data.recording`), and resized by other
-filters; :mod:`bczoo.causality.scores` and :mod:`bczoo.loss` say how far the predictions are apart.
+filters; :mod:`bczoo.causality.scores` and :mod:`bczoo.train.loss` say how far the predictions are apart.
 
 Shape legend: N steps of an episode, T steps of a window, B windows of a forward, H = W frame size in pixels, A action
 tokens, n tokens and V choices of a group.
@@ -25,23 +25,23 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from bczoo.actions import ActionSpace, Values
 from bczoo.causality.scores import kl
+from bczoo.core.actions import ActionSpace, Values
+from bczoo.core.devices import usable_device
+from bczoo.core.errors import UserError
+from bczoo.core.files import write_json
+from bczoo.core.frames import FILTERS, resize
+from bczoo.core.spec import InputSpec
+from bczoo.core.statistics import interval_over_episodes
 from bczoo.data.recording import RecordingWriter, parse_steps, read_annotation
 from bczoo.data.video import read_frames
-from bczoo.devices import usable_device
-from bczoo.errors import UserError
-from bczoo.files import write_json
-from bczoo.frames import FILTERS, resize
 from bczoo.games.game import Game, make_game
-from bczoo.games.play import check_playable, play
 from bczoo.games.players import make_player
 from bczoo.hub.source import locate
-from bczoo.intervals import interval_over_episodes
-from bczoo.loss import bc_loss
-from bczoo.model.decoder import Logits
-from bczoo.model.policy import BCPolicy
-from bczoo.spec import InputSpec
+from bczoo.models.bc.decoder import Logits
+from bczoo.models.bc.policy import BCPolicy
+from bczoo.play.episodes import check_playable, play
+from bczoo.train.loss import bc_loss
 
 GAME = "game"
 ELSEWHERE = "another moment"

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from bczoo.actions import BinnedGroup
-from bczoo.errors import UserError
-from bczoo.intervals import interval_over_episodes
-from bczoo.model.policy import BCPolicy
+from bczoo.core.actions import BinnedGroup
+from bczoo.core.errors import UserError
+from bczoo.core.statistics import interval_over_episodes
+from bczoo.models.bc.policy import BCPolicy
 from bczoo.studies.interventions import CONTROL, KINDS, Interventions, agree
 
 

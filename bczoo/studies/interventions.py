@@ -42,14 +42,14 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from bczoo.actions import ActionGroup, ActionSpace, BinnedGroup, Values
-from bczoo.errors import UserError
-from bczoo.files import PartialPath
-from bczoo.frames import resize
+from bczoo.core.actions import ActionGroup, ActionSpace, BinnedGroup, Values
+from bczoo.core.errors import UserError
+from bczoo.core.files import PartialPath
+from bczoo.core.frames import resize
 from bczoo.games.doom import DoomEnv
 from bczoo.games.doom_experts import PX_PER_DEGREE
 from bczoo.games.game import Expert, RunningGame, make_game
-from bczoo.games.record import Bursts
+from bczoo.record.demonstrations import Bursts
 
 CONTROL = "none"
 KINDS = ("turn", "remove", "summon", "history", CONTROL)
@@ -242,7 +242,7 @@ def _check(cases: int, window: int, kinds: Sequence[str], hold: int) -> None:
 
 
 def _play(running: RunningGame, seed: int, size: int, noise: float, hold: int) -> _Played:
-    """The episode as :func:`bczoo.games.record.record_episode` plays it."""
+    """The episode as :func:`bczoo.record.demonstrations.record_episode` plays it."""
     expert, bursts = running.game.make_expert(), Bursts(running.game, noise, seed)
     played = _Played(seed, [], [], [], [], {})
     frame, info = running.reset(seed)

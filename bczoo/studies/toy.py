@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
-from bczoo.errors import UserError
-from bczoo.files import write_json
+from bczoo.core.errors import UserError
+from bczoo.core.files import write_json
 
 Array = NDArray[np.float64]
 

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from synthetic import SIZE, numbered, write_recording, write_recordings, write_video
 
-from bczoo.actions import ActionSpace
 from bczoo.cli import main
+from bczoo.core.actions import ActionSpace
+from bczoo.core.errors import UserError
 from bczoo.data import index_build, reading, video
 from bczoo.data.check import check
 from bczoo.data.dataset import WindowDataset
@@ -24,7 +25,6 @@ from bczoo.data.index import open_index
 from bczoo.data.reading import Annotation, open_regular
 from bczoo.data.recording import RecordingWriter, read_annotation
 from bczoo.data.schema import annotation as pb
-from bczoo.errors import UserError
 
 KEYBOARD = ActionSpace.keyboard_mouse()
 VIDEO = f"{SIZE}x{SIZE}.mp4"
@@ -291,7 +291,7 @@ def test_many_empty_annotations_need_little_memory(tmp_path):
     folder = write_recording(tmp_path / "rec", 12)
     (folder / ANNOTATION).write_bytes(b"\x1a\x00" * 2_000_000)
     code = (
-        "import resource, sys; from pathlib import Path; from bczoo.actions import ActionSpace\n"
+        "import resource, sys; from pathlib import Path; from bczoo.core.actions import ActionSpace\n"
         "from bczoo.data.index_build import Target, find_recordings, index_recording\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "before, root = peak(), Path(sys.argv[1])\n"

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 from synthetic import SIZE, damage, write_recording, write_recordings, write_video
 
-from bczoo import files
-from bczoo.actions import ActionSpace
+from bczoo.core import files
+from bczoo.core.actions import ActionSpace
+from bczoo.core.errors import UserError
 from bczoo.data import index_build
 from bczoo.data.check import check
 from bczoo.data.errors import NoRecordingsError, RecordingError
 from bczoo.data.index import open_index, require_recordings
 from bczoo.data.recording import parse_steps, read_annotation
 from bczoo.data.schema import annotation as pb
-from bczoo.errors import UserError
 
 KEYBOARD = ActionSpace.keyboard_mouse()
 VIDEO = f"{SIZE}x{SIZE}.mp4"

@@ -16,13 +16,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from synthetic import SIZE, damage, number_of, write_recording, write_recordings
 from torchvision.transforms import v2
 
-from bczoo.actions import ActionSpace
+from bczoo.core.actions import ActionSpace
+from bczoo.core.errors import UserError
+from bczoo.core.spec import InputSpec
 from bczoo.data.augment import IsoNoise
 from bczoo.data.errors import FrameReadError, RecordingError
 from bczoo.data.module import RecordingDataModule
 from bczoo.data.source import RecordingSource
-from bczoo.errors import UserError
-from bczoo.spec import InputSpec
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(does not have many workers|num_workers|litlogger|logger|TPU)")
 SPEC = InputSpec(ActionSpace.keyboard_mouse(), frame_size=SIZE, window=6, text_dim=4)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from synthetic import SIZE, number_of, numbered, write_recording
 
-from bczoo.actions import ActionSpace
+from bczoo.core.actions import ActionSpace
+from bczoo.core.errors import UserError
 from bczoo.data.errors import RecordingError
 from bczoo.data.recording import (
     SYSTEM,
@@ -21,7 +22,6 @@ from bczoo.data.recording import (
     read_annotation,
 )
 from bczoo.data.video import probe, read_frames
-from bczoo.errors import UserError
 
 KEYBOARD = ActionSpace.keyboard_mouse()
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from synthetic import SIZE, damage, number_of, numbered, write_recording, write_recordings, write_video
 
-from bczoo.actions import ActionSpace
+from bczoo.core.actions import ActionSpace
 from bczoo.data import summary
 from bczoo.data.check import check
 from bczoo.data.index import open_index

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from synthetic import SIZE, damage, number_of, numbered, write_video
 
+from bczoo.core.errors import UserError
+from bczoo.core.frames import FILTERS, resize
 from bczoo.data import video
 from bczoo.data.errors import FrameReadError, RecordingError
 from bczoo.data.video import VideoWriter, choose_video, iterate_frames, probe, read_frames
-from bczoo.errors import UserError
-from bczoo.frames import FILTERS, resize
 
 N = 130
 ENCODINGS = {

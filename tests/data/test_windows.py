@@ -10,13 +10,13 @@ import pytest
 from safetensors.numpy import load_file
 from synthetic import GOLDEN, SIZE, damage, number_of, numbered, write_recording, write_recordings
 
-from bczoo.actions import ActionSpace
+from bczoo.core.actions import ActionSpace
+from bczoo.core.errors import UserError
 from bczoo.data.dataset import WindowDataset
 from bczoo.data.errors import FrameReadError
 from bczoo.data.index import open_index
 from bczoo.data.recording import RecordingWriter
 from bczoo.data.windows import FILL, Plan, cut, first_starts, list_windows, split, subset
-from bczoo.errors import UserError
 
 KEYBOARD = ActionSpace.keyboard_mouse()
 CASES = {

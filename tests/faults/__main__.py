@@ -18,7 +18,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
 def main() -> int:
     from trials import KINDS, Bench, run_trial
 
-    from bczoo.threads import tune_for_cpu
+    from bczoo.core.threads import tune_for_cpu
 
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--seconds", type=float, default=600, help="how long")

@@ -193,12 +193,12 @@ _nursery = functools.cache(_Nursery)
 def _serve() -> None:
     import tiny_game  # noqa: F401
 
-    import bczoo.callbacks.play
     import bczoo.cli.function
     import bczoo.cli.trainer
     import bczoo.data.check
-    import bczoo.games.record
     import bczoo.hub.commands
+    import bczoo.record.demonstrations
+    import bczoo.train.callbacks.play
     from bczoo import __all__ as names
 
     for name in names:

@@ -17,8 +17,8 @@ import tiny
 import torch
 
 from bczoo import ActionDecoder, ActionSpace, BackboneHeads, BCPolicy, GemmaTextEncoder, IndependentHeads
-from bczoo.actions import BinnedGroup, HeldGroup, SwitchGroup
-from bczoo.errors import UserError
+from bczoo.core.actions import BinnedGroup, HeldGroup, SwitchGroup
+from bczoo.core.errors import UserError
 
 SLOW = os.environ.get("BCZOO_SLOW") == "1"
 NASTY = [

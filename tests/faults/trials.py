@@ -26,12 +26,12 @@ from disk import PAGE, SmallDisk
 from process import Run, bczoo, isolated, new_folder
 from works import CHECKPOINT, KEYBOARD, Export, Fit, Index, Record, Work, contents
 
+from bczoo.core.errors import UserError
 from bczoo.data.check import check
 from bczoo.data.dataset import WindowDataset
 from bczoo.data.index import open_index
 from bczoo.data.recording import RecordingWriter
 from bczoo.data.windows import list_windows
-from bczoo.errors import UserError
 from bczoo.hub.folder import WEIGHTS
 from bczoo.hub.source import locate
 

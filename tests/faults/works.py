@@ -19,7 +19,7 @@ from disk import PAGE
 from mutate import arrays_equal
 from process import Run, bczoo, new_folder
 
-from bczoo.actions import ActionSpace
+from bczoo.core.actions import ActionSpace
 from bczoo.data.index import open_index
 from bczoo.data.recording import RecordingWriter, read_annotation
 from bczoo.data.video import probe

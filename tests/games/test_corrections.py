@@ -12,16 +12,16 @@ import tiny_game
 import torch
 from tiny import tiny_policy
 
-from bczoo.actions import ActionSpace
-from bczoo.agent import Agent
+from bczoo.core.actions import ActionSpace
+from bczoo.core.errors import UserError
 from bczoo.data.module import RecordingDataModule
 from bczoo.data.recording import SYSTEM, UNKNOWN, USER, action_values, known_action, read_annotation
-from bczoo.errors import UserError
-from bczoo.games.corrections import TakeoverRule, Takeovers
 from bczoo.games.game import Game
-from bczoo.games.record import record
-from bczoo.loss import bc_loss
-from bczoo.model.text import TextEncoder
+from bczoo.nn.text import TextEncoder
+from bczoo.play.agent import Agent
+from bczoo.record.corrections import TakeoverRule, Takeovers
+from bczoo.record.demonstrations import record
+from bczoo.train.loss import bc_loss
 
 CATCH = "tiny_game:catch"
 GROUPS = ("keys", "mouse_buttons", "mouse_dx", "mouse_dy")
@@ -262,7 +262,7 @@ class Lengths(TextEncoder):
 
 
 def test_the_instruction_is_written_with_its_embedding(monkeypatch):
-    from bczoo.games import corrections
+    from bczoo.record import corrections
 
     loaded = tiny_policy(text_encoder=Lengths())
 
@@ -327,7 +327,7 @@ def test_wrong_arguments_are_named(policy, monkeypatch):
 
 @pytest.mark.parametrize("at", ["begin", "end"])
 def test_an_episode_that_another_process_has_recorded_stays(policy, monkeypatch, capsys, at):
-    from bczoo.games import corrections
+    from bczoo.record import corrections
 
     (first,) = correct(policy, "one")
     before = (Path(first) / "annotation.proto").read_bytes()

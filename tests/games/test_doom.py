@@ -17,10 +17,10 @@ import pytest
 
 pytest.importorskip("vizdoom")
 
-from bczoo.actions import ActionSpace
+from bczoo.core.actions import ActionSpace
 from bczoo.games import ExpertPlayer, RandomPlayer, make_game
 from bczoo.games.doom import TICS_PER_STEP, DoomEnv
-from bczoo.games.play import play, play_in_processes
+from bczoo.play.episodes import play, play_in_processes
 
 
 def turned(before: float, after: float) -> float:
@@ -162,7 +162,7 @@ def folders(temporary: Path) -> list[Path]:
 
 PLAYING = """
 from bczoo.games import make_game, ExpertPlayer
-from bczoo.games.play import play, play_in_processes
+from bczoo.play.episodes import play, play_in_processes
 if __name__ == "__main__":
     game = make_game("doom/health_gathering")
     {call}
@@ -214,7 +214,7 @@ def test_nothing_is_left_behind(tmp_path, call, end):
 STOPPED_WHILE_CLOSING = """
 import os, shutil, signal
 from bczoo.games import make_game, ExpertPlayer
-from bczoo.games.play import play, play_in_processes
+from bczoo.play.episodes import play, play_in_processes
 
 def stopped(*arguments, remove=shutil.rmtree, **options):
     shutil.rmtree = remove

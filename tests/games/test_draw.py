@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bczoo.actions import ActionSpace, Decision
+from bczoo.core.actions import ActionSpace, Decision
 from bczoo.games import draw_decision
 from bczoo.games.draw import LIT
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import tiny_game
 
-from bczoo.actions import ActionSpace
-from bczoo.errors import UserError
+from bczoo.core.actions import ActionSpace
+from bczoo.core.errors import UserError
 from bczoo.games import (
     DictBindings,
     DiscreteBindings,

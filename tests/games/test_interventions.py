@@ -12,12 +12,12 @@ pytest.importorskip("vizdoom")
 from tiny import tiny_policy
 from torch.nn.functional import one_hot
 
-from bczoo.actions import ActionSpace
-from bczoo.frames import resize
+from bczoo.core.actions import ActionSpace
+from bczoo.core.frames import resize
+from bczoo.core.spec import InputSpec
 from bczoo.games import ExpertPlayer, make_game
 from bczoo.games.players import Holding
-from bczoo.games.record import Bursts
-from bczoo.spec import InputSpec
+from bczoo.record.demonstrations import Bursts
 from bczoo.studies.intervention_scores import Scores, accuracy, score
 from bczoo.studies.interventions import Interventions, collect
 

@@ -11,15 +11,15 @@ import pytest
 import tiny_game
 from tiny import tiny_policy
 
-from bczoo.actions import KEYS, ActionSpace
-from bczoo.agent import Agent
+from bczoo.core.actions import KEYS, ActionSpace
+from bczoo.core.errors import UserError
 from bczoo.data.recording import SYSTEM, USER, action_values, known_action, read_annotation
-from bczoo.errors import UserError
-from bczoo.games import keyboard
 from bczoo.games.bindings import DictBindings, DiscreteBindings, VectorBindings
 from bczoo.games.game import Game
-from bczoo.games.keyboard import NAMED_KEYS, Window
-from bczoo.games.record import record
+from bczoo.play.agent import Agent
+from bczoo.record import keyboard
+from bczoo.record.demonstrations import record
+from bczoo.record.keyboard import NAMED_KEYS, Window
 
 pygame = pytest.importorskip("pygame")
 

@@ -10,12 +10,12 @@ import pytest
 import tiny_game
 from tiny import tiny_policy
 
-from bczoo.actions import Decision
-from bczoo.agent import PolicyPlayer
-from bczoo.errors import UserError
+from bczoo.core.actions import Decision
+from bczoo.core.errors import UserError
 from bczoo.games import ExpertPlayer, Game, PlayResult, RandomPlayer, record_play, score_table
-from bczoo.games.evaluate import OneAtATime, play_policy
-from bczoo.games.play import play, play_in_processes
+from bczoo.play.agent import PolicyPlayer
+from bczoo.play.command import OneAtATime, play_policy
+from bczoo.play.episodes import play, play_in_processes
 
 
 class Copycat:
@@ -163,11 +163,11 @@ def test_the_progress_bar_moves_while_games_run(capsys, monkeypatch):
             shown.append(capsys.readouterr().err)
             return super().act(rows, frames, infos)
 
-    monkeypatch.setattr("bczoo.games.loop.REFRESH_S", 0.0)
+    monkeypatch.setattr("bczoo.play.loop.REFRESH_S", 0.0)
     played = play(tiny_game.catch(), Looking(), 4, parallel=4)
     assert "0/4" in shown[5] and "20 steps" in shown[5] and "steps/s" in shown[5]
     assert f"{sum(played.lengths)} steps" in capsys.readouterr().err
-    monkeypatch.setattr("bczoo.games.loop.REFRESH_S", 1000.0)
+    monkeypatch.setattr("bczoo.play.loop.REFRESH_S", 1000.0)
     shown.clear()
     play(tiny_game.catch(), Looking(), 4, parallel=4)
     assert not any("steps/s" in text for text in shown), "no more often than it should"
@@ -270,7 +270,7 @@ def test_the_command_tells_how_fast_the_policy_is(tmp_path, monkeypatch, capsys,
         def show(self, frame, decision, caption):
             pages.append(set(decision.probabilities))
 
-    monkeypatch.setattr("bczoo.games.watch.Watch", Watch)
+    monkeypatch.setattr("bczoo.watch.page.Watch", Watch)
     tiny_policy(text_dim=None).save_pretrained(tmp_path)
     results = play_policy(
         str(tmp_path), "tiny_game:short", episodes=2, watch=True, watch_port=7, compare=False, realtime=realtime

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import tiny_game
 
-from bczoo.actions import Decision
-from bczoo.errors import UserError
+from bczoo.core.actions import Decision
+from bczoo.core.errors import UserError
 from bczoo.games import ExpertPlayer, Game
-from bczoo.games.play import play
-from bczoo.games.pool import GameCrashError, GamePool, GamesHere
+from bczoo.play.episodes import play
+from bczoo.play.pool import GameCrashError, GamePool, GamesHere
 
 HERE = Path(__file__).parent
 
@@ -161,7 +161,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 import tiny_game
 from bczoo.games import ExpertPlayer, Game
-from bczoo.games.play import play
+from bczoo.play.episodes import play
 
 folder = Path(sys.argv[1])
 

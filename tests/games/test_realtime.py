@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import tiny_game
 
-from bczoo.actions import Decision
+from bczoo.core.actions import Decision
 from bczoo.games import Game
-from bczoo.games.play import play
-from bczoo.games.realtime import Episode, RealTimeGames, RealTimeReport
+from bczoo.play.episodes import play
+from bczoo.play.realtime import Episode, RealTimeGames, RealTimeReport
 
 
 class Noting(tiny_game.Catch):

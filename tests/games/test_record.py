@@ -17,15 +17,15 @@ import pytest
 import tiny_game
 from test_pool import wait_for
 
-from bczoo.actions import Decision
+from bczoo.core.actions import Decision
+from bczoo.core.errors import UserError
+from bczoo.core.files import PartialPath
 from bczoo.data.recording import action_values, read_annotation
 from bczoo.data.video import probe, read_frames
-from bczoo.errors import UserError
-from bczoo.files import PartialPath
 from bczoo.games import Game, PlayedRecordings, RandomPlayer
 from bczoo.games.bindings import VectorBindings
 from bczoo.games.players import Holding
-from bczoo.games.record import Bursts, episode_name, record
+from bczoo.record.demonstrations import Bursts, episode_name, record
 
 CATCH = "tiny_game:catch"
 
@@ -252,7 +252,7 @@ def test_the_label_under_noise_is_the_clean_action():
             executed.append(action)
             return super().step(action)
 
-    from bczoo.games.record import record_episode
+    from bczoo.record.demonstrations import record_episode
 
     game = Game("catch", Watched, tiny_game.catch().bindings, tiny_game.CatchExpert)
     record_episode(game, "expert", 0, "noisy", 32, 0.2)

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bczoo.actions import ActionSpace, Decision
-from bczoo.errors import UserError
-from bczoo.games import watch as watch_module
+from bczoo.core.actions import ActionSpace, Decision
+from bczoo.core.errors import UserError
 from bczoo.games.draw import likeliest
-from bczoo.games.watch import MOST_CONNECTIONS, MOST_VIEWERS, Watch
+from bczoo.watch import page as watch_module
+from bczoo.watch.page import MOST_CONNECTIONS, MOST_VIEWERS, Watch
 
 SPACE = ActionSpace.keyboard_mouse()
 RED, BLUE = (200, 30, 20), (10, 40, 220)

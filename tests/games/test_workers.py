@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 import pytest
 from test_pool import session, wait_for
 
-from bczoo.errors import UserError
+from bczoo.core.errors import UserError
 from bczoo.games import workers
 from bczoo.games.workers import WorkerError, in_processes
 

@@ -7,7 +7,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from bczoo.actions import Values
+from bczoo.core.actions import Values
 from bczoo.games import DiscreteBindings, Game
 
 SIZE = 12

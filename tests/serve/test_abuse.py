@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from serving import IMPATIENT, SEED, UNREAD, alone, answers, frames, opinionated, play, receive_all, serving, until
 
-from bczoo.errors import UserError
+from bczoo.core.errors import UserError
 from bczoo.serve import connection as connection_module
 from bczoo.serve import server as server_module
 from bczoo.serve import wire

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from serving import SEED, alone, frames, opinionated, play, serving
 
+from bczoo.core.errors import UserError
 from bczoo.data.recording import RecordingWriter
-from bczoo.errors import UserError
 from bczoo.serve import wire
 from bczoo.serve.client import Client, client_test, replay
 from bczoo.serve.listen import listen_on_unix

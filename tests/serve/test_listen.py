@@ -8,7 +8,7 @@ import stat
 
 import pytest
 
-from bczoo.errors import UserError
+from bczoo.core.errors import UserError
 from bczoo.serve.listen import listen_on_tcp, listen_on_unix, resolve_tcp, told_address
 
 

@@ -14,8 +14,8 @@ import pytest
 from serving import frames, opinionated, play, until
 
 import bczoo.serve.commands as commands
-from bczoo.devices import play_threads
-from bczoo.errors import UserError
+from bczoo.core.devices import play_threads
+from bczoo.core.errors import UserError
 from bczoo.serve.client import Client
 from bczoo.serve.instructions import follow_lines
 from bczoo.serve.wire import LONGEST_TEXT

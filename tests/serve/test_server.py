@@ -11,9 +11,9 @@ import pytest
 import torch
 from serving import SEED, alone, frames, opinionated, play, serving, until, wired
 
-from bczoo.errors import UserError
-from bczoo.frames import resize
-from bczoo.model.text import TextEncoder
+from bczoo.core.errors import UserError
+from bczoo.core.frames import resize
+from bczoo.nn.text import TextEncoder
 from bczoo.serve import server as server_module
 from bczoo.serve.connection import Limits
 from bczoo.serve.server import Server

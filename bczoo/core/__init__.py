@@ -1,0 +1,1 @@
+"""What everything rests on: action spaces, specifications, frames, files, errors, statistics. Brings in no model."""

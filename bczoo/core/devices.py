@@ -1,0 +1,45 @@
+"""Devices and number types by name, as the commands take them, and the processor threads of play.
+
+Place in the pipeline: every command that runs a policy asks here before it loads one.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from bczoo.core.errors import UserError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+Precision = Literal["float32", "bfloat16", "float16"]
+
+SMALL_POLICY = 5_000_000  # parameters, up to which more than one thread makes a step slower
+
+
+def usable_device(name: str) -> torch.device:
+    """The device of a name, if this machine has it."""
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device).cpu()  # which the device meta cannot
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"the device {name!r} cannot be used here; choose cpu, or cuda on a machine with a GPU"
+        ) from error
+    return device
+
+
+def play_threads(policy: torch.nn.Module, threads: int | None = None) -> int:
+    """Set the processor threads of torch for play, and tell how many they are.
+
+    Args:
+        policy: what plays. A small one is fastest with one thread: its steps are too short to share out.
+        threads: how many; if left out, one for a small policy and torch's choice for others.
+    """
+    if threads is None and sum(p.numel() for p in policy.parameters()) < SMALL_POLICY:
+        threads = 1
+    if threads is not None:
+        if threads < 1:
+            raise UserError(f"threads must be at least 1, got {threads}")
+        torch.set_num_threads(threads)
+    return torch.get_num_threads()

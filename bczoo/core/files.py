@@ -1,0 +1,213 @@
+"""Files and folders that are there whole or not at all.
+
+Place in the pipeline: everything that bczoo keeps on disk is written through here: checkpoints, exported folders,
+recordings, indexes, records. Content is written to a hidden neighbour of its target, on the same file system, flushed
+to the device, and then renamed; until then whatever lay at the target stays what it was. A full disk, an exception or
+a killed process costs the new content, never the old. What a killed process left behind is removed by :func:`sweep`.
+
+    <folder>/.<name>.writing-<host>-<pid>-<random>      while it is written
+    <folder>/<name>                                     from the rename on
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import socket
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from bczoo.core.errors import UserError
+
+_PARTIAL = re.compile(r"\.(?P<name>.+)\.writing-(?P<host>[0-9a-f]{6})-(?P<pid>\d+)-[0-9a-f]{8}")
+_FOREIGN_AGE_S = 7 * 24 * 3600  # after which what another computer left on a shared disk counts as abandoned
+_active: set[Path] = set()  # partial paths of this process; a process number alone may be that of a dead one
+
+
+class PartialPath:
+    """A path to write to, which :meth:`commit` moves to its target.
+
+    As a context manager it commits, or discards if the block raises.
+
+    >>> with PartialPath("runs/a/last.ckpt") as partial:
+    ...     torch.save(checkpoint, partial.path)
+
+    Args:
+        target: where the file or folder will be. Its folder is created if there is none.
+
+    Attributes:
+        path: where to write, a file or a folder; nothing is there yet.
+    """
+
+    def __init__(self, target: str | Path) -> None:
+        self.target = Path(target)
+        folder = self.target.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / f".{self.target.name}.writing-{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        _active.add(self.path.absolute())
+
+    def commit(self, replace: bool = True) -> None:
+        """Flush what was written to the device and give it its name.
+
+        Args:
+            replace: take the place of an older file; a folder never replaces a folder that holds anything.
+
+        Raises:
+            FileExistsError: the target exists and is not replaced; what was written is discarded.
+        """
+        try:
+            flush(self.path)
+            if self.path.is_dir():
+                _rename_folder(self.path, self.target)
+            elif replace:
+                os.replace(self.path, self.target)
+            else:
+                os.link(self.path, self.target)  # unlike a rename, fails if the target is there
+                self.path.unlink()
+            flush_entry(self.target.parent)
+        except BaseException as error:
+            self.discard()
+            self._name(error)
+            raise
+        _active.discard(self.path.absolute())
+
+    def discard(self) -> None:
+        """Remove what was written; harmless after :meth:`commit`."""
+        remove(self.path)
+        _active.discard(self.path.absolute())
+
+    def __enter__(self) -> PartialPath:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is None:
+            self.commit()
+        else:
+            self.discard()
+            self._name(error)
+
+    def _name(self, error: BaseException | None) -> None:
+        """Have an error of the system name the target: a full disk names no file, others the hidden neighbour."""
+        if isinstance(error, OSError) and error.filename in (None, str(self.path)):
+            error.filename = str(self.target)
+            error.filename2 = None
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write a file, or leave the older one as it is."""
+    with PartialPath(path) as partial:
+        partial.path.write_bytes(content)
+
+
+def write_text(path: str | Path, content: str) -> None:
+    """Write a file in UTF-8, or leave the older one as it is."""
+    write_bytes(path, content.encode("utf-8"))
+
+
+def write_json(path: str | Path, content: Any, indent: int | None = 2, **options: Any) -> None:
+    """Write a JSON file, or leave the older one as it is; options as of :func:`json.dumps`."""
+    write_text(path, json.dumps(content, indent=indent, **options) + "\n")
+
+
+def sweep(folder: str | Path) -> list[Path]:
+    """Remove what killed processes left in a folder while they wrote; returns what was removed.
+
+    What a living process writes stays, and so does what another computer wrote in the last week.
+    """
+    removed = []
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        for entry in list(os.scandir(folder)):
+            match = _PARTIAL.fullmatch(entry.name)
+            if match is not None and _abandoned(Path(entry.path), match["host"], int(match["pid"])):
+                remove(Path(entry.path))
+                removed.append(Path(entry.path))
+    return removed
+
+
+@contextlib.contextmanager
+def telling(path: str | Path) -> Iterator[None]:
+    """Turn what the system says against writing a path, such as a full disk, into an error for the user."""
+    try:
+        yield
+    except UserError:  # has been told
+        raise
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(
+            f"{path} cannot be written ({reason[:1].lower()}{reason[1:]}); make room for it or give it another place. "
+            "What was finished before is kept"
+        ) from error
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder with all that is in it, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def process_lives(pid: int) -> bool:
+    """Whether a process of this computer has the number ``pid``."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+def _abandoned(path: Path, host: str, pid: int) -> bool:
+    if host != _host():
+        with contextlib.suppress(OSError):
+            return path.stat().st_mtime < time.time() - _FOREIGN_AGE_S
+        return False
+    if pid == os.getpid():
+        return path.absolute() not in _active
+    return not process_lives(pid)
+
+
+def _host() -> str:
+    """Six digits for this computer: process numbers mean nothing on another one."""
+    return hashlib.blake2b(socket.gethostname().encode(), digest_size=3).hexdigest()
+
+
+def _rename_folder(path: Path, target: Path) -> None:
+    try:
+        path.rename(target)
+    except OSError as error:
+        if target.exists():
+            raise FileExistsError(error.errno, "exists already", str(target)) from error
+        raise
+
+
+def flush(path: Path) -> None:
+    """Have the device hold a file, or everything in a folder."""
+    if not path.is_dir():
+        flush_entry(path)
+        return
+    for folder, _, files in os.walk(path, topdown=False):
+        for name in files:
+            flush_entry(Path(folder) / name)
+        flush_entry(Path(folder))
+
+
+def flush_entry(path: Path) -> None:
+    """Have the device hold a file, or the names in a folder."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows opens no folders
+    handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

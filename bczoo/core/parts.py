@@ -1,0 +1,102 @@
+"""What the exchangeable parts of a policy have in common: they remember how they were built.
+
+Place in the pipeline: YAML names the class and the arguments of each part; a built part gives them back as plain
+JSON (:attr:`Part.spec`), which goes into checkpoints, so that a policy can be rebuilt anywhere.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import lightning as L
+
+from bczoo.core import arguments
+from bczoo.core.errors import UserError
+
+
+class Configured:
+    """Keeps the arguments of its construction in :attr:`init_args`.
+
+    Arguments must be plain values (numbers, strings, lists, None); what the policy passes in itself (the width, the
+    action space) is named in ``given`` and left out. A class that others are derived from and that does nothing by
+    itself says ``template = True``.
+    """
+
+    template = True
+    given: tuple[str, ...] = ()
+    init_args: dict[str, Any]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        self = super().__new__(cls)
+        bound = inspect.signature(cls.__init__).bind_partial(self, *args, **kwargs)
+        bound.apply_defaults()
+        arguments: dict[str, Any] = {}
+        for name, value in list(bound.arguments.items())[1:]:
+            kind = bound.signature.parameters[name].kind
+            if kind is inspect.Parameter.VAR_POSITIONAL:
+                raise TypeError(f"{cls.__name__} is built from a config, so its arguments need names, not *{name}")
+            arguments.update(value if kind is inspect.Parameter.VAR_KEYWORD else {name: value})
+        for name in cls.given:
+            arguments.pop(name, None)
+        object.__setattr__(self, "init_args", arguments)
+        return self
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """``{"class_path": ..., "init_args": {...}}``, as YAML would say it."""
+        return {"class_path": class_path(type(self)), "init_args": dict(self.init_args)}
+
+
+class Part(Configured, L.LightningModule):
+    """A LightningModule that remembers its arguments."""
+
+    template = True
+
+
+T = TypeVar("T")
+
+
+def class_path(cls: type) -> str:
+    """Import path of a part; bczoo's own parts are all exported at the top."""
+    module = "bczoo" if cls.__module__.startswith("bczoo.") else cls.__module__
+    return f"{module}.{cls.__qualname__}"
+
+
+def build(name: str, part: Any, base: type[T], *given: Any) -> T:
+    """A part of a policy from whatever the policy was given for it.
+
+    Imports nothing: of a spec only classes that are already known are built.
+
+    Args:
+        name: which argument of the policy it is.
+        part: the part; what makes it of ``given``; or its :attr:`Configured.spec`, ``{"class_path": ..., "init_args":
+            {...}}``.
+        base: what the part must be a subclass of.
+        *given: leading arguments that are not in the spec (width, action space).
+
+    Raises:
+        UserError: it is none of these, or no such part is known, or it has no such argument.
+    """
+    if not isinstance(part, Mapping):
+        made = part(*given) if given and callable(part) else part
+        if not isinstance(made, base):
+            arguments.refuse(name, part, f"of class {base.__name__}, or an object with class_path and init_args")
+        return made
+    known = {class_path(cls): cls for cls in _subclasses(base) if not cls.__dict__.get("template")}
+    path = part.get("class_path")
+    if not isinstance(path, str) or path not in known:
+        raise UserError(
+            f"{arguments.shown(path)} is not a known {base.__name__}; known are {sorted(known)}. "
+            "A part of your own must be imported before the policy is built."
+        )
+    init_args = part.get("init_args", {})
+    if not isinstance(init_args, Mapping):
+        arguments.refuse(f"init_args of {path}", init_args, "an object of its arguments by name")
+    arguments.check_call(path, known[path], *given, **init_args)
+    return known[path](*given, **init_args)
+
+
+def _subclasses(cls: type[T]) -> list[type[T]]:
+    return [cls, *(d for sub in cls.__subclasses__() for d in _subclasses(sub))]

@@ -1,0 +1,59 @@
+"""What flows between recordings, policies and games: the shape of a batch, and what a policy asks of its input.
+
+Shape legend: B batch, T time steps, H = W frame size in pixels, n tokens of a group, D text width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NotRequired, TypedDict
+
+from torch import Tensor
+
+from bczoo.core import arguments
+from bczoo.core.actions import ActionSpace
+from bczoo.core.frames import FILTERS
+
+SLOWEST, FASTEST = 0.1, 1000  # steps per second
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What a policy needs its input to be; recordings and games are brought into this form.
+
+    Args:
+        action_space: what can be pressed and moved.
+        frame_size: height and width of a frame in pixels.
+        fps: steps per second, 0.1 to 1000.
+        window: steps of a training window, and of the memory in play.
+        text_dim: values of a text embedding; None if the policy takes no text.
+        resize: filter that brings frames of another size to ``frame_size``, in training and in play.
+    """
+
+    action_space: ActionSpace
+    frame_size: int = 192
+    fps: float = 20.0
+    window: int = 200
+    text_dim: int | None = 768
+    resize: str = "hamming"
+
+    def __post_init__(self) -> None:
+        arguments.whole("frame_size", self.frame_size, 1)
+        arguments.number("fps", self.fps, SLOWEST, FASTEST)
+        arguments.whole("window", self.window, 1)
+        if self.text_dim is not None:
+            arguments.whole("text_dim", self.text_dim, 1)
+        arguments.one_of("resize", self.resize, FILTERS)
+
+
+class Batch(TypedDict):
+    """A batch of windows. A step counts in the loss where ``user & valid``."""
+
+    frames: Tensor  # (B, T, 3, H, W) uint8, RGB
+    actions: dict[str, Tensor]  # per group (B, T, n) int64, the action taken after seeing the frame
+    text: NotRequired[Tensor]  # (B, T, D) float32, all zero where there is no instruction
+    user: Tensor  # (B, T) bool, the action is a person's (and not the policy's)
+    system: Tensor  # (B, T) bool, the action is the policy's own
+    valid: Tensor  # (B, T) bool, False on padding and on frames that could not be read
+    recording: Tensor  # (B,) int64, index of the recording, -1 for a window that only fills up the batch
+    start: Tensor  # (B,) int64, first frame of the window

@@ -1,0 +1,1 @@
+"""Layers that several families share; none of them knows a family."""

@@ -1,0 +1,95 @@
+"""How queries meet keys: the two attention backends over a whole window.
+
+Place in the pipeline: a block computes q, k and v and hands them to an :data:`Attend`. In training that is a
+:class:`WindowAttention` (this file), in play the memory of an agent (``bczoo.models.bc.memory``); the block does not
+know which.
+
+Shape legend: B batch, N heads, M key/value heads, L query tokens, K sinks, H head dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bczoo.models.bc import masks
+from bczoo.models.bc.layout import StepLayout
+
+Sinks = tuple[Tensor, Tensor] | None  # keys and values (M, K, H), visible to every query
+Attend = Callable[[Tensor, Tensor, Tensor, Sinks], Tensor]  # q (B,N,L,H), k and v (B,M,L,H) -> (B,N,L,H)
+Backend = Literal["auto", "sdpa", "flex"]
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """Scaled-dot-product attention with a boolean mask; fewer key/value heads than heads are shared in groups."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+
+
+@lru_cache(maxsize=1)
+def _compiled_flex() -> Callable[..., Tensor]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=False)
+
+
+def flex(q: Tensor, k: Tensor, v: Tensor, mask: Any) -> Tensor:
+    """FlexAttention with a block mask: compiled on a GPU, eager (slow, for comparison) elsewhere."""
+    from torch.nn.attention import flex_attention
+
+    run: Any = _compiled_flex() if q.is_cuda else flex_attention.flex_attention
+    return run(q, k, v, block_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+
+
+def prepend_sinks(k: Tensor, v: Tensor, sinks: Sinks) -> tuple[Tensor, Tensor]:
+    """Sinks in front of the keys and values of a sequence: (B, M, K + L, H)."""
+    if sinks is None:
+        return k, v
+    k_sinks, v_sinks = (s.to(k.dtype).expand(len(k), -1, -1, -1) for s in sinks)
+    return torch.cat([k_sinks, k], dim=2), torch.cat([v_sinks, v], dim=2)
+
+
+class WindowAttention:
+    """Attention over a window under one fixed mask. Built once per window length, device and history.
+
+    Args:
+        mask: dense (L, K + L) for ``sdpa``, a BlockMask for ``flex``.
+        run: :func:`sdpa` or :func:`flex`.
+    """
+
+    def __init__(self, mask: Any, run: Callable[[Tensor, Tensor, Tensor, Any], Tensor]) -> None:
+        self.mask = mask
+        self.run = run
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, sinks: Sinks) -> Tensor:
+        k, v = prepend_sinks(k, v, sinks)
+        return self.run(q, k, v, self.mask)
+
+
+def resolve_backend(backend: Backend, device: torch.device) -> Literal["sdpa", "flex"]:
+    """``auto`` takes FlexAttention on CUDA and dense SDPA anywhere else."""
+    if backend == "auto":
+        return "flex" if device.type == "cuda" else "sdpa"
+    if backend not in ("sdpa", "flex"):
+        raise ValueError(f"attention must be auto, sdpa or flex, got {backend!r}")
+    return backend
+
+
+@lru_cache(maxsize=256)  # one entry per layer at most, for a few window lengths
+def window_attention(
+    layout: StepLayout,
+    steps: int,
+    history: int,
+    sinks: int,
+    device: torch.device,
+    backend: Literal["sdpa", "flex"],
+) -> WindowAttention:
+    """The attention of a window of ``steps`` steps; equal arguments share one mask."""
+    with torch.inference_mode(False):  # a mask first built in validation is used in training too
+        if backend == "flex":
+            return WindowAttention(masks.block_mask(layout, steps, history, sinks, device), flex)
+        return WindowAttention(masks.dense_mask(layout, steps, history, sinks, device), sdpa)

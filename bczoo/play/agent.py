@@ -1,0 +1,289 @@
+"""The streaming agent: one frame in, one action out.
+
+Place in the pipeline: in play (evaluation, servers) frames arrive one at a time. The agent resizes them as in
+training, has ``bczoo.models.bc.session`` run the policy once per frame over its memory, and turns the ids that were drawn
+into keys and pixels. Many games can share one agent: one forward steps all of them.
+
+Shape legend: R games, r games of a call, A action tokens, n tokens and V choices of a group, E text width.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Sequence
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bczoo.core.actions import Decision, MouseDecoding, Values
+from bczoo.core.errors import UserError
+from bczoo.core.frames import resize
+from bczoo.models.bc.policy import NO_TEXT, BCPolicy
+from bczoo.models.bc.session import GraphedStream, GraphError, Stream
+from bczoo.nn.sampling import Sampler
+from bczoo.play.latency import StageTimes
+
+MOST_TEXTS = 256  # embedded instructions that an agent remembers
+QUEUED = ("encode", "backbone", "decode")  # stages that a GPU works through on its own
+
+
+class Agent:
+    """Plays ``games`` games with one policy. State lives here, never in the policy.
+
+    All memory is taken at once: keys and values of a window for every game.
+
+    Args:
+        policy: the policy; put into evaluation mode.
+        games: how many games it plays side by side.
+        temperature: divides the logits before sampling.
+        top_p: sample only from the most likely choices that together reach this mass.
+        mouse: how a mouse bin becomes pixels: ``truncated_normal``, ``mean`` or ``conservative``.
+        seed: of the draws.
+        greedy: take the most likely id instead of sampling.
+        cuda_graphs: replay the step from CUDA graphs, recorded at the start. None: on a GPU, if this policy's step can
+            be recorded.
+
+    Attributes:
+        times: give it a :class:`~bczoo.play.latency.StageTimes` to measure every step's stages.
+
+    Raises:
+        ValueError: an option is out of its range.
+    """
+
+    def __init__(
+        self,
+        policy: BCPolicy,
+        games: int = 1,
+        temperature: float = 1.0,
+        top_p: float | None = None,
+        mouse: MouseDecoding = "truncated_normal",
+        seed: int = 0,
+        greedy: bool = False,
+        cuda_graphs: bool | None = None,
+    ) -> None:
+        if games < 1:
+            raise UserError(f"games must be at least 1, got {games}")
+        if mouse not in get_args(MouseDecoding):
+            raise UserError(f"mouse is one of {', '.join(get_args(MouseDecoding))}, got {mouse!r}")
+        self.policy = policy.eval()
+        self.space, self.games, self.mouse = policy.action_space, games, mouse
+        self.sampler = Sampler(max(g.choices for g in self.space.groups), temperature, top_p, greedy)
+        self.rngs = [np.random.default_rng([seed, row]) for row in range(games)]
+        self.times: StageTimes | None = None
+        self.stream = _open_stream(policy, games, self.sampler, cuda_graphs)
+        self.device = self.stream.device
+        self.latent: Tensor | None = None  # (r, D), what the decoder was given last
+        self._texts: dict[str, Tensor] = {}
+
+    def reset(self, row: int = 0, seed: int | None = None) -> None:
+        """Start game ``row`` anew: nothing of what was seen is remembered; with a seed its draws start anew too."""
+        self._check([row])
+        self.stream.forget(row)
+        if seed is not None:
+            self.rngs[row] = np.random.default_rng(seed)
+
+    def step(self, frame: np.ndarray, text: str | Tensor | np.ndarray | None = None) -> Decision:
+        """Act on one frame, uint8 (H, W, 3) or (3, H, W) of any size, under an instruction or its embedding."""
+        return self.step_many([0], [frame], [text])[0]
+
+    @torch.no_grad()
+    def step_many(
+        self,
+        rows: Sequence[int],
+        frames: Sequence[np.ndarray],
+        texts: Sequence[str | Tensor | np.ndarray | None] | None = None,
+    ) -> list[Decision]:
+        """Act in several games with one forward.
+
+        Args:
+            rows: the games that step, ascending.
+            frames: one frame per game that steps.
+            texts: one instruction (or its embedding) per game that steps; None for none.
+        """
+        rows = list(rows)
+        self._check(rows)
+        if len(frames) != len(rows) or (texts is not None and len(texts) != len(rows)):
+            raise ValueError(f"{len(rows)} games step, so as many frames (and texts) are needed; got {len(frames)}")
+        with self.stream.on_device():
+            return self._act(rows, frames, texts)
+
+    def _check(self, rows: list[int]) -> None:
+        if rows != sorted(set(rows)) or not rows or not 0 <= rows[0] <= rows[-1] < self.games:
+            raise ValueError(f"rows must be ascending numbers of games in 0..{self.games - 1}, got {rows}")
+
+    def _act(
+        self,
+        rows: list[int],
+        frames: Sequence[np.ndarray],
+        texts: Sequence[str | Tensor | np.ndarray | None] | None,
+    ) -> list[Decision]:
+        clock = _Clock(self.device) if self.times is not None else None
+        pixels = self.pixels(frames)
+        text = self.embed(texts or [None] * len(rows))
+        u = torch.from_numpy(np.stack([self.rngs[row].random(self.space.tokens) for row in rows]))
+        if clock:
+            clock.mark("resize")
+        ids, p, self.latent = self.stream.step(rows, pixels, text, u, clock.mark if clock else _ignore)
+        chosen, probabilities = ids.tolist(), p.cpu().numpy()
+        if clock:
+            clock.drawn_in(self.sampler.drawing_s)
+        decisions = [self._decision(row, chosen[i], probabilities[i]) for i, row in enumerate(rows)]
+        if clock and self.times is not None:
+            clock.mark("sample")
+            clock.tell(self.times)
+        return decisions
+
+    @torch.no_grad()
+    def took(self, row: int, values: Values) -> None:
+        """Say what was really done in the last step of game ``row``, where that is not what was decided.
+
+        Somebody took over, say. The policy then remembers the step as it went, as in training.
+
+        Args:
+            row: the game.
+            values: such as ``{"keys": ["w"], "mouse_dx": 3}``; a group that is missing was neutral, and names and
+                groups that the policy's action space lacks are left out.
+        """
+        self._check([row])
+        if not int(self.stream.now[row]):
+            raise ValueError(f"game {row} has taken no step since it was reset")
+        known = {name: value for name, value in values.items() if name in self.space.slices}
+        ids = self.space.encode(ignore_unknown=True, **known)
+        self.stream.took(row, torch.tensor([i for group in ids.values() for i in group], device=self.device))
+
+    def pixels(self, frames: Sequence[np.ndarray]) -> Tensor:
+        """Frames of any size as the policy takes them: (r, 3, H, W) uint8."""
+        size, by = self.policy.input_spec.frame_size, self.policy.input_spec.resize
+        resized = np.stack([resize(_height_width_channels(f), size, by) for f in frames])
+        return torch.from_numpy(resized).permute(0, 3, 1, 2)
+
+    def embed(self, texts: Sequence[str | Tensor | np.ndarray | None]) -> Tensor:
+        """Embeddings (r, E) of instructions, all zero for none; each is remembered, so it takes its time only once."""
+        width = self.policy.input_spec.text_dim
+        if width is None and any(t is not None and len(t) for t in texts):
+            raise UserError(NO_TEXT)
+        return torch.stack([self._embedding(t, width or 0) for t in texts])
+
+    def _embedding(self, text: str | Tensor | np.ndarray | None, width: int) -> Tensor:
+        if text is None or len(text) == 0:
+            return torch.zeros(width)
+        if not isinstance(text, str):
+            embedding = torch.as_tensor(text).float().cpu()
+            if embedding.shape != (width,):
+                raise UserError(f"an embedded instruction is ({width},) for this policy, got {tuple(embedding.shape)}")
+            return embedding
+        if text not in self._texts:
+            if len(self._texts) >= MOST_TEXTS:
+                self._texts.clear()
+            self._texts[text] = self.policy.embed(text)
+        return self._texts[text]
+
+    def _decision(self, row: int, chosen: list[int], p: np.ndarray) -> Decision:
+        """Ids (A,) and probabilities (A, V) of one game as the action it takes."""
+        ids = {name: chosen[part] for name, part in self.space.slices.items()}
+        choices = {g.name: g.choices for g in self.space.groups}
+        probabilities = {name: p[part, : choices[name]] for name, part in self.space.slices.items()}
+        return Decision(self.space.decode(ids, mouse=self.mouse, rng=self.rngs[row]), ids, probabilities)
+
+
+def _open_stream(policy: BCPolicy, games: int, sampler: Sampler, cuda_graphs: bool | None) -> Stream:
+    on_gpu = next(policy.parameters()).is_cuda
+    if cuda_graphs and not on_gpu:
+        raise UserError("cuda_graphs=True needs a policy on a GPU; move it there with policy.cuda()")
+    if not on_gpu or cuda_graphs is False:
+        return Stream(policy, games, sampler)
+    try:
+        return GraphedStream(policy, games, sampler)
+    except GraphError as error:
+        if cuda_graphs:
+            raise
+        warnings.warn(f"{error}; playing without, which is slower", stacklevel=3)
+        return Stream(policy, games, sampler)
+
+
+class _Clock:
+    """Durations of the stages of one step; on a GPU, which works on its own, between events in its queue."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.on_gpu = device.type == "cuda"
+        self.queued: list[tuple[str, Any]] = []
+        self.stages: dict[str, float] = {}
+        self.last = time.perf_counter()
+
+    def mark(self, stage: str) -> None:
+        """The stage is over; on a GPU, all of it is in the queue."""
+        now = time.perf_counter()
+        if not self.on_gpu or stage not in QUEUED:
+            self.stages[stage] = self.stages.get(stage, 0.0) + now - self.last
+        if self.on_gpu:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self.queued.append((stage, event))
+        self.last = now
+
+    def drawn_in(self, seconds: float) -> None:
+        """The results are here; on a CPU, drawing them has taken some of the time of decoding."""
+        self.last = time.perf_counter()
+        if not self.on_gpu:
+            self.stages["decode"] -= seconds
+            self.stages["sample"] = seconds
+
+    def tell(self, times: StageTimes) -> None:
+        for (_, before), (stage, after) in zip(self.queued, self.queued[1:], strict=False):
+            if stage in QUEUED:
+                times.add(stage, before.elapsed_time(after) / 1e3)
+        for stage, seconds in self.stages.items():
+            times.add(stage, seconds)
+
+
+def _ignore(stage: str) -> None:
+    """Nobody measures."""
+
+
+class PolicyPlayer:
+    """A policy as a player of the closed loop (``bczoo.games.players.Player``).
+
+    Args:
+        policy: the policy.
+        text: an instruction for all games; None for none.
+        **options: of the :class:`Agent`.
+    """
+
+    def __init__(self, policy: BCPolicy, text: str | None = None, **options: Any) -> None:
+        self.policy, self.text, self.options = policy, text, options
+        self.action_space = policy.action_space
+        self.agent: Agent | None = None
+
+    @property
+    def times(self) -> StageTimes | None:
+        """What the agent's steps are measured into, from the start of the games on."""
+        return self._playing.times
+
+    @times.setter
+    def times(self, times: StageTimes | None) -> None:
+        self._playing.times = times
+
+    def start(self, games: int, seed: int) -> None:
+        self.agent = None  # gives its memory back before the next one takes as much
+        self.agent = self.policy.agent(games, **{"seed": seed, **self.options})
+
+    def reset(self, row: int, seed: int) -> None:
+        self._playing.reset(row, seed)
+
+    def act(self, rows: list[int], frames: list[np.ndarray], infos: list[dict[str, Any]]) -> list[Decision]:
+        return self._playing.step_many(rows, frames, [self.text] * len(rows))
+
+    @property
+    def _playing(self) -> Agent:
+        if self.agent is None:
+            raise RuntimeError("PolicyPlayer.start(games, seed) must be called before the games")
+        return self.agent
+
+
+def _height_width_channels(frame: np.ndarray) -> np.ndarray:
+    if frame.dtype != np.uint8 or frame.ndim != 3 or 3 not in (frame.shape[0], frame.shape[-1]):
+        raise ValueError(f"a frame must be uint8 (H, W, 3) or (3, H, W), got {frame.dtype} {frame.shape}")
+    return frame if frame.shape[-1] == 3 else np.ascontiguousarray(frame.transpose(1, 2, 0))

@@ -1,0 +1,247 @@
+"""Closed loop: a player plays whole episodes, and the returns are told with their uncertainty.
+
+Place in the pipeline: :mod:`bczoo.games.game` gives the game, :mod:`bczoo.games.players` or
+:mod:`bczoo.play.agent` the player; :class:`PlayResult` goes to :func:`score_table`, to callbacks and to model
+cards. Several episodes run side by side (:mod:`bczoo.play.pool`), so that a policy answers all of them with one
+forward pass. They wait for its answer, or go on without it (:mod:`bczoo.play.realtime`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from bczoo.core.actions import Decision
+from bczoo.core.errors import UserError
+from bczoo.core.statistics import interval_over_episodes
+from bczoo.games.bindings import inputs_in
+from bczoo.games.draw import draw_decision
+from bczoo.games.game import Game
+from bczoo.games.players import Player, make_player
+from bczoo.games.workers import closing_on_sigterm, in_processes
+from bczoo.play.loop import EpisodeTable, OnStep, in_real_time, in_step
+from bczoo.play.pool import GamePool, GamesHere
+from bczoo.play.realtime import RealTimeGames, RealTimeReport
+
+if TYPE_CHECKING:
+    from bczoo.core.spec import InputSpec  # brings in torch
+
+
+@dataclass(frozen=True)
+class PlayResult:
+    """What came out of playing: one entry per episode, in the order of their seeds.
+
+    Args:
+        game: name of the game.
+        returns: sum of rewards.
+        lengths: steps.
+        seeds: seed of each episode.
+        seconds: wall-clock time of all of them together, once the games are open and the player has warmed up (in
+            :func:`play_in_processes` from the start on).
+        latency: durations by stage in milliseconds (:meth:`bczoo.play.latency.StageTimes.summary`), if they were measured.
+        realtime: how the player kept up with the clock, if there was one.
+    """
+
+    game: str
+    returns: list[float]
+    lengths: list[int]
+    seeds: list[int]
+    seconds: float
+    latency: dict[str, dict[str, float]] | None = None
+    realtime: RealTimeReport | None = None
+
+    @property
+    def mean(self) -> float:
+        """Mean return."""
+        return float(np.mean(self.returns))
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the mean return: bootstrap over episodes, 10,000 draws."""
+        return interval_over_episodes(np.asarray(self.returns), np.ones(len(self.returns)))
+
+    @property
+    def actions_per_second(self) -> float:
+        """Decisions of the player per second of wall-clock time: in real time it may not answer every frame."""
+        answers = sum(self.lengths) if self.realtime is None else self.realtime.answers
+        return answers / self.seconds if self.seconds > 0 else float("nan")
+
+
+def check_playable(game: Game, spec: InputSpec) -> None:
+    """Raise if a policy's action space or rate does not fit a game."""
+    if missing := sorted(game.inputs - inputs_in(spec.action_space)):
+        raise UserError(
+            f"{game.name} is played with {missing}, which the policy's action space {spec.action_space.name!r} lacks"
+        )
+    if game.fps != spec.fps:
+        raise UserError(f"{game.name} runs at {game.fps} steps a second, but the policy at {spec.fps}; set its fps")
+
+
+def play(
+    game: Game,
+    player: Player,
+    episodes: int,
+    seed: int = 0,
+    parallel: int = 8,
+    progress: bool = True,
+    on_step: OnStep | None = None,
+    processes: bool = False,
+    realtime: bool = False,
+    measure: bool = False,
+) -> PlayResult:
+    """Play ``episodes`` episodes, up to ``parallel`` of them side by side.
+
+    The games wait for the player, unless ``realtime`` is set. What comes out then depends on the seeds alone, not on
+    ``processes``.
+
+    Args:
+        game: what is played; has to be picklable where it runs in processes.
+        player: who plays, in this process.
+        episodes: how many; episode i has the seed ``seed + i``, whatever runs beside it.
+        seed: seed of the first episode.
+        parallel: games that run at the same time.
+        progress: show a progress bar: episodes that are over, steps so far and their rate.
+        on_step: called as ``on_step(episode, frame, decision, reward)`` after every step; the frame is the
+            one that the decision answers. In real time it is called after every decision, and the reward is what
+            came since the one before.
+        processes: run every game in a process of its own; a player that is not ``privileged`` gets no infos then.
+        realtime: let the games (in processes) run on the wall clock, see :mod:`bczoo.play.realtime`.
+        measure: tell the latency by stage; always told in real time. The player is warmed up before.
+    """
+    if episodes < 1 or parallel < 1:
+        raise UserError(f"episodes and parallel must be at least 1, got {episodes} and {parallel}")
+    rows, privileged = min(parallel, episodes), getattr(player, "privileged", False)
+    with closing_on_sigterm(), tqdm(total=episodes, desc=game.name, disable=not progress, unit="ep") as bar:
+        table, report = EpisodeTable(player, episodes, seed, bar, on_step, measure or realtime), None
+        if realtime:
+            with RealTimeGames(game, rows, privileged) as ticking:
+                player.start(rows, seed)
+                report = in_real_time(ticking, table, rows)
+        else:
+            with (GamePool if processes else GamesHere)(game, rows, privileged) as games:
+                player.start(rows, seed)
+                in_step(games, table, rows)
+    latency = table.times.summary() if table.measured else None
+    seeds = [seed + i for i in range(episodes)]
+    return PlayResult(game.name, table.returns, table.lengths, seeds, table.seconds, latency, report)
+
+
+def play_in_processes(
+    game: Game, player: str, episodes: int, seed: int = 0, workers: int | None = None, progress: bool = True
+) -> PlayResult:
+    """The same as :func:`play` for the players ``expert`` and ``random``, spread over processes.
+
+    Args:
+        game: what is played; has to be picklable.
+        player: ``expert`` or ``random``.
+        episodes: how many; episode i has the seed ``seed + i``.
+        seed: seed of the first episode.
+        workers: processes; None takes one per processor core.
+        progress: show a progress bar.
+    """
+    make_player(player, game)
+    started = time.perf_counter()
+    share = max(1, min(10, episodes // 4))  # episodes per task: few enough to keep every process busy to the end
+    tasks = [(game, player, min(share, episodes - i), seed + i) for i in range(0, episodes, share)]
+    with tqdm(total=episodes, desc=f"{game.name} {player}", disable=not progress, unit="ep") as bar:
+        parts = in_processes(_play_some, tasks, workers, lambda part: bar.update(len(part.returns)))
+    return PlayResult(
+        game.name,
+        returns=[r for part in parts for r in part.returns],
+        lengths=[n for part in parts for n in part.lengths],
+        seeds=[s for part in parts for s in part.seeds],
+        seconds=time.perf_counter() - started,
+    )
+
+
+def play_beside_baselines(
+    game: Game, player: Player, episodes: int, seed: int = 0, parallel: int = 8, baselines: bool = True, **options: Any
+) -> dict[str, PlayResult]:
+    """The same games played by a policy, by the game's expert (where it has one) and at random.
+
+    Args:
+        game: what is played.
+        player: the policy.
+        episodes: how many games each of them plays.
+        seed: of the first game.
+        parallel: games that the policy plays side by side.
+        baselines: False for the policy alone.
+        **options: of :func:`play`, for the policy.
+    """
+    results = {"policy": play(game, player, episodes, seed, parallel=parallel, **options)}
+    for name in (("expert", "random") if game.expert else ("random",)) if baselines else ():
+        results[name] = play_in_processes(game, name, episodes, seed)
+    return results
+
+
+def score_table(results: Mapping[str, PlayResult]) -> str:
+    """A Markdown table of players by name: mean return, its 95 % interval, episodes.
+
+    Where both ``random`` and ``expert`` are among the names, every other player is also placed between them:
+    0 % is random, 100 % the expert.
+    """
+    scale = (results["random"].mean, results["expert"].mean) if {"random", "expert"} <= set(results) else None
+    lines = ["| player | mean return | 95 % interval | episodes |", "|---|---:|---:|---:|"]
+    for name, result in results.items():
+        low, high = result.interval
+        lines.append(f"| {name} | {result.mean:.1f} | {low:.1f} to {high:.1f} | {len(result.returns)} |")
+    for name, result in results.items():
+        if scale and scale[0] != scale[1] and name not in ("random", "expert"):
+            share = 100 * (result.mean - scale[0]) / (scale[1] - scale[0])
+            lines += ["", f"{name} closes {share:.0f} % of the gap between random and expert."]
+    return "\n".join(lines)
+
+
+def record_play(
+    game: Game, player: Player, path: str | Path, seed: int = 0, max_seconds: float = 60.0, size: int = 384
+) -> float:
+    """Write a video of one episode, with what the player pressed drawn beside every frame.
+
+    Args:
+        game: what is played.
+        player: who plays.
+        path: the video file, such as ``play.mp4``.
+        seed: seed of the episode.
+        max_seconds: the video ends after this much game time.
+        size: height of the frames in pixels.
+
+    Returns:
+        The return up to the end of the video.
+    """
+    from bczoo.data.video import VideoWriter  # brings in the video library
+
+    total = 0.0
+    bar = tqdm(total=int(max_seconds * game.fps), desc=f"{game.name} video", unit="frame")
+    with VideoWriter(path, fps=game.fps) as video, bar:
+        for step, (frame, decision, reward) in enumerate(_episode(game, player, seed)):
+            caption = f"{game.name}   {step / game.fps:5.1f} s   return {total:.1f}"
+            space = getattr(player, "action_space", game.action_space)  # a policy may know more keys than the game
+            video.add(draw_decision(frame, decision, caption, size, space))
+            total += reward
+            bar.update()
+            if (step + 1) / game.fps >= max_seconds:
+                break
+    return total
+
+
+def _episode(game: Game, player: Player, seed: int) -> Iterator[tuple[np.ndarray, Decision, float]]:
+    with closing_on_sigterm(), game.open(for_expert=getattr(player, "privileged", False)) as running:
+        player.start(1, seed)
+        frame, info = running.reset(seed)
+        player.reset(0, seed)
+        done = False
+        while not done:
+            decision = player.act([0], [frame], [info])[0]
+            next_frame, reward, done, info = running.step(decision.values)
+            yield frame, decision, reward
+            frame = next_frame
+
+
+def _play_some(game: Game, player: str, episodes: int, seed: int) -> PlayResult:
+    return play(game, make_player(player, game), episodes, seed, parallel=1, progress=False)

@@ -1,0 +1,1 @@
+"""Writing recordings: demonstrations of experts and people, corrections of a policy."""

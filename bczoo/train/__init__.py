@@ -1,0 +1,1 @@
+"""What all trainings share: loss, metrics, schedules, callbacks, the record of a run, fine-tuning."""

@@ -1,0 +1,59 @@
+"""What of the data does not fit a policy, told before training.
+
+Place in the pipeline: :class:`bczoo.train.finetune.policy.FineTune` prints the table when training starts, from the index
+of the recordings and without reading videos.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import Any
+
+from bczoo.core.spec import InputSpec
+from bczoo.data.index import Index
+from bczoo.data.video import SIZED_NAME
+
+OTHER_RATE = re.compile(r"frames per second|steps? (a|per) second")
+Line = tuple[str, str, str, str]  # what, policy, data, what happens
+
+
+def comparison(spec: InputSpec, data: Any) -> str:
+    """A table of what differs between a policy and the recordings it is going to learn from.
+
+    Args:
+        spec: what the policy asks for.
+        data: the data module; others than RecordingDataModule cannot be compared.
+    """
+    indexes: list[Index] = getattr(data, "indexes", [])
+    if not indexes:
+        return "the data was not compared with the policy: it comes from no index of recordings"
+    lines = [line for index in indexes for line in _differences(spec, index)]
+    if not lines:
+        return "the recordings fit the policy: frame size, rate, keys and text"
+    head: Line = ("", "policy", "recordings", "what happens")
+    widths = [max(len(line[i]) for line in [head, *lines]) for i in range(4)]
+    rows = [" | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) for line in [head, *lines]]
+    rows.insert(1, "-+-".join("-" * w for w in widths))
+    return "the recordings and the policy differ:\n" + "\n".join(f"  {row.rstrip()}" for row in rows)
+
+
+def _differences(spec: InputSpec, index: Index) -> list[Line]:
+    size = f"{spec.frame_size}x{spec.frame_size}"
+    stored = Counter(index.video(int(r), spec.frame_size).name for r in index.usable)
+    sizes = {f"{m[1]}x{m[2]}" if (m := SIZED_NAME.fullmatch(name)) else "any": n for name, n in stored.items()}
+    lines: list[Line] = [
+        ("frame size", size, f"{found} ({n} recordings)", f"resized ({spec.resize})")
+        for found, n in sizes.items()
+        if found != size
+    ]
+    rate = [p for p in index.problems.tolist() if OTHER_RATE.search(p)]
+    if rate:
+        lines.append(("rate", f"{spec.fps:g} a second", f"another in {len(rate)} recordings", "these are left out"))
+    if index.unknown:
+        most = ", ".join(f"{name} ({steps} steps)" for name, steps in index.unknown.most_common(5))
+        more = f" and {len(index.unknown) - 5} more" if len(index.unknown) > 5 else ""
+        lines.append(("keys", "not known", most + more, "not learned; model.action_space can add them"))
+    if index.without_embedding:
+        lines.append(("text", f"{spec.text_dim} values", f"{index.without_embedding} instructions without", "not seen"))
+    return lines
