@@ -32,6 +32,16 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _EXPORTS = {
+    "ActionHeads": "bczoo.nn.actions",
+    "CNNPolicy": "bczoo.models.cnn.policy",
+    "ConvNeXtEncoder": "bczoo.models.cnn.encoder",
+    "LogMetrics": "bczoo.train.callbacks.metrics",
+    "Model": "bczoo.models.model",
+    "Part": "bczoo.core.parts",
+    "Policy": "bczoo.models.policy",
+    "Session": "bczoo.models.session",
+    "WarmupConstant": "bczoo.train.schedules",
+    "FiniteCheck": "bczoo.train.callbacks.finite",
     "ActionSpace": "bczoo.core.actions",
     "Decision": "bczoo.core.actions",
     "InputSpec": "bczoo.core.spec",
@@ -63,6 +73,8 @@ _EXPORTS = {
     "WritePredictions": "bczoo.train.callbacks.predictions",
     "WarmupCosine": "bczoo.train.schedules",
     "bc_loss": "bczoo.train.loss",
+    "from_pretrained": "bczoo.hub.source",
+    "build_part": "bczoo.core.parts",
 }
 
 __all__ = ["__version__", *_EXPORTS]
@@ -71,6 +83,7 @@ if TYPE_CHECKING:
     from bczoo.causality.metrics import CausalityMetrics as CausalityMetrics
     from bczoo.core.actions import ActionSpace as ActionSpace
     from bczoo.core.actions import Decision as Decision
+    from bczoo.core.parts import Part as Part
     from bczoo.core.spec import Batch as Batch
     from bczoo.core.spec import InputSpec as InputSpec
     from bczoo.data.augment import PublishedAugmentations as PublishedAugmentations
@@ -81,6 +94,12 @@ if TYPE_CHECKING:
     from bczoo.models.bc.decoder import IndependentHeads as IndependentHeads
     from bczoo.models.bc.policy import BCPolicy as BCPolicy
     from bczoo.models.bc.transformer import PolicyTransformer as PolicyTransformer
+    from bczoo.models.cnn.encoder import ConvNeXtEncoder as ConvNeXtEncoder
+    from bczoo.models.cnn.policy import CNNPolicy as CNNPolicy
+    from bczoo.models.model import Model as Model
+    from bczoo.models.policy import Policy as Policy
+    from bczoo.models.session import Session as Session
+    from bczoo.nn.actions import ActionHeads as ActionHeads
     from bczoo.nn.encoders import Encoder as Encoder
     from bczoo.nn.encoders import ImageEncoder as ImageEncoder
     from bczoo.nn.text import GemmaTextEncoder as GemmaTextEncoder
@@ -91,6 +110,8 @@ if TYPE_CHECKING:
     from bczoo.train.callbacks.attention_mask import AttentionMaskCheck as AttentionMaskCheck
     from bczoo.train.callbacks.causality import CausalityScore as CausalityScore
     from bczoo.train.callbacks.checkpoint import ResumableCheckpoint as ResumableCheckpoint
+    from bczoo.train.callbacks.finite import FiniteCheck as FiniteCheck
+    from bczoo.train.callbacks.metrics import LogMetrics as LogMetrics
     from bczoo.train.callbacks.play import PlayGame as PlayGame
     from bczoo.train.callbacks.predictions import WritePredictions as WritePredictions
     from bczoo.train.callbacks.run_record import RunRecord as RunRecord
@@ -98,6 +119,7 @@ if TYPE_CHECKING:
     from bczoo.train.finetune.policy import FineTune as FineTune
     from bczoo.train.loss import bc_loss as bc_loss
     from bczoo.train.metrics import ActionMetrics as ActionMetrics
+    from bczoo.train.schedules import WarmupConstant as WarmupConstant
     from bczoo.train.schedules import WarmupCosine as WarmupCosine
 
 

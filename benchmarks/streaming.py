@@ -27,25 +27,25 @@ from torch import Tensor
 
 from bczoo import BCPolicy
 from bczoo.core.threads import tune_for_cpu
-from bczoo.models.bc import session as stream
-from bczoo.models.bc.session import Stream
+from bczoo.models.bc import session
+from bczoo.models.bc.session import BCSession
 from bczoo.play.agent import Agent
 from bczoo.play.bench import weight_bytes
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (16, 192, 192, 3), dtype=np.uint8)
 
 
-class TwoPasses(Stream):
-    """The published way: the observation first, then the chosen action in a pass of its own."""
+class TwoPasses(BCSession):
+    """The reference's way: the observation first, then the chosen action in a pass of its own."""
 
     def observe(self, images: Tensor, text: Tensor, rows: Tensor | None = None) -> Tensor:
         seen = self.policy.tokens.observation(images[:, None], text[:, None])[:, 0]
         slots = torch.arange(self.layout.action_out + 1, device=self.device)
-        steps = self.now[:, None].expand(-1, len(slots))
-        return self.memory.run(seen, rows, self.now, steps, slots)[:, -1]
+        steps = self.steps[:, None].expand(-1, len(slots))
+        return self.memory.run(seen, rows, self.steps, steps, slots)[:, -1]
 
     def decode(self, *arguments: Tensor) -> tuple[Tensor, Tensor]:
-        now = self.now.clone()
+        now = self.steps.clone()
         ids, p = super().decode(*arguments)
         taken = self.policy.tokens.actions(self.policy.action_embedding.of(ids))
         self.memory.run(taken, None, now, now[:, None].expand(-1, taken.shape[1]), self.action_slots)
@@ -61,17 +61,17 @@ class Player:
         self.agent = Agent(policy, games, cuda_graphs=False if two_passes else graphs)
         self.games, self.guess, self.steps = games, guess, 0
         if two_passes:
-            self.agent.stream = TwoPasses(policy, games, self.agent.sampler)
+            self.agent.session = TwoPasses(policy, games, self.agent.sampler)
         self.rows = list(range(games))
 
     def __call__(self) -> float:
         """Seconds of one step."""
         shown = [FRAMES[(self.steps + row) % len(FRAMES)] for row in self.rows]
-        most, stream.MOST_GUESSED = stream.MOST_GUESSED, stream.MOST_GUESSED if self.guess else 0
+        most, session.MOST_GUESSED = session.MOST_GUESSED, session.MOST_GUESSED if self.guess else 0
         started = time.perf_counter()
         self.agent.step_many(self.rows, shown)
         took = time.perf_counter() - started
-        stream.MOST_GUESSED = most
+        session.MOST_GUESSED = most
         self.steps += 1
         return took
 
@@ -116,8 +116,8 @@ def ways(original: BCPolicy, policy: BCPolicy, options: argparse.Namespace) -> N
     full, two, chain = Player(policy, 1), Player(policy, 1, two_passes=True), Player(policy, 1, guess=False)
     begun, loose = Player(policy, 1), Player(original, 1)
     for player in (full, two, chain, loose):  # a memory that is full costs no more, but let nobody take our word for it
-        player.agent.stream.now.fill_(10 * window)
-        player.agent.stream.memory.held.copy_(10 * window - 1 - torch.arange(window + 1).flip(0))
+        player.agent.session.steps.fill_(10 * window)
+        player.agent.session.memory.held.copy_(10 * window - 1 - torch.arange(window + 1).flip(0))
         for _ in range(options.warm_up):
             player()
     begun()
@@ -148,7 +148,7 @@ def ways(original: BCPolicy, policy: BCPolicy, options: argparse.Namespace) -> N
 def many(policy: BCPolicy, options: argparse.Namespace) -> None:
     """Several games in one forward."""
     one = Player(policy, 1)
-    each = one.agent.stream.memory.bytes
+    each = one.agent.session.memory_bytes
     weights = weight_bytes(policy)
     print(f"\n{'games':>6}{'ms a step':>12}{'ms a game':>12}{'speed-up':>10}")
     alone = 0.0

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from bczoo import ActionDecoder, BackboneHeads, IndependentHeads, RecordingDataModule
 from bczoo.data.recording import RecordingWriter
 from bczoo.data.video import VideoWriter
-from bczoo.models.bc import session as stream
+from bczoo.models.bc import session
 from bczoo.nn import sampling
 from bczoo.nn.blocks import ROPE_BASE, Rotation
 from bczoo.play.latency import StageTimes
@@ -73,7 +73,7 @@ def test_what_was_really_done_is_remembered(variant):
         ids = decisions[-1].ids
         if t % 2:
             values = space.decode({name: i[0, t].tolist() for name, i in batch["actions"].items()}, mouse="mean")
-            agent.took(1, values)
+            agent.override_last_action(1, values)
             ids = space.encode(**values)
         executed.append(ids)
     actions = {g.name: torch.tensor([[ids[g.name] for ids in executed]]) for g in space.groups}
@@ -89,13 +89,17 @@ def test_what_was_really_done_is_remembered(variant):
 def test_nothing_was_done_before_the_first_step():
     agent = tiny.tiny_policy().agent()
     with pytest.raises(ValueError, match="no step"):
-        agent.took(0, {"keys": ["w"]})
+        agent.override_last_action(0, {"keys": ["w"]})
 
 
 @pytest.mark.parametrize("row", [-1, 2])
 def test_games_that_there_are_not(row):
     agent = tiny.tiny_policy().agent(2)
-    for attempt in (agent.reset, lambda row: agent.took(row, {}), lambda row: agent.step_many([row], [None])):
+    for attempt in (
+        agent.reset,
+        lambda row: agent.override_last_action(row, {}),
+        lambda row: agent.step_many([row], [None]),
+    ):
         with pytest.raises(ValueError, match=r"games in 0\.\.1"):
             attempt(row)
 
@@ -103,14 +107,14 @@ def test_games_that_there_are_not(row):
 def test_groups_that_the_policy_lacks_are_left_out_of_what_was_done():
     agent = tiny.tiny_policy(action_space="gamepad").agent()
     agent.step(np.zeros((64, 64, 3), np.uint8))
-    agent.took(0, {"buttons": ["south"], "mouse_dx": 3, "keys": ["w"]})
-    assert agent.stream.last_ids[0].any()
+    agent.override_last_action(0, {"buttons": ["south"], "mouse_dx": 3, "keys": ["w"]})
+    assert agent.session.last_ids[0].any()
 
 
 def test_an_agent_that_is_dropped_gives_its_memory_back_at_once():
     agent = tiny.tiny_policy().agent()
     agent.step(np.zeros((64, 64, 3), np.uint8))
-    keys = weakref.ref(agent.stream.memory.layers[0].k)
+    keys = weakref.ref(agent.session.memory.layers[0].k)
     gc.disable()
     try:
         del agent
@@ -121,13 +125,13 @@ def test_an_agent_that_is_dropped_gives_its_memory_back_at_once():
 
 def test_a_step_that_cannot_be_recorded_is_played_without(monkeypatch):
     def refuse(*arguments):
-        raise stream.GraphError("this policy's step cannot be recorded")
+        raise session.GraphError("this policy's step cannot be recorded")
 
     policy = tiny.tiny_policy()
     monkeypatch.setattr("bczoo.play.agent.GraphedStream", refuse)
     monkeypatch.setattr(torch.nn.Parameter, "is_cuda", True)
     with pytest.warns(UserWarning, match="cannot be recorded.*playing without"):
-        assert type(policy.agent().stream) is stream.Stream
+        assert type(policy.agent().session) is session.BCSession
     with pytest.raises(ValueError, match="cannot be recorded"):
         policy.agent(cuda_graphs=True)
 
@@ -211,7 +215,7 @@ def test_ten_hours_of_play_change_no_decision():
     policy = tiny.tiny_policy().eval()
     frames = tiny.tiny_batch(policy, batch=1, steps=12)["frames"][0].numpy()
     fresh, old = policy.agent(), policy.agent()
-    old.stream.now.fill_(720_000)
+    old.session.steps.fill_(720_000)
     for frame in frames:
         a, b = fresh.step(frame), old.step(frame)
         assert a.ids == b.ids
@@ -225,7 +229,7 @@ def test_guessing_all_tokens_at_once_chooses_as_one_by_one(variant, monkeypatch)
     frames = tiny.tiny_batch(policy, batch=3, steps=8)["frames"].numpy()
     decisions = []
     for most in (0, 16):
-        monkeypatch.setattr(stream, "MOST_GUESSED", most)
+        monkeypatch.setattr(session, "MOST_GUESSED", most)
         agent = policy.agent(3, seed=5)
         decisions.append([agent.step_many([0, 1, 2], list(frames[:, t])) for t in range(8)])
     for one_by_one, guessed in zip(*decisions, strict=True):
@@ -250,7 +254,7 @@ def test_a_good_guess_takes_one_pass(monkeypatch):
 
 
 def memory_of(agent):
-    memory = agent.stream.memory
+    memory = agent.session.memory
     return [t.data_ptr() for layer in memory.layers for t in (layer.k, layer.v)] + [
         memory.held.data_ptr()
     ], memory.bytes
@@ -263,7 +267,7 @@ def test_memory_is_taken_once():
     for rows in [[0, 1]] * 12 + [[1]] * 3:
         agent.step_many(rows, [frames[r] for r in rows])
     assert memory_of(agent) == before
-    layer = agent.stream.memory.layers[0]
+    layer = agent.session.memory.layers[0]
     assert before[1] == 2 * sum(t.numel() * t.element_size() for t in (layer.k, layer.v))  # two layers alike
 
 
@@ -284,9 +288,9 @@ def test_a_step_on_a_gpu_never_waits_for_the_cpu(variant):
         u = torch.empty(3, agent.space.tokens, dtype=torch.float64, device="cuda")
         active = torch.empty(3, dtype=torch.bool, device="cuda")
         with torch.no_grad(), OnlyOnGPU() as seen:
-            images = agent.stream.encode(frames)
-            latent = agent.stream.observe(images, torch.empty(3, width, device="cuda"))
-            ids, p = agent.stream.decode(latent, u, None, active)
+            images = agent.session.encode(frames)
+            latent = agent.session.observe(images, torch.empty(3, width, device="cuda"))
+            ids, p = agent.session.decode(latent, u, None, active)
     assert ids.shape == (3, agent.space.tokens) and p.shape[:2] == ids.shape and seen.calls > 100
 
 
@@ -377,7 +381,7 @@ class ReplayedEagerly:
 @pytest.mark.parametrize("variant", FAKE_GPU)
 def test_graphs_over_fixed_tensors_decide_as_plain_steps(variant, monkeypatch):
     """Games pause, start anew and go on; in graphs all of them are computed every time."""
-    monkeypatch.setattr(stream, "CudaGraph", ReplayedEagerly)
+    monkeypatch.setattr(session, "CudaGraph", ReplayedEagerly)
     policy = tiny.tiny_policy(**VARIANTS[variant]).eval()
     batch = tiny.tiny_batch(policy, batch=3, steps=14)
     frames, texts = batch["frames"].numpy(), batch["text"]
@@ -385,7 +389,7 @@ def test_graphs_over_fixed_tensors_decide_as_plain_steps(variant, monkeypatch):
     for graphed in (False, True):
         agent = policy.agent(3, seed=2)
         if graphed:
-            agent.stream = stream.GraphedStream(policy, 3, agent.sampler)
+            agent.session = session.GraphedBCSession(policy, 3, agent.sampler)
         steps = []
         for t in range(14):
             rows = [0, 1, 2] if t % 3 else [[0, 2], [1], [2]][t // 3 % 3]

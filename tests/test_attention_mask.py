@@ -22,8 +22,8 @@ from bczoo.causality.leaks import (
 from bczoo.core.errors import UserError
 from bczoo.models.bc import masks
 from bczoo.models.bc.layout import StepLayout
-from bczoo.models.bc.masks import dense_mask
-from bczoo.nn.attention import WindowAttention, flex, sdpa, window_attention
+from bczoo.models.bc.masks import dense_mask, window_attention
+from bczoo.nn.attention import WindowAttention, flex, sdpa
 from bczoo.train.callbacks.attention_mask import AttentionMaskCheck
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without")

@@ -71,7 +71,7 @@ def test_one_pass_equals_one_forward_per_step(variant, backend):
         for m in (1, 2, 4):
             for kind in KINDS if m == 1 else ["swap"]:
                 other = replace(kind, policy, batch, images).images
-                fast, logits = causality(policy, images, other, batch["actions"], batch.get("text"), m)
+                fast, logits = causality(policy, images, other, batch, m)
                 slow = step_by_step(policy, batch, other, m)
                 for name in fast:
                     torch.testing.assert_close(fast[name], slow[name], atol=1e-5, rtol=1e-4)
@@ -94,7 +94,7 @@ def test_one_pass_equals_one_forward_per_step_on_the_golden_policy():
         images = policy.encode(batch["frames"])
         for kind in KINDS:
             other = replace(kind, policy, batch, images).images
-            fast, logits = causality(policy, images, other, batch["actions"], batch["text"])
+            fast, logits = causality(policy, images, other, batch)
             slow = step_by_step(policy, batch, other, 1)
             for name in fast:
                 torch.testing.assert_close(fast[name], slow[name], atol=1e-4, rtol=0)
@@ -159,7 +159,7 @@ def test_action_reliance_equals_forwards_with_another_past_and_the_step_as_recor
     with torch.no_grad():
         images = policy.encode(batch["frames"])
         plain = policy(batch["frames"], batch["actions"], batch["text"])
-        nats = action_reliance(policy, images, plain, batch["actions"], other, batch["text"])
+        nats = action_reliance(policy, images, plain, batch, other)
         for t in range(batch["user"].shape[1]):
             past = {k: torch.cat([other[k][:, :t], v[:, t:]], dim=1) for k, v in batch["actions"].items()}
             expected = kl(plain, policy(batch["frames"], past, batch["text"]))

@@ -207,7 +207,7 @@ def test_rows_go_to_their_names(case, decoder):
     before = tiny.tiny_policy(seed=1, decoder=decoder, action_space=source)
     after = tiny.tiny_policy(seed=2, decoder=decoder, action_space=target)
     weights, fresh = before.state_dict(), copied(after.state_dict())
-    carried = carry_over(weights, before.action_space, fresh, after.action_space)
+    carried = carry_over(weights, before, fresh, after)
     assert carried.state.keys() == fresh.keys()
     count = before.action_space.tokens
     for name, tensor in carried.state.items():
@@ -222,7 +222,7 @@ def test_what_was_carried_over_is_told(case):
     source, target, _, _, told = SPACES[case]
     before, after = (tiny.tiny_policy(seed=s, action_space=a) for s, a in ((1, source), (2, target)))
     fresh = {name: torch.full_like(tensor, 123) for name, tensor in after.state_dict().items()}
-    carried = carry_over(before.state_dict(), before.action_space, fresh, after.action_space)
+    carried = carry_over(before.state_dict(), before, fresh, after)
     assert list(carried.groups) == [g.name for g in after.action_space.groups]
     assert {name: carried.groups[name] for name in told} == told
     lines = str(carried).splitlines()
@@ -260,7 +260,7 @@ def test_a_frozen_encoder_of_the_source_is_thawed(save):
 
 def carried_between(before, after, without=(), more=None):
     weights = {k: v for k, v in before.state_dict().items() if k not in without} | (more or {})
-    return carry_over(weights, before.action_space, after.state_dict(), after.action_space)
+    return carry_over(weights, before, after.state_dict(), after)
 
 
 def test_other_misfits_are_named():

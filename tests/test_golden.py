@@ -6,8 +6,8 @@ import torch
 
 from bczoo.models.bc import masks
 from bczoo.models.bc import session as stream
+from bczoo.models.bc.masks import window_attention
 from bczoo.nn import packed
-from bczoo.nn.attention import window_attention
 from bczoo.nn.blocks import Rotation
 from bczoo.train.loss import bc_loss
 
@@ -128,12 +128,12 @@ def test_streaming_past_the_wrap_of_the_window(policy, way, monkeypatch):
         decision = agent.step(frame)
         ids = [i for group in golden.GROUPS for i in decision.ids[group]]
         assert ids == expected["online.action_ids"][t].tolist(), t
-        close(agent.latent[0], expected["online.action_out_token"][t])
+        close(agent.session.latent[0], expected["online.action_out_token"][t])
         for name, theirs in logits.items():
             probabilities = torch.softmax(theirs[t], dim=-1)
             close(torch.from_numpy(decision.probabilities[name]), probabilities)
     # keys of the last window, as kept: after norm and rotation, action_out left out, the last action still pending
-    memory, layout = agent.stream.memory, policy.layout
+    memory, layout = agent.session.memory, policy.layout
     kept = [s for s in range(layout.length) if s != layout.action_out]
     theirs = expected["online.final_k_cache_layer0"][0].unflatten(1, (golden.STEPS, layout.length))
     for i, step in enumerate(range(15 - golden.STEPS, 15)):

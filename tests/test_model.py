@@ -214,7 +214,7 @@ def test_rebuilding_from_a_checkpoint_downloads_nothing(monkeypatch):
     policy = tiny.tiny_policy(encoder={"pretrained": True})
     assert True in asked
     asked.clear()
-    BCPolicy(**policy.hparams)
+    BCPolicy(**policy.spec["init_args"])
     assert True not in asked and policy.config["encoder"]["init_args"]["pretrained"] is True
 
 

@@ -170,7 +170,7 @@ def test_play_of_the_converted_policy_past_the_wrap_of_the_window(policy):
         decision = agent.step(frame)
         ids = [i for group in golden.GROUPS for i in decision.ids[group]]
         assert ids == expected["online.action_ids"][t].tolist(), t
-        close(agent.latent[0], expected["online.action_out_token"][t])
+        close(agent.session.latent[0], expected["online.action_out_token"][t])
         for name, theirs in logits.items():
             close(torch.from_numpy(decision.probabilities[name]), theirs[t].softmax(-1))
 

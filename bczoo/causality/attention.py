@@ -20,7 +20,7 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
-from bczoo.causality.leaks import slot_name
+from bczoo.causality.leaks import require_layout, slot_name
 from bczoo.core.devices import usable_device
 from bczoo.core.errors import UserError
 from bczoo.core.files import write_json
@@ -29,7 +29,6 @@ from bczoo.data.dataset import WindowDataset
 from bczoo.data.index import open_index
 from bczoo.hub.source import locate
 from bczoo.models.bc.layout import StepLayout
-from bczoo.models.bc.policy import BCPolicy
 from bczoo.nn.attention import Attend, Sinks, prepend_sinks
 
 if TYPE_CHECKING:
@@ -98,6 +97,7 @@ def attention_report(
         revision: branch, tag or commit on the Hub.
     """
     loaded = locate(policy, revision).load(device=usable_device(device))
+    require_layout(loaded)
     batch, name = read_window(loaded, data, recording, start, steps)
     shares = attention_shares(loaded, batch, all_queries)
     length = batch["frames"].shape[1]
@@ -114,7 +114,7 @@ def attention_report(
 
 
 def read_window(
-    policy: BCPolicy, data: str, recording: str | None = None, start: int = 0, steps: int | None = None
+    policy: Any, data: str, recording: str | None = None, start: int = 0, steps: int | None = None
 ) -> tuple[Batch, str]:
     """A window of a recording as a batch of one, without padding, and the recording's name.
 
@@ -189,7 +189,7 @@ def attention_weights(q: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
 
 
 @contextmanager
-def watching(policy: BCPolicy, show: Callable[[int, Tensor, Tensor, Tensor, Tensor], None]) -> Iterator[None]:
+def watching(policy: Any, show: Callable[[int, Tensor, Tensor, Tensor, Tensor], None]) -> Iterator[None]:
     """While open, every forward of the backbone shows each layer's (number, q, keys, values, mask)."""
 
     def hook(layer: int) -> Callable[[Any, tuple[Any, ...]], tuple[Any, ...]]:
@@ -211,7 +211,7 @@ def watching(policy: BCPolicy, show: Callable[[int, Tensor, Tensor, Tensor, Tens
             handle.remove()
 
 
-def attention_shares(policy: BCPolicy, batch: Batch, all_queries: bool = False) -> AttentionShares:
+def attention_shares(policy: Any, batch: Batch, all_queries: bool = False) -> AttentionShares:
     """Where the queries in the second half of a window look.
 
     Args:
@@ -284,7 +284,7 @@ def _present(shares: AttentionShares) -> list[str]:
     return [kind for i, kind in enumerate(KINDS) if shares.kinds[..., i].max() > 0]
 
 
-def draw_attention(policy: BCPolicy, shares: AttentionShares, path: Path) -> None:
+def draw_attention(policy: Any, shares: AttentionShares, path: Path) -> None:
     """Write the mask, the shares of every head and the shares by age as a picture."""
     from matplotlib.figure import Figure
 
@@ -297,7 +297,7 @@ def draw_attention(policy: BCPolicy, shares: AttentionShares, path: Path) -> Non
     figure.savefig(path)
 
 
-def _draw_mask(axes: Axes, policy: BCPolicy) -> None:
+def _draw_mask(axes: Axes, policy: Any) -> None:
     from matplotlib.colors import ListedColormap
 
     layout, transformer = policy.layout, policy.transformer

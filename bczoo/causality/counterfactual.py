@@ -25,7 +25,7 @@ from bczoo.core.errors import UserError
 from bczoo.core.frames import resize
 from bczoo.core.spec import Batch
 from bczoo.data.index import Index
-from bczoo.models.bc.policy import BCPolicy
+from bczoo.models.policy import Policy
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
@@ -57,24 +57,24 @@ class Counterfactuals:
                 raise UserError(f"{path}: the file's name is a frame's index, from 0 to {frames - 1} in {recording!r}")
             self.paths[names[recording], int(path.stem)] = path
 
-    def __call__(self, policy: BCPolicy, batch: Batch, images: Tensor, donors: Donors) -> Replacement:
+    def __call__(self, policy: Policy, batch: Batch, encoded: Tensor, donors: Donors) -> Replacement:
         """The image tokens of the user's frames where there are some, of the recorded ones elsewhere."""
-        steps = images.shape[1]
+        steps = encoded.shape[1]
         starts = zip(batch["recording"].tolist(), batch["start"].tolist(), strict=True)
         places = [(b, t, r, start + t) for b, (r, start) in enumerate(starts) for t in range(steps)]
         places = [place for place in places if place[2:] in self.paths]
         where = torch.zeros_like(batch["valid"])
-        out = images.clone()
+        out = encoded.clone()
         if places:
             shown = np.stack([self._read(self.paths[r, frame], policy) for _, _, r, frame in places])
-            pixels = torch.from_numpy(shown).permute(0, 3, 1, 2)[:, None].to(images.device)  # (N, 1, 3, H, W)
-            rows, columns = (torch.tensor(i, device=images.device) for i in list(zip(*places, strict=True))[:2])
+            pixels = torch.from_numpy(shown).permute(0, 3, 1, 2)[:, None].to(encoded.device)  # (N, 1, 3, H, W)
+            rows, columns = (torch.tensor(i, device=encoded.device) for i in list(zip(*places, strict=True))[:2])
             out[rows, columns] = policy.encode(pixels)[:, 0].to(out.dtype)
             where[rows, columns] = True
         return Replacement(out, where & batch["valid"])
 
     @staticmethod
-    def _read(path: Path, policy: BCPolicy) -> np.ndarray:
+    def _read(path: Path, policy: Policy) -> np.ndarray:
         try:
             with Image.open(path) as picture:
                 frame = np.asarray(picture.convert("RGB"))

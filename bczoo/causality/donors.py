@@ -20,7 +20,7 @@ from torch import Tensor
 from bczoo.core.spec import Batch
 from bczoo.data.loader import WindowLoader
 from bczoo.data.windows import Key, Plan, list_windows, window_hashes
-from bczoo.models.bc.policy import BCPolicy
+from bczoo.models.policy import Policy
 
 DONORS = 16  # windows; to read and encode them is what swapping costs, however many are scored
 _DRAWN, _PAIRED = 1, 2  # independent draws from one window
@@ -35,7 +35,7 @@ class Donors:
     window goes round.
 
     Args:
-        images: image tokens (N, T, I, D).
+        encoded: image tokens (N, T, I, D).
         actions: per group ids (N, T, n).
         valid: (N, T) bool, steps that have a frame.
         recording: (N,) numbers of the recordings.
@@ -43,7 +43,7 @@ class Donors:
         hashes: (R,) uint64 of the recordings' names, by number; None draws from the numbers.
     """
 
-    images: Tensor
+    encoded: Tensor
     actions: dict[str, Tensor]
     valid: np.ndarray
     recording: np.ndarray
@@ -52,24 +52,24 @@ class Donors:
 
     @classmethod
     @torch.no_grad()
-    def read(cls, policy: BCPolicy, loader: WindowLoader) -> Donors:
+    def read(cls, policy: Policy, loader: WindowLoader) -> Donors:
         """Donors of all windows of a loader, of which it may hand out only a part.
 
         Args:
             policy: encodes their frames; in evaluation mode.
             loader: of the windows that are scored.
         """
-        images: list[Tensor] = []
+        encoded: list[Tensor] = []
         kept: list[Batch] = []
         for key in draw_donors(loader.plan):
             batch = loader.windows[key]
             if not kept or batch["valid"].any():  # the first in any case, so that there is one
-                images.append(policy.encode(batch["frames"].to(policy.device)))
+                encoded.append(policy.encode(batch["frames"].to(policy.device)))
                 kept.append({**batch, "frames": batch["frames"][:, :0]})  # the tokens are small, the frames are not
             if len(kept) == DONORS:
                 break
         return cls(
-            torch.cat(images),
+            torch.cat(encoded),
             {name: torch.cat([b["actions"][name] for b in kept]).to(policy.device) for name in kept[0]["actions"]},
             valid=torch.cat([b["valid"] for b in kept]).numpy(),
             recording=torch.cat([b["recording"] for b in kept]).numpy(),
@@ -78,15 +78,15 @@ class Donors:
         )
 
     @classmethod
-    def of_batch(cls, batch: Batch, images: Tensor) -> Donors:
+    def of_batch(cls, batch: Batch, encoded: Tensor) -> Donors:
         """The windows of a batch, with their image tokens (B, T, I, D), as donors of each other."""
         valid, recording, start = (x.cpu().numpy() for x in (batch["valid"], batch["recording"], batch["start"]))
-        return cls(images, batch["actions"], valid, recording, start)
+        return cls(encoded, batch["actions"], valid, recording, start)
 
-    def images_for(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def encoded_for(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Image tokens (B, T, I, D) in place of a batch's, and the steps (B, T) that have some."""
         row, step, where = self._places(batch)
-        return self.images[row, step], where
+        return self.encoded[row, step], where
 
     def actions_for(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         """Ids (B, T, n) in place of a batch's, and the steps (B, T) that have some."""

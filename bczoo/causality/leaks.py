@@ -76,6 +76,15 @@ def check_mask(policy: BCPolicy, batch: Batch) -> None:
         )
 
 
+def require_layout(policy: Any) -> None:
+    """Raise unless a policy tells the order of the tokens in a step, without which there is no mask to look at."""
+    if not (hasattr(policy, "layout") and hasattr(policy, "transformer")):
+        raise UserError(
+            f"{type(policy).__name__} has no mask over the tokens of a step to look at: that is for families with a "
+            "`layout` and a `transformer`, such as BCPolicy"
+        )
+
+
 def find_leak(policy: BCPolicy, batch: Batch) -> Leak | None:
     """The first thing that a policy sees and must not, or should see and does not; None if there is none.
 
@@ -86,6 +95,7 @@ def find_leak(policy: BCPolicy, batch: Batch) -> Leak | None:
         policy: the policy, in any mode.
         batch: a batch of it, as in training.
     """
+    require_layout(policy)
     with _left_alone(policy):
         return find_leak_of_layers(policy, *batch["frames"].shape[:2]) or find_leak_end_to_end(policy, batch)
 

@@ -1,8 +1,8 @@
 """Metrics of causal reasoning, averaged over counted steps (torchmetrics, reduced over ranks).
 
 Place in the pipeline: :func:`evaluate` scores one batch; :class:`CausalityMetrics` averages; the callback
-``bczoo.CausalityScore`` logs it in validation, ``bczoo causality`` tells it with intervals. For a policy that is no
-BCPolicy, two sets of its logits are enough: ``divergence("causality", kl(logits, other_logits), where)``.
+``bczoo.CausalityScore`` logs it in validation, ``bczoo causality`` tells it with intervals. For anything
+else two sets of logits are enough: ``divergence("causality", kl(logits, other_logits), where)``.
 
 Shape legend: B batch, T steps, n tokens and V choices of a group.
 """
@@ -19,9 +19,9 @@ from bczoo.causality.donors import Donors
 from bczoo.causality.perturb import Perturbation, perturbations
 from bczoo.causality.scores import Nats, action_reliance, causality
 from bczoo.core.actions import ActionSpace
-from bczoo.core.spec import Batch
-from bczoo.models.bc.decoder import Logits
-from bczoo.models.bc.policy import BCPolicy
+from bczoo.core.spec import Batch, loss_mask
+from bczoo.nn.actions import Logits
+from bczoo.models.policy import Policy
 from bczoo.train.metrics import Measures, StepMeans
 
 
@@ -41,12 +41,12 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    policy: BCPolicy,
+    policy: Policy,
     batch: Batch,
     perturb: Sequence[str] | Mapping[str, Perturbation] = ("swap",),
     replaced: int = 1,
     reliance: bool = True,
-    images: Tensor | None = None,
+    encoded: Tensor | None = None,
     logits: Logits | None = None,
     donors: Donors | None = None,
 ) -> Evaluation:
@@ -58,28 +58,27 @@ def evaluate(
         perturb: perturbations of the pictures, see :mod:`bczoo.causality.perturb`.
         replaced: m, how many steps up to t show their replacement when t decides.
         reliance: score the reliance on past actions too.
-        images: image tokens (B, T, I, D) of the batch, where they are known already.
+        encoded: (B, T, ...) of the batch's frames, where they are known already.
         logits: of the batch, where they are known already.
         donors: windows to swap pictures and past actions with, :meth:`Donors.read`. If left out, the windows of the
             batch are each other's; then the score depends on what else is in the batch.
     """
-    counted = batch["user"] & batch["valid"]
-    images = policy.encode(batch["frames"]) if images is None else images
-    donors = Donors.of_batch(batch, images) if donors is None else donors
-    text = policy.instructions(batch)
+    counted = loss_mask(batch)
+    encoded = policy.encode(batch["frames"]) if encoded is None else encoded
+    donors = Donors.of_batch(batch, encoded) if donors is None else donors
     kinds = perturb if isinstance(perturb, Mapping) else perturbations(perturb)
     measures: Measures = {}
     for kind, replacement in kinds.items():
-        other = replacement(policy, batch, images, donors)
-        nats, logits = causality(policy, images, other.images, batch["actions"], text, replaced)
+        other = replacement(policy, batch, encoded, donors)
+        nats, logits = causality(policy, encoded, other.encoded, batch, replaced)
         where = counted & _all_replaced(other.where, replaced)
         measures |= divergence(causality_name(kind, list(kinds)), nats, where)
     if logits is None:
-        logits = policy.logits(images, batch["actions"], text)
+        logits = policy.logits_from(encoded, batch)
     if reliance:
         swapped, where = donors.actions_for(batch)
         where[:, 0] = False  # the first step of a window has no past
-        nats = action_reliance(policy, images, logits, batch["actions"], swapped, text)
+        nats = action_reliance(policy, encoded, logits, batch, swapped)
         measures |= divergence("action_reliance", nats, counted & where)
     return Evaluation(logits, measures)
 

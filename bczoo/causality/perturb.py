@@ -19,7 +19,7 @@ from torch import Tensor
 from bczoo.causality.donors import Donors
 from bczoo.core.errors import UserError
 from bczoo.core.spec import Batch
-from bczoo.models.bc.policy import BCPolicy
+from bczoo.models.policy import Policy
 
 KINDS = ("swap", "freeze", "blank", "noise", "counterfactual")
 FREEZE_STEPS = 10  # half a second
@@ -30,31 +30,31 @@ class Replacement:
     """Image tokens that take the place of the recorded ones.
 
     Args:
-        images: (B, T, I, D).
+        encoded: (B, T, I, D).
         where: (B, T) bool, steps that have a replacement at all.
     """
 
-    images: Tensor
+    encoded: Tensor
     where: Tensor
 
 
 # (policy, batch, image tokens (B, T, I, D), windows to swap with)
-Perturbation = Callable[[BCPolicy, Batch, Tensor, Donors], Replacement]
+Perturbation = Callable[[Policy, Batch, Tensor, Donors], Replacement]
 
 
-def swap(policy: BCPolicy, batch: Batch, images: Tensor, donors: Donors) -> Replacement:
+def swap(policy: Policy, batch: Batch, encoded: Tensor, donors: Donors) -> Replacement:
     """The frames of another window, of another recording where there is one."""
-    return Replacement(*donors.images_for(batch))
+    return Replacement(*donors.encoded_for(batch))
 
 
-def freeze(policy: BCPolicy, batch: Batch, images: Tensor, donors: Donors, steps: int = FREEZE_STEPS) -> Replacement:
+def freeze(policy: Policy, batch: Batch, encoded: Tensor, donors: Donors, steps: int = FREEZE_STEPS) -> Replacement:
     """The frame of ``steps`` steps ago, of half a window ago at most; the first steps of a window have none."""
-    steps = longest_freeze(steps, images.shape[1])
-    kept = images.shape[1] - steps
+    steps = longest_freeze(steps, encoded.shape[1])
+    kept = encoded.shape[1] - steps
     where = torch.zeros_like(batch["valid"])
     if steps:
         where[:, steps:] = batch["valid"][:, steps:] & batch["valid"][:, :kept]
-    return Replacement(torch.cat([images[:, :steps], images[:, :kept]], dim=1), where)
+    return Replacement(torch.cat([encoded[:, :steps], encoded[:, :kept]], dim=1), where)
 
 
 def longest_freeze(steps: int, window: int) -> int:
@@ -62,17 +62,17 @@ def longest_freeze(steps: int, window: int) -> int:
     return min(steps, window // 2)
 
 
-def blank(policy: BCPolicy, batch: Batch, images: Tensor, donors: Donors) -> Replacement:
+def blank(policy: Policy, batch: Batch, encoded: Tensor, donors: Donors) -> Replacement:
     """The clip's mean colour."""
     frames = batch["frames"]
     colour = frames.float().mean(dim=(1, 3, 4)).round().to(torch.uint8)  # (B, 3)
     flat = colour[:, None, :, None, None].expand(-1, 1, -1, *frames.shape[-2:]).contiguous()
-    return Replacement(policy.encode(flat).expand_as(images), batch["valid"])
+    return Replacement(policy.encode(flat).expand_as(encoded), batch["valid"])
 
 
-def noise(policy: BCPolicy, batch: Batch, images: Tensor, donors: Donors) -> Replacement:
+def noise(policy: Policy, batch: Batch, encoded: Tensor, donors: Donors) -> Replacement:
     """Independent random pixels, the same for the same clip whatever batch it comes in."""
-    frames = torch.stack([_random_frames(batch, i) for i in range(len(images))])
+    frames = torch.stack([_random_frames(batch, i) for i in range(len(encoded))])
     return Replacement(policy.encode(frames), batch["valid"])
 
 

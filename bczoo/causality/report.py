@@ -29,13 +29,14 @@ from bczoo.causality.perturb import FREEZE_STEPS, Perturbation, checked_kinds, l
 from bczoo.core.actions import ActionSpace
 from bczoo.core.devices import usable_device
 from bczoo.core.errors import UserError
+from bczoo.core.spec import loss_mask
 from bczoo.core.files import write_json
 from bczoo.data.dataset import WindowDataset
 from bczoo.data.index import Index, open_index
 from bczoo.data.loader import WindowLoader
 from bczoo.data.windows import Plan, split
 from bczoo.hub.source import locate
-from bczoo.models.bc.policy import BCPolicy
+from bczoo.models.policy import Policy
 from bczoo.nn.text import where_untold
 from bczoo.train.metrics import DRAWS, Measures, action_measures, bootstrap, masked_sum, summarise
 
@@ -159,7 +160,7 @@ def _kinds(perturb: Sequence[str] | str, counterfactual: str | None, replaced: i
     return kinds
 
 
-def _embedded(policy: BCPolicy, instruction: str | None) -> Tensor | None:
+def _embedded(policy: Policy, instruction: str | None) -> Tensor | None:
     """An instruction as the policy takes it, (E,)."""
     if instruction is None:
         return None
@@ -234,7 +235,7 @@ class RecordingSums:
 
 @torch.no_grad()
 def measure(
-    policy: BCPolicy,
+    policy: Policy,
     loader: WindowLoader,
     kinds: Mapping[str, Perturbation],
     replaced: int = 1,
@@ -260,7 +261,7 @@ def measure(
         if instruction is not None:
             batch["text"] = where_untold(batch["text"], instruction)
         scores = evaluate(policy, batch, kinds, replaced, donors=donors)
-        measures = scores.measures | action_measures(scores.logits, batch["actions"], batch["user"] & batch["valid"])
+        measures = scores.measures | action_measures(scores.logits, batch["actions"], loss_mask(batch))
         sums.add(measures, batch["recording"])
         if clip is not None:
             clip.add(batch, measures)

@@ -16,9 +16,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from bczoo.causality.streams import latents_of_both, ride_along
-from bczoo.models.bc.decoder import Logits
-from bczoo.models.bc.policy import BCPolicy
+from bczoo.core.spec import Batch
+from bczoo.models.policy import Policy
+from bczoo.nn.actions import Logits
 
 Nats = dict[str, Tensor]  # per group (B, T)
 
@@ -39,48 +39,32 @@ def _log_probabilities(logits: Tensor) -> Tensor:
 
 @torch.no_grad()
 def causality(
-    policy: BCPolicy,
-    images: Tensor,
-    replacements: Tensor,
-    actions: Mapping[str, Tensor],
-    text: Tensor | None = None,
-    replaced: int = 1,
+    policy: Policy, encoded: Tensor, replacements: Tensor, batch: Batch, replaced: int = 1
 ) -> tuple[Nats, Logits]:
-    """Causality score of every step, in one pass; also the logits of the recorded window.
+    """Causality score of every step; also the logits of the recorded window.
 
     Args:
-        policy: the policy, in evaluation mode.
-        images: image tokens (B, T, I, D) of the recorded frames.
-        replacements: image tokens (B, T, I, D) of what is shown instead.
-        actions: per group recorded ids (B, T, n).
-        text: (B, T, E) or None.
+        policy: in evaluation mode.
+        encoded: (B, T, ...) of the recorded frames, ``policy.encode(frames)``.
+        replacements: (B, T, ...) of what is shown instead.
+        batch: the window.
         replaced: m, how many steps up to t show their replacement when t decides.
     """
-    plain, other, embedded = latents_of_both(policy, images, replacements, actions, text, replaced)
-    logits = policy.decoder(plain, embedded)
-    return kl(logits, policy.decoder(other, embedded)), logits
+    logits, other = policy.counterfactual_logits(encoded, replacements, batch, replaced)
+    return kl(logits, other), logits
 
 
 @torch.no_grad()
 def action_reliance(
-    policy: BCPolicy,
-    images: Tensor,
-    logits: Logits,
-    actions: Mapping[str, Tensor],
-    other_actions: Mapping[str, Tensor],
-    text: Tensor | None = None,
+    policy: Policy, encoded: Tensor, logits: Logits, batch: Batch, other_actions: Mapping[str, Tensor]
 ) -> Nats:
     """The same divergence where past actions are replaced and the pictures are the recorded ones.
 
     Args:
+        policy: in evaluation mode.
+        encoded: (B, T, ...) of the recorded frames.
         logits: of the recorded window, from :func:`causality`.
+        batch: the window.
         other_actions: per group ids (B, T, n) that stand in for the past actions.
     """
-    embedded, others = policy.action_embedding(actions), policy.action_embedding(other_actions)
-    if policy.decoder.in_backbone:  # it reads the step's own actions too, and these are the recorded ones
-        seen = policy.tokens.observation(images, text)  # (B, T, P + 1, D)
-        swapped, recorded = (torch.cat([seen, policy.tokens.actions(a)], dim=2) for a in (others, embedded))
-        _, latents = ride_along(policy, swapped, recorded)
-    else:
-        latents = policy.latents(images, others, text)
-    return kl(logits, policy.decoder(latents, embedded))
+    return kl(logits, policy.other_past_logits(encoded, batch, other_actions))

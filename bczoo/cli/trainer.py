@@ -27,7 +27,7 @@ from bczoo.core.errors import UserError
 from bczoo.core.files import write_text
 from bczoo.hub.finite import check_finite
 from bczoo.hub.state import load_tensors
-from bczoo.models.bc.policy import TRAINING_SETTINGS
+from bczoo.models.model import TRAINING_SETTINGS
 from bczoo.train.callbacks.checkpoint import ResumableCheckpoint
 from bczoo.train.callbacks.finite import FiniteCheck
 from bczoo.train.callbacks.predictions import WritePredictions
@@ -140,7 +140,7 @@ class TrainerCLI(LightningCLI):
         if same_function and (before == now or self.subcommand != "fit"):
             return
         before = _flat(saved.get("hyper_parameters", {}) | before)
-        now = _flat(dict(self.model.hparams) | now)
+        now = _flat(self.model.config | now)
         changed = [f"{k}: {before.get(k)} -> {now.get(k)}" for k in sorted(before | now) if before.get(k) != now.get(k)]
         raise UserError(
             f"{path} holds another policy than the one configured ({'; '.join(changed[:5])}); give the same options, "

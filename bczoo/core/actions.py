@@ -187,6 +187,27 @@ class BinnedGroup:
 
 
 ActionGroup = HeldGroup | SwitchGroup | BinnedGroup
+
+
+def choice_meanings(group: ActionGroup) -> list[tuple]:
+    """What each choice of a group means, equal between spaces where they mean the same: a name held, a range."""
+    if isinstance(group, HeldGroup):
+        return [
+            (group.kind, None),
+            *((group.kind, name) for name in group.names[1:]),
+        ]  # id 0 is nothing, whatever its name
+    if isinstance(group, BinnedGroup):
+        return [(group.kind, group.support(i)) for i in range(group.choices)]
+    return [(group.kind, i) for i in range(group.choices)]
+
+
+def token_meanings(group: ActionGroup) -> list[tuple]:
+    """What each token of a group means: the i-th held thing, the switch of a name, the number of a group."""
+    return [
+        (group.name, group.kind, group.names[i] if isinstance(group, SwitchGroup) else i) for i in range(group.tokens)
+    ]
+
+
 _KINDS: dict[str, type] = {cls.kind: cls for cls in (HeldGroup, SwitchGroup, BinnedGroup)}
 
 KEYS = (

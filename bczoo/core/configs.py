@@ -7,14 +7,17 @@ Place in the pipeline: ``--config 600m`` and ``BCPolicy.from_config("600m")`` co
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from bczoo.core.errors import UserError
 
 if TYPE_CHECKING:
-    from bczoo.models.bc.policy import BCPolicy
+    from bczoo.models.model import Model
+
+Built = TypeVar("Built", bound="Model")
 
 _HERE = Path(__file__).parent.parent
 FOLDER = _HERE / "configs" if (_HERE / "configs").is_dir() else _HERE.parent / "configs"
@@ -45,28 +48,36 @@ def find(name: str) -> Path:
     raise UserError(f"no configuration file {name!r}{hint} Shipped by name: {', '.join(names())}")
 
 
-def load_policy(
-    cls: type[BCPolicy], config: str | Mapping[str, Any], pretrained: bool, overrides: Mapping[str, Any]
-) -> BCPolicy:
-    """Build a policy; see :meth:`bczoo.BCPolicy.from_config`."""
+def load_model(
+    cls: type[Built], config: str | Mapping[str, Any], pretrained: bool, overrides: Mapping[str, Any]
+) -> Built:
+    """Build a model; see :meth:`bczoo.Model.from_config`."""
     import yaml
     from jsonargparse import ArgumentError, ArgumentParser
 
+    from bczoo.core.parts import class_path, find_class
+    from bczoo.models.model import Model
+
+    family: type[Any] = cls
     if isinstance(config, Mapping):
         init_args, where = dict(config), "this config"
     else:
         path = find(config)
         model = (yaml.safe_load(path.read_text()) or {}).get("model", {})
         init_args, where = dict(model.get("init_args", model)), str(path)
+        if "class_path" in model:
+            family = find_class(model["class_path"], Model)
+    if not issubclass(family, cls):
+        raise UserError(f"{where} describes a {class_path(family)} and no {class_path(cls)}")
     init_args = merge(init_args, overrides)
     if not pretrained:
-        init_args = without_imagenet(init_args)
+        init_args = without_imagenet(init_args, family)
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(cls, "policy")
+    parser.add_class_arguments(family, "policy")
     try:
         return parser.instantiate_classes(parser.parse_object({"policy": init_args})).policy
     except ArgumentError as error:
-        raise UserError(f"{where} does not describe a policy: {error}") from error
+        raise UserError(f"{where} does not describe a {family.kind}: {error}") from error
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,14 +91,26 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def without_imagenet(init_args: Mapping[str, Any]) -> dict[str, Any]:
-    """A policy's arguments with an encoder that loads no ImageNet weights; other encoders stay as they are."""
-    encoder = init_args.get("encoder", {"class_path": "bczoo.ImageEncoder"})
+def without_imagenet(init_args: Mapping[str, Any], family: type | None = None) -> dict[str, Any]:
+    """A model's arguments with an encoder that loads no ImageNet weights; other encoders stay as they are.
+
+    Args:
+        init_args: of the model.
+        family: its class, whose default encoder counts where the arguments name none.
+    """
+    encoder = init_args.get("encoder", _default_encoder(family))
     if not isinstance(encoder, Mapping) or not isinstance(encoder.get("init_args", {}), Mapping):
-        return dict(init_args)  # no encoder, as its constructor will say
+        return dict(init_args)  # no encoder, or none that its constructor will take
     if "pretrained" not in encoder.get("init_args", {}) and encoder.get("class_path") != "bczoo.ImageEncoder":
         return dict(init_args)
     return {**init_args, "encoder": merge(encoder, {"init_args": {"pretrained": False}})}
+
+
+def _default_encoder(family: type | None) -> dict[str, Any] | None:
+    from bczoo.core.parts import class_path
+
+    argument = None if family is None else inspect.signature(family).parameters.get("encoder")
+    return {"class_path": class_path(argument.default)} if argument and inspect.isclass(argument.default) else None
 
 
 def with_config_paths(argv: list[str]) -> list[str]:

@@ -7,13 +7,19 @@ JSON (:attr:`Part.spec`), which goes into checkpoints, so that a policy can be r
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Mapping
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
 import lightning as L
 
 from bczoo.core import arguments
 from bczoo.core.errors import UserError
+
+PLUGINS = "bczoo"  # group of entry points
 
 
 class Configured:
@@ -64,7 +70,7 @@ def class_path(cls: type) -> str:
     return f"{module}.{cls.__qualname__}"
 
 
-def build(name: str, part: Any, base: type[T], *given: Any) -> T:
+def build_part(name: str, part: Any, base: type[T], *given: Any) -> T:
     """A part of a policy from whatever the policy was given for it.
 
     Imports nothing: of a spec only classes that are already known are built.
@@ -84,18 +90,50 @@ def build(name: str, part: Any, base: type[T], *given: Any) -> T:
         if not isinstance(made, base):
             arguments.refuse(name, part, f"of class {base.__name__}, or an object with class_path and init_args")
         return made
-    known = {class_path(cls): cls for cls in _subclasses(base) if not cls.__dict__.get("template")}
-    path = part.get("class_path")
-    if not isinstance(path, str) or path not in known:
-        raise UserError(
-            f"{arguments.shown(path)} is not a known {base.__name__}; known are {sorted(known)}. "
-            "A part of your own must be imported before the policy is built."
-        )
+    cls = find_class(part.get("class_path"), base)
     init_args = part.get("init_args", {})
     if not isinstance(init_args, Mapping):
-        arguments.refuse(f"init_args of {path}", init_args, "an object of its arguments by name")
-    arguments.check_call(path, known[path], *given, **init_args)
-    return known[path](*given, **init_args)
+        arguments.refuse(f"init_args of {part.get('class_path')}", init_args, "an object of its arguments by name")
+    arguments.check_call(class_path(cls), cls, *given, **init_args)
+    return cls(*given, **init_args)
+
+
+def find_class(path: Any, base: type[T]) -> type[T]:
+    """The class of a part or family by its import path.
+
+    Found are bczoo's own, those that are imported already, and those of installed packages that name their modules as
+    entry points of the group ``bczoo``. Nothing else is imported, whatever a file says.
+
+    Raises:
+        UserError: there is none; says how to make it known.
+    """
+    if isinstance(path, str) and path.startswith("bczoo."):
+        getattr(import_module("bczoo"), path.removeprefix("bczoo."), None)  # loads its module
+    if isinstance(path, str) and path not in _known(base):
+        _load_plugins()
+    known = _known(base)
+    if not isinstance(path, str) or path not in known:
+        own = isinstance(path, str) and "." in path and not path.startswith("bczoo.")
+        module = path.rpartition(".")[0] if own else "my_module"
+        raise UserError(
+            f"{arguments.shown(path)} is not a known {base.__name__}; known are {sorted(known)}. A class of your own has "
+            f"to be imported first: --import {module} on the command line, import {module} in Python"
+        )
+    return known[path]
+
+
+def _known(base: type[T]) -> dict[str, type[T]]:
+    return {class_path(cls): cls for cls in _subclasses(base) if not cls.__dict__.get("template")}
+
+
+@cache
+def _load_plugins() -> None:
+    """Import what installed packages offer."""
+    for entry in entry_points(group=PLUGINS):
+        try:
+            entry.load()
+        except Exception as error:
+            warnings.warn(f"the plugin {entry.name} ({entry.value}) cannot be imported: {error}", stacklevel=2)
 
 
 def _subclasses(cls: type[T]) -> list[type[T]]:

@@ -46,8 +46,11 @@ class InputSpec:
         arguments.one_of("resize", self.resize, FILTERS)
 
 
+FILL = -1  # recording number of a window that only fills up a batch
+
+
 class Batch(TypedDict):
-    """A batch of windows. A step counts in the loss where ``user & valid``."""
+    """A batch of windows; :func:`loss_mask` says which steps count."""
 
     frames: Tensor  # (B, T, 3, H, W) uint8, RGB
     actions: dict[str, Tensor]  # per group (B, T, n) int64, the action taken after seeing the frame
@@ -57,3 +60,8 @@ class Batch(TypedDict):
     valid: Tensor  # (B, T) bool, False on padding and on frames that could not be read
     recording: Tensor  # (B,) int64, index of the recording, -1 for a window that only fills up the batch
     start: Tensor  # (B,) int64, first frame of the window
+
+
+def loss_mask(batch: Batch) -> Tensor:
+    """Steps (B, T) that count in loss and metrics: with a person's action and a frame that could be read."""
+    return batch["user"] & batch["valid"]

@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from bczoo.core.spec import Batch
+from bczoo.core.spec import FILL, Batch
 from bczoo.data.errors import FrameReadError
 from bczoo.data.index import Index
 from bczoo.data.recording import SYSTEM, USER
 from bczoo.data.video import read_frames
-from bczoo.data.windows import FILL, Key
+from bczoo.data.windows import Key
 
 
 class WindowDataset(Dataset[Batch]):

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from bczoo.core.errors import UserError
+from bczoo.core.spec import FILL
 from bczoo.data.index import Index
 
-FILL = -1  # recording number of a window that only fills up a batch
 Key = tuple[int, int]  # (recording, start)
 
 _SPLIT, _ORDER, _OFFSET, _WINDOW = 1, 2, 3, 4  # independent draws from one name

@@ -17,11 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from bczoo.core.arguments import check_call
 from bczoo.core.configs import without_imagenet
 from bczoo.core.errors import UserError
+from bczoo.core.parts import class_path, find_class
 
 if TYPE_CHECKING:
-    from bczoo.models.bc.policy import BCPolicy
+    from bczoo.models.model import Model
 
 LARGEST_NUMBER = 1_000_000  # any number in a config
 MOST_TENSORS = 20_000  # parameters of a policy, each counted as one
@@ -34,48 +36,85 @@ class Header(NamedTuple):
     floating: bool
 
 
-def check_config(config: Any, stored: Mapping[str, Header], where: Path, cls: type[BCPolicy] | None = None) -> None:
-    """Raise unless a config describes a policy, and the stored weights are that policy's.
+def check_spec(spec: Any, stored: Mapping[str, Header], where: Path, cls: type[Model] | None = None) -> type[Model]:
+    """Raise unless a spec describes a model, and the stored weights are that model's; returns its family.
 
     Args:
-        config: arguments of the policy.
+        spec: ``{"class_path": ..., "init_args": {...}}``.
         stored: header of every tensor by state-dict name.
-        where: the file that the config is from, for errors.
-        cls: class of the policy; BCPolicy if left out.
+        where: the file that the spec is from, for errors.
+        cls: family that it has to be of; any if left out.
     """
-    policy = described(config, where, cls)
-    if differing := sorted(config.keys() ^ policy.config.keys()):
-        raise UserError(f"{where}: these entries of the policy are unknown or missing: {', '.join(differing)}")
-    _compare(policy.state_dict(), stored, where)
+    model = described(spec, where, cls)
+    if differing := sorted(spec["init_args"].keys() ^ model.config.keys()):
+        raise UserError(f"{where}: these entries of the {model.kind} are unknown or missing: {', '.join(differing)}")
+    _compare(model.state_dict(), stored, where)
+    return type(model)
 
 
-def described(config: Any, where: Path, cls: type[BCPolicy] | None = None) -> BCPolicy:
-    """The policy that a config describes, without memory (on the meta device)."""
-    if not isinstance(config, Mapping):
-        raise UserError(f"{where}: a policy is described by an object, not by a {type(config).__name__}")
+def described(spec: Any, where: Path, cls: type[Model] | None = None) -> Model:
+    """The model that a spec describes, without memory (on the meta device)."""
+    family = family_of(spec, where, cls)
     try:
-        check_numbers(config, where)
+        check_numbers(spec["init_args"], where)
     except RecursionError as error:
-        raise UserError(f"{where} does not describe a policy: it is nested without end") from error
+        raise UserError(f"{where} does not describe a {family.kind}: it is nested without end") from error
     with torch.device("meta"), _parameters():
-        return _build(config, where, cls)
+        return _build(family, spec["init_args"], where)
 
 
-def build_without_weights(config: Mapping[str, Any], where: Path, cls: type[BCPolicy] | None = None) -> BCPolicy:
-    """The policy of a checked config, its parameters on the meta device, for weights to be assigned."""
+def build_without_weights(spec: Mapping[str, Any], where: Path, cls: type[Model] | None = None) -> Model:
+    """The model of a checked spec, its parameters on the meta device, for weights to be assigned."""
     with _parameters(on_meta=True):
-        return _build(config, where, cls)
+        return _build(family_of(spec, where, cls), spec["init_args"], where)
 
 
-def _build(config: Mapping[str, Any], where: Path, cls: type[BCPolicy] | None) -> BCPolicy:
-    from bczoo.models.bc.policy import BCPolicy
+def family_of(spec: Any, where: Path, cls: type[Model] | None = None) -> type[Model]:
+    """The class of a spec.
 
+    Raises:
+        UserError: it is not laid out as one, it is of another family than ``cls``, or of one that is not known here.
+    """
+    from bczoo.models.model import Model
+
+    if not isinstance(spec, Mapping) or not isinstance(spec.get("init_args"), Mapping):
+        raise UserError(f"{where}: a model is described by an object with class_path and init_args")
     try:
-        return (cls or BCPolicy)(**without_imagenet(config))
+        family = find_class(spec.get("class_path"), Model)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    if cls is not None and not issubclass(family, cls):
+        raise UserError(
+            f"{where} holds a {class_path(family)} and no {class_path(cls)}; bczoo.from_pretrained loads any family"
+        )
+    return family
+
+
+def check_rebuilds(model: Model) -> None:
+    """Raise unless a model can be built again from what is saved of it: then its weights would be of no use."""
+    where = Path(type(model).__name__)
+    stored = {k: Header(tuple(t.shape), t.is_floating_point()) for k, t in plain_names(model.state_dict()).items()}
+    try:
+        check_spec(model.spec, stored, where)
+    except UserError as error:
+        raise UserError(
+            f"this {model.kind} cannot be rebuilt from its arguments, so nothing could load what is trained: {error}"
+        ) from error
+
+
+def plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict without what ``torch.compile`` adds to names."""
+    return {".".join(part for part in name.split(".") if part != "_orig_mod"): t for name, t in state.items()}
+
+
+def _build(family: type[Model], init_args: Mapping[str, Any], where: Path) -> Model:
+    try:
+        check_call(family.__name__, family, **init_args)
+        return family(**without_imagenet(init_args, family))
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     except Exception as error:  # whatever a wrong value leads to, it is the file that is wrong
-        raise UserError(f"{where} does not describe a policy: {error}") from error
+        raise UserError(f"{where} does not describe a {family.kind}: {error}") from error
 
 
 def check_numbers(value: Any, where: Path, entry: str = "policy") -> None:
@@ -101,7 +140,7 @@ def _compare(expected: Mapping[str, Tensor], stored: Mapping[str, Header], where
         ],
     }
     if found := "; ".join(f"{what}: {some(names)}" for what, names in problems.items() if names):
-        raise UserError(f"the weights are not those of the policy that {where} describes; {found}")
+        raise UserError(f"the weights are not those of the model that {where} describes; {found}")
 
 
 def some(names: list[str]) -> str:

@@ -10,19 +10,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from bczoo.core.actions import BinnedGroup
+from bczoo.core.parts import class_path
 from bczoo.train.run_record import Record, weights_step
 
 if TYPE_CHECKING:
     import torch
 
-    from bczoo.models.bc.policy import BCPolicy
+    from bczoo.models.policy import Policy
 
 TAGS = ["bczoo", "behavior-cloning", "imitation-learning", "video-games", "game-playing"]
 
 
 def model_card(
     name: str,
-    policy: BCPolicy,
+    policy: Policy,
     record: Record,
     license: str | None = None,
     dtype: torch.dtype | None = None,
@@ -50,7 +51,7 @@ def model_card(
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _own_dtype(policy: BCPolicy) -> torch.dtype:
+def _own_dtype(policy: Policy) -> torch.dtype:
     return next(policy.parameters()).dtype
 
 
@@ -87,7 +88,7 @@ def _of_these_weights(record: Record) -> dict[str, Any]:
     return {env: p for env, p in record.get("play", {}).items() if p["step"] == step and "policy" in p["players"]}
 
 
-def _introduction(policy: BCPolicy, dtype: torch.dtype | None) -> str:
+def _introduction(policy: Policy, dtype: torch.dtype | None) -> str:
     spec, counts = policy.input_spec, policy.parameter_counts()
     groups = [
         f"| `{g.name}` | {g.tokens} | {g.choices} | "
@@ -97,12 +98,11 @@ def _introduction(policy: BCPolicy, dtype: torch.dtype | None) -> str:
     ]
     return "\n".join(
         [
-            "A behaviour cloning policy for video games, for the Python package `bczoo`: pixels and an optional "
-            "instruction in, actions out. The architecture is that of "
-            "[Scaling Behavior Cloning Improves Causal Reasoning](https://arxiv.org/abs/2601.04575).",
+            "A behaviour cloning policy for video games, for the Python package `bczoo`: pixels "
+            f"{'and an optional instruction ' if spec.text_dim else ''}in, actions out. {_architecture(policy)}",
             "",
-            f"- {counts['total']:,} parameters: backbone {counts['backbone']:,}, decoder {counts['decoder']:,}, "
-            f"image encoder {counts['image']:,}; saved as {str(dtype or _own_dtype(policy)).removeprefix('torch.')}",
+            f"- {counts.pop('total'):,} parameters: {', '.join(f'{part} {n:,}' for part, n in counts.items())}; saved as "
+            f"{str(dtype or _own_dtype(policy)).removeprefix('torch.')}",
             f"- frames: {spec.frame_size} x {spec.frame_size} pixels, RGB, brought to this size with the filter "
             f"`{spec.resize}` (the agent does it)",
             f"- {spec.fps:g} steps a second, memory of {spec.window} steps",
@@ -116,15 +116,22 @@ def _introduction(policy: BCPolicy, dtype: torch.dtype | None) -> str:
     )
 
 
-def _use(name: str, policy: BCPolicy) -> str:
+def _architecture(policy: Policy) -> str:
+    family = class_path(type(policy))
+    if policy.reference is None:
+        return f"Its family is `{family}`, which has to be imported before it is loaded."
+    return f"The architecture (`{family}`) is that of {policy.reference}."
+
+
+def _use(name: str, policy: Policy) -> str:
     size = policy.input_spec.frame_size
     text = ', text="go to the red door"' if policy.input_spec.text_dim else ""
     return f"""## How to use
 
 ```python
-from bczoo import BCPolicy
+import bczoo
 
-policy = BCPolicy.from_pretrained("{name}")  # path of this folder, or org/{name} on the Hub
+policy = bczoo.from_pretrained("{name}")  # path of this folder, or org/{name} on the Hub
 agent = policy.agent(temperature=1.0, seed=0)
 # a frame is uint8 (height, width, 3) of any size; it is brought to {size} x {size}
 decision = agent.step(frame{text})

@@ -21,26 +21,34 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from bczoo.core.configs import without_imagenet
 from bczoo.core.errors import UserError
 from bczoo.core.files import PartialPath, flush, flush_entry, sweep, write_json, write_text
-from bczoo.hub.build import Header, build_without_weights, check_config, some
+from bczoo.hub.build import Header, build_without_weights, check_spec, some
 from bczoo.hub.finite import check_finite
 from bczoo.train.run_record import PUBLISHED_RECORD, read_json, read_record
 
 if TYPE_CHECKING:
-    from bczoo.models.bc.policy import BCPolicy
+    from bczoo.models.model import Model
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 INDEX = f"{WEIGHTS}.index.json"
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 SHARD_SIZE = "5GB"
 
-FORMAT_VERSION = 1
-UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}  # n -> what makes a config of version n + 1
+FORMAT_VERSION = 2
 
 LARGEST_HEADER = 16 << 20  # bytes of the header of a weights file; that of the 1.2b takes 0.1 MB
 FLOATS = {"F64", "F32", "F16", "BF16"}
+
+
+def _name_the_family(content: dict[str, Any]) -> dict[str, Any]:
+    """Format 1 knew one family and held its arguments alone."""
+    return content | {"policy": {"class_path": "bczoo.BCPolicy", "init_args": content.get("policy")}}
+
+
+UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    1: _name_the_family
+}  # n -> a config of version n + 1
 
 
 @dataclass(frozen=True)
@@ -58,13 +66,15 @@ class PublishedFolder:
 
     Args:
         path: the folder.
-        config: arguments of the policy.
+        spec: family and arguments of the model, ``{"class_path": ..., "init_args": {...}}``.
         tensors: header of every tensor by state-dict name.
+        family: the model's class.
     """
 
     path: Path
-    config: dict[str, Any]
+    spec: dict[str, Any]
     tensors: dict[str, StoredTensor]
+    family: type[Model]
 
     @property
     def record(self) -> dict[str, Any]:
@@ -77,7 +87,7 @@ class PublishedFolder:
 
 def write_folder(
     folder: str | Path,
-    config: Mapping[str, Any],
+    spec: Mapping[str, Any],
     state: Mapping[str, Tensor],
     card: str,
     record: Mapping[str, Any] | None = None,
@@ -87,7 +97,7 @@ def write_folder(
 
     Args:
         folder: where to.
-        config: :attr:`bczoo.BCPolicy.config`.
+        spec: :attr:`bczoo.Model.spec`.
         state: weights by plain state-dict names (``bczoo.hub.state.plain_state``).
         card: text of README.md.
         record: what is known of the training, for training.json.
@@ -105,7 +115,7 @@ def write_folder(
         raise UserError(f"{folder} holds other things than a policy; give a new or an empty folder")
     check_finite(state, "this policy")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    content = {"format_version": FORMAT_VERSION, "library_name": "bczoo", "policy": without_imagenet(config)}
+    content = {"format_version": FORMAT_VERSION, "library_name": "bczoo", "policy": dict(spec)}
     sweep(folder.parent)
     # Into a folder beside it first, and read back, so that what cannot be loaded is never put in place. Files are
     # replaced, not written over: a policy that is mapped from the old ones goes on living.
@@ -141,7 +151,7 @@ def write_folder(
 # ---------------------------------------------------------------------------------------------------- reading
 
 
-def read_folder(folder: str | Path, cls: type[BCPolicy] | None = None) -> PublishedFolder:
+def read_folder(folder: str | Path, cls: type[Model] | None = None) -> PublishedFolder:
     """Read config and headers and check that they describe one and the same policy; no weights are read.
 
     Raises:
@@ -150,29 +160,28 @@ def read_folder(folder: str | Path, cls: type[BCPolicy] | None = None) -> Publis
     folder = Path(folder)
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder} is not a published policy: it has no {CONFIG}; `bczoo export` writes one")
-    config = read_config(folder / CONFIG)
+    spec = read_config(folder / CONFIG)
     tensors = _read_headers(folder)
     headers = {name: Header(t.shape, t.dtype in FLOATS) for name, t in tensors.items()}
-    check_config(config, headers, folder / CONFIG, cls)
-    return PublishedFolder(folder, config, tensors)
+    return PublishedFolder(folder, spec, tensors, check_spec(spec, headers, folder / CONFIG, cls))
 
 
 def load_folder(
     folder: str | Path,
-    cls: type[BCPolicy] | None = None,
+    cls: type[Model] | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
-) -> BCPolicy:
+) -> Model:
     """The policy of a published folder, in evaluation mode.
 
     Args:
         folder: a folder that :func:`write_folder` wrote.
-        cls: class of the policy; BCPolicy if left out.
+        cls: family that it has to be of; any if left out.
         device: where the weights go.
         dtype: brings the weights to this type; as they were saved if left out.
     """
     published = read_folder(folder, cls)
-    policy = build_without_weights(published.config, published.path / CONFIG, cls)
+    policy = build_without_weights(published.spec, published.path / CONFIG, cls)
     policy.load_state_dict(read_weights(published, device, dtype), assign=True)
     return policy.to(device).eval()
 
@@ -198,7 +207,7 @@ def read_weights(
 
 
 def read_config(path: Path) -> Any:
-    """Arguments of the policy of a ``config.json``, brought to today's format; they are not checked yet."""
+    """Family and arguments of the model of a ``config.json``, brought to today's format; they are not checked yet."""
     content = read_json(path)
     version = content.get("format_version")
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:

@@ -85,13 +85,14 @@ def from_open_p2p(source: str, out: str, checkpoint: str | None = None, license:
     config = _read_config(folder / CONFIG_FILE)
     content = load_tensors(path)
     weights, step = content["state_dict"], content.get("global_step")
-    policy = described(policy_arguments(config, weights, folder / CONFIG_FILE), folder / CONFIG_FILE)
+    arguments = policy_arguments(config, weights, folder / CONFIG_FILE)
+    policy: Any = described({"class_path": "bczoo.BCPolicy", "init_args": arguments}, folder / CONFIG_FILE)
     state = to_ours(policy, weights, path)
     where = path.resolve()
     record: dict[str, Any] = {"converted_from": f"Pixels2Play {where.parent.name}/{where.name}"}
     record |= {"license": license} if license else {}
     record |= {"training": {"steps": step}} if isinstance(step, int) else {}
-    write_folder(out, policy.config, state, model_card(Path(out).resolve().name, policy, record), record)
+    write_folder(out, policy.spec, state, model_card(Path(out).resolve().name, policy, record), record)
     print(f"{out}: {policy.parameter_counts()['total']:,} parameters, from {path.name}")
 
 
@@ -105,7 +106,7 @@ def to_open_p2p(source: str, out: str) -> None:
     import lightning
 
     found = locate(source)
-    policy = found.load()
+    policy = found.load(BCPolicy)
     config = open_p2p_config(policy)
     state = to_theirs(policy)
     kept = sorted(k for k, v in state.items() if v.dtype == torch.float32 and k.endswith(IN_BFLOAT16))

@@ -8,23 +8,26 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import torch
 from torch import Tensor
 
-from bczoo.core.configs import without_imagenet
 from bczoo.core.errors import UserError
-from bczoo.hub.build import build_without_weights, check_config
-from bczoo.hub.folder import CONFIG, load_folder, read_folder, read_weights
+from bczoo.hub.build import build_without_weights, check_spec, described, family_of
+from bczoo.hub.folder import CONFIG, PublishedFolder, load_folder, read_folder, read_weights
 from bczoo.hub.remote import fetch, is_repository
 from bczoo.hub.state import Checkpoint, read_checkpoint
 from bczoo.train.callbacks.checkpoint import LAST
 from bczoo.train.run_record import PUBLISHED_RECORD, RUN_RECORD, read_record, weights_step
 
 if TYPE_CHECKING:
-    from bczoo.models.bc.policy import BCPolicy
+    from bczoo.models.model import Model
+    from bczoo.models.policy import Policy
+
+Loaded = TypeVar("Loaded", bound="Model")
 
 
 @dataclass(frozen=True)
@@ -40,41 +43,74 @@ class Source:
     repository: str | None = None
 
     @property
-    def published(self) -> bool:
+    def exported(self) -> bool:
         return self.path.is_dir()
 
+    @cached_property
+    def _content(self) -> PublishedFolder | Checkpoint:
+        return read_folder(self.path) if self.exported else read_checkpoint(self.path)
+
+    @property
+    def family(self) -> type[Model]:
+        """The class of the model."""
+        return family_of(self._content.spec, self._where)
+
+    @property
+    def _where(self) -> Path:
+        return self.path / CONFIG if self.exported else self.path
+
+    @overload
     def load(
-        self,
-        cls: type[BCPolicy] | None = None,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype | None = None,
-    ) -> BCPolicy:
-        """The policy, in evaluation mode."""
-        if self.published:
-            return load_folder(self.path, cls, device, dtype)
-        checkpoint = self._checkpoint(cls)
-        policy = build_without_weights(checkpoint.config, self.path, cls)
-        policy.load_state_dict({k: v.clone() for k, v in checkpoint.state.items()}, assign=True)
-        return policy.to(device=device, dtype=dtype).eval()
+        self, cls: None = None, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+    ) -> Policy: ...
 
-    def config_and_weights(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Arguments and float32 weights of the policy, for training to go on from."""
-        if self.published:
-            published = read_folder(self.path)
-            return without_imagenet(published.config), read_weights(published, dtype=torch.float32)
-        checkpoint = self._checkpoint()
-        return without_imagenet(checkpoint.config), checkpoint.state
+    @overload
+    def load(
+        self, cls: type[Loaded], device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+    ) -> Loaded: ...
 
-    def _checkpoint(self, cls: type[BCPolicy] | None = None) -> Checkpoint:
-        """The checkpoint, checked to be of one policy."""
+    def load(
+        self, cls: type[Any] | None = None, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+    ) -> Any:
+        """The model, in evaluation mode.
+
+        Args:
+            cls: family that it has to be of; a Policy of any family if left out.
+            device: where the weights go.
+            dtype: brings the weights to this type; as they were saved if left out.
+        """
+        from bczoo.models.policy import Policy
+
+        wanted = cls or Policy
+        if self.exported:
+            return load_folder(self.path, wanted, device, dtype)
+        checkpoint = self._checkpoint(wanted)
+        model = build_without_weights(checkpoint.spec, self.path, wanted)
+        model.load_state_dict({k: v.clone() for k, v in checkpoint.state.items()}, assign=True)
+        return model.to(device=device, dtype=dtype).eval()
+
+    def blueprint(self) -> Policy:
+        """The policy without memory (on the meta device), for what it says of itself."""
+        from bczoo.models.policy import Policy
+
+        return described(self._content.spec, self._where, Policy)  # type: ignore[return-value]
+
+    def float_weights(self) -> dict[str, Tensor]:
+        """The weights in float32, for training to go on from."""
+        if isinstance(self._content, PublishedFolder):
+            return read_weights(self._content, dtype=torch.float32)
+        return self._checkpoint().state
+
+    def _checkpoint(self, cls: type[Model] | None = None) -> Checkpoint:
+        """The checkpoint, checked to be of one model."""
         checkpoint = read_checkpoint(self.path)
-        check_config(checkpoint.config, checkpoint.headers, self.path, cls)
+        check_spec(checkpoint.spec, checkpoint.headers, self.path, cls)
         return checkpoint
 
     @property
     def record(self) -> dict[str, Any]:
         """What is known of the training; empty if nothing is."""
-        if self.published:
+        if self.exported:
             return read_record(self.path / PUBLISHED_RECORD)
         record, checkpoint = read_record(self.path.parent.parent / RUN_RECORD), read_checkpoint(self.path)
         # another run may have been started beside a checkpoint, or the same one gone on
@@ -125,3 +161,10 @@ def locate(
         f"there is no policy {name!r}{hint} A policy is a published folder, a run such as runs/quickstart, "
         "a .ckpt file, or org/name on the Hugging Face Hub"
     )
+
+
+def from_pretrained(source: str | Path, *args: Any, **options: Any) -> Policy:
+    """A trained policy of whatever family the source holds; options as of :meth:`bczoo.Model.from_pretrained`."""
+    from bczoo.models.policy import Policy
+
+    return Policy.from_pretrained(source, *args, **options)

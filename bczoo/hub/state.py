@@ -17,18 +17,19 @@ import torch
 from torch import Tensor
 
 from bczoo.core.errors import UserError
-from bczoo.hub.build import Header, some
+from bczoo.hub.build import Header, plain_names, some
 from bczoo.hub.finite import check_finite
 
 if TYPE_CHECKING:
-    from bczoo.models.bc.policy import BCPolicy
+    from bczoo.models.model import Model
 
+CLASS_PATH = "bczoo_class_path"  # key of a checkpoint
 RUN_STATE = "RunRecord"  # where that callback's state is in a checkpoint
 LORA_SCALE = "bczoo_lora_scale"  # key of a checkpoint
 LORA_A, LORA_B = ".lora_A.default.weight", ".lora_B.default.weight"  # what peft appends to a layer's name
 
 
-def plain_state(policy: BCPolicy, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+def plain_state(policy: Model, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """The weights of a policy, on the CPU, LoRA merged.
 
     Args:
@@ -59,7 +60,7 @@ def plain(
 
 def _entries(state: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, tuple[Tensor, Tensor] | None]]:
     """Plain name to tensor and the LoRA matrices (A, B) to merge into it, if there are any."""
-    state = {".".join(part for part in name.split(".") if part != "_orig_mod"): t for name, t in state.items()}
+    state = plain_names(state)
     adapted = {name.removesuffix(LORA_A) for name in state if name.endswith(LORA_A)}
     out: dict[str, tuple[Tensor, tuple[Tensor, Tensor] | None]] = {}
     for name, tensor in state.items():
@@ -78,7 +79,7 @@ class Checkpoint(NamedTuple):
 
     Args:
         path: the file.
-        config: arguments of the policy.
+        spec: family and arguments of the model.
         raw: weights as they were trained.
         lora_scale: of their LoRA matrices.
         step: optimiser steps.
@@ -86,7 +87,7 @@ class Checkpoint(NamedTuple):
     """
 
     path: Path
-    config: dict[str, Any]
+    spec: dict[str, Any]
     raw: dict[str, Tensor]
     lora_scale: float | None
     step: int
@@ -152,4 +153,6 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     run = kept.get("run") if isinstance(kept, dict) else None
     if not isinstance(config, dict) or not isinstance(step, int) or not isinstance(scale, float | int | None):
         raise UserError(f"{path} is not a checkpoint of a bczoo policy")
-    return Checkpoint(Path(path), config, content["state_dict"], scale, step, run if isinstance(run, str) else None)
+    # checkpoints that name no class are from when there was one
+    spec = {"class_path": content.get(CLASS_PATH, "bczoo.BCPolicy"), "init_args": config}
+    return Checkpoint(Path(path), spec, content["state_dict"], scale, step, run if isinstance(run, str) else None)

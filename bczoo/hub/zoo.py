@@ -18,7 +18,7 @@ from bczoo.core.errors import UserError
 from bczoo.core.files import write_text
 from bczoo.hub.build import described
 from bczoo.hub.folder import read_folder
-from bczoo.models.bc.policy import BCPolicy
+from bczoo.models.policy import Policy
 
 SECTIONS = {"trained", "published"}
 ENTRIES = {
@@ -81,7 +81,7 @@ def _trained(rows: list[dict[str, Any]], root: Path) -> list[str]:
     details: list[str] = []
     for row in rows:
         published = read_folder(root / row["folder"])
-        policy = described(published.config, published.path)
+        policy: Any = described(published.spec, published.path)
         record, name = published.record, f"{root.name}/{row['folder']}"
         if lacking := sorted({"training", "data", "license", "flaws"} - record.keys()):
             raise UserError(f"{published.path} was exported without {', '.join(lacking)}; export it from its run")
@@ -110,7 +110,7 @@ def _returns(record: Mapping[str, Any]) -> list[str]:
     return [*lines, "", "Mean return in games that were not trained on, with its 95 % interval."]
 
 
-def _perplexities(record: Mapping[str, Any], policy: BCPolicy) -> list[str]:
+def _perplexities(record: Mapping[str, Any], policy: Policy) -> list[str]:
     metrics = record.get("metrics", {})
     groups = [g.name for g in policy.action_space.groups if f"val/perplexity/{g.name}" in metrics]
     if not groups:
@@ -139,7 +139,7 @@ def _published(rows: list[dict[str, Any]]) -> list[str]:
     commands: list[str] = []
     for row in rows:
         with torch.device("meta"):
-            policy = BCPolicy.from_config(row["architecture"], pretrained=False)
+            policy: Any = Policy.from_config(row["architecture"], pretrained=False)
         lines.append(
             f"| {row['name']} | `{row['architecture']}` | {_parameters(policy)} | "
             f"[{row['hub']}](https://huggingface.co/{row['hub']}), `{row['folder']}/` | {row['training']} | "
@@ -154,7 +154,7 @@ def _published(rows: list[dict[str, Any]]) -> list[str]:
     return [*lines, "", *commands, "Known flaws:", "", *(f"- {flaw}" for flaw in flaws)]
 
 
-def _parameters(policy: BCPolicy) -> str:
+def _parameters(policy: Policy) -> str:
     counts = policy.parameter_counts()
     total, *parts = (counts[k] / 1e6 for k in ("total", "image", "backbone", "decoder"))
     return f"{total:.2f} M ({' + '.join(f'{p:.2f}' for p in parts)})"

@@ -1,8 +1,7 @@
 """How queries meet keys: the two attention backends over a whole window.
 
 Place in the pipeline: a block computes q, k and v and hands them to an :data:`Attend`. In training that is a
-:class:`WindowAttention` (this file), in play the memory of an agent (``bczoo.models.bc.memory``); the block does not
-know which.
+:class:`WindowAttention` (this file), in play the memory of a session; the block does not know which.
 
 Shape legend: B batch, N heads, M key/value heads, L query tokens, K sinks, H head dim.
 """
@@ -16,9 +15,6 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from bczoo.models.bc import masks
-from bczoo.models.bc.layout import StepLayout
 
 Sinks = tuple[Tensor, Tensor] | None  # keys and values (M, K, H), visible to every query
 Attend = Callable[[Tensor, Tensor, Tensor, Sinks], Tensor]  # q (B,N,L,H), k and v (B,M,L,H) -> (B,N,L,H)
@@ -77,19 +73,3 @@ def resolve_backend(backend: Backend, device: torch.device) -> Literal["sdpa", "
     if backend not in ("sdpa", "flex"):
         raise ValueError(f"attention must be auto, sdpa or flex, got {backend!r}")
     return backend
-
-
-@lru_cache(maxsize=256)  # one entry per layer at most, for a few window lengths
-def window_attention(
-    layout: StepLayout,
-    steps: int,
-    history: int,
-    sinks: int,
-    device: torch.device,
-    backend: Literal["sdpa", "flex"],
-) -> WindowAttention:
-    """The attention of a window of ``steps`` steps; equal arguments share one mask."""
-    with torch.inference_mode(False):  # a mask first built in validation is used in training too
-        if backend == "flex":
-            return WindowAttention(masks.block_mask(layout, steps, history, sinks, device), flex)
-        return WindowAttention(masks.dense_mask(layout, steps, history, sinks, device), sdpa)

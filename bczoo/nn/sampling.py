@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from bczoo.core.actions import ActionSpace
 from bczoo.core.errors import UserError
 
 LARGEST_BELOW_ONE = math.nextafter(1.0, 0.0)
@@ -103,3 +105,7 @@ class Choice:
         ids, p = self.sampler.draw(logits, self.u[:, tokens])
         self.p[:, tokens, : p.shape[-1]] = p
         return ids
+
+    def all(self, logits: Mapping[str, Tensor], space: ActionSpace) -> Tensor:
+        """Logits (R, n, V) of all groups to ids (R, A), every token independent of the others."""
+        return torch.cat([self(part, logits[name]) for name, part in space.slices.items()], dim=-1)

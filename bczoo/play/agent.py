@@ -1,8 +1,8 @@
 """The streaming agent: one frame in, one action out.
 
-Place in the pipeline: in play (evaluation, servers) frames arrive one at a time. The agent resizes them as in
-training, has ``bczoo.models.bc.session`` run the policy once per frame over its memory, and turns the ids that were drawn
-into keys and pixels. Many games can share one agent: one forward steps all of them.
+Place in the pipeline: in play (evaluation, servers) frames arrive one at a time. The agent resizes them as in training,
+has the policy's :class:`~bczoo.models.session.Session` decide, and turns the ids that were sampled into keys and pixels.
+Many games can share one agent: one forward steps all of them.
 
 Shape legend: R games, r games of a call, A action tokens, n tokens and V choices of a group, E text width.
 """
@@ -10,7 +10,6 @@ Shape legend: R games, r games of a call, A action tokens, n tokens and V choice
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Sequence
 from typing import Any, get_args
 
@@ -21,8 +20,7 @@ from torch import Tensor
 from bczoo.core.actions import Decision, MouseDecoding, Values
 from bczoo.core.errors import UserError
 from bczoo.core.frames import resize
-from bczoo.models.bc.policy import NO_TEXT, BCPolicy
-from bczoo.models.bc.session import GraphedStream, GraphError, Stream
+from bczoo.models.policy import NO_TEXT, Policy
 from bczoo.nn.sampling import Sampler
 from bczoo.play.latency import StageTimes
 
@@ -31,13 +29,11 @@ QUEUED = ("encode", "backbone", "decode")  # stages that a GPU works through on 
 
 
 class Agent:
-    """Plays ``games`` games with one policy. State lives here, never in the policy.
-
-    All memory is taken at once: keys and values of a window for every game.
+    """Plays ``num_envs`` games with one policy. State lives in a session, never in the policy; its memory is taken at once.
 
     Args:
         policy: the policy; put into evaluation mode.
-        games: how many games it plays side by side.
+        num_envs: how many games it plays side by side.
         temperature: divides the logits before sampling.
         top_p: sample only from the most likely choices that together reach this mass.
         mouse: how a mouse bin becomes pixels: ``truncated_normal``, ``mean`` or ``conservative``.
@@ -47,6 +43,7 @@ class Agent:
             be recorded.
 
     Attributes:
+        session: state of the games.
         times: give it a :class:`~bczoo.play.latency.StageTimes` to measure every step's stages.
 
     Raises:
@@ -55,8 +52,8 @@ class Agent:
 
     def __init__(
         self,
-        policy: BCPolicy,
-        games: int = 1,
+        policy: Policy,
+        num_envs: int = 1,
         temperature: float = 1.0,
         top_p: float | None = None,
         mouse: MouseDecoding = "truncated_normal",
@@ -64,26 +61,25 @@ class Agent:
         greedy: bool = False,
         cuda_graphs: bool | None = None,
     ) -> None:
-        if games < 1:
-            raise UserError(f"games must be at least 1, got {games}")
+        if num_envs < 1:
+            raise UserError(f"num_envs must be at least 1, got {num_envs}")
         if mouse not in get_args(MouseDecoding):
             raise UserError(f"mouse is one of {', '.join(get_args(MouseDecoding))}, got {mouse!r}")
         self.policy = policy.eval()
-        self.space, self.games, self.mouse = policy.action_space, games, mouse
+        self.space, self.num_envs, self.mouse = policy.action_space, num_envs, mouse
         self.sampler = Sampler(max(g.choices for g in self.space.groups), temperature, top_p, greedy)
-        self.rngs = [np.random.default_rng([seed, row]) for row in range(games)]
+        self.rngs = [np.random.default_rng([seed, row]) for row in range(num_envs)]
         self.times: StageTimes | None = None
-        self.stream = _open_stream(policy, games, self.sampler, cuda_graphs)
-        self.device = self.stream.device
-        self.latent: Tensor | None = None  # (r, D), what the decoder was given last
+        self.session = policy.open_session(num_envs, self.sampler, cuda_graphs)
+        self.device = self.session.device
         self._texts: dict[str, Tensor] = {}
 
-    def reset(self, row: int = 0, seed: int | None = None) -> None:
-        """Start game ``row`` anew: nothing of what was seen is remembered; with a seed its draws start anew too."""
-        self._check([row])
-        self.stream.forget(row)
+    def reset(self, env_id: int = 0, seed: int | None = None) -> None:
+        """Start a game anew: nothing of what was seen is remembered; with a seed its draws start anew too."""
+        self._check([env_id])
+        self.session.reset(env_id)
         if seed is not None:
-            self.rngs[row] = np.random.default_rng(seed)
+            self.rngs[env_id] = np.random.default_rng(seed)
 
     def step(self, frame: np.ndarray, text: str | Tensor | np.ndarray | None = None) -> Decision:
         """Act on one frame, uint8 (H, W, 3) or (3, H, W) of any size, under an instruction or its embedding."""
@@ -92,67 +88,68 @@ class Agent:
     @torch.no_grad()
     def step_many(
         self,
-        rows: Sequence[int],
+        env_ids: Sequence[int],
         frames: Sequence[np.ndarray],
         texts: Sequence[str | Tensor | np.ndarray | None] | None = None,
     ) -> list[Decision]:
         """Act in several games with one forward.
 
         Args:
-            rows: the games that step, ascending.
+            env_ids: the games that step, ascending.
             frames: one frame per game that steps.
             texts: one instruction (or its embedding) per game that steps; None for none.
         """
-        rows = list(rows)
-        self._check(rows)
-        if len(frames) != len(rows) or (texts is not None and len(texts) != len(rows)):
-            raise ValueError(f"{len(rows)} games step, so as many frames (and texts) are needed; got {len(frames)}")
-        with self.stream.on_device():
-            return self._act(rows, frames, texts)
+        env_ids = list(env_ids)
+        self._check(env_ids)
+        if len(frames) != len(env_ids) or (texts is not None and len(texts) != len(env_ids)):
+            raise ValueError(f"{len(env_ids)} games step, so as many frames (and texts) are needed; got {len(frames)}")
+        with self.session.on_device():
+            return self._act(env_ids, frames, texts)
 
-    def _check(self, rows: list[int]) -> None:
-        if rows != sorted(set(rows)) or not rows or not 0 <= rows[0] <= rows[-1] < self.games:
-            raise ValueError(f"rows must be ascending numbers of games in 0..{self.games - 1}, got {rows}")
+    def _check(self, env_ids: list[int]) -> None:
+        if env_ids != sorted(set(env_ids)) or not env_ids or not 0 <= env_ids[0] <= env_ids[-1] < self.num_envs:
+            raise ValueError(f"env_ids must be ascending numbers of games in 0..{self.num_envs - 1}, got {env_ids}")
 
     def _act(
         self,
-        rows: list[int],
+        env_ids: list[int],
         frames: Sequence[np.ndarray],
         texts: Sequence[str | Tensor | np.ndarray | None] | None,
     ) -> list[Decision]:
         clock = _Clock(self.device) if self.times is not None else None
         pixels = self.pixels(frames)
-        text = self.embed(texts or [None] * len(rows))
-        u = torch.from_numpy(np.stack([self.rngs[row].random(self.space.tokens) for row in rows]))
+        text = self.embed(texts or [None] * len(env_ids))
+        u = torch.from_numpy(np.stack([self.rngs[row].random(self.space.tokens) for row in env_ids]))
         if clock:
             clock.mark("resize")
-        ids, p, self.latent = self.stream.step(rows, pixels, text, u, clock.mark if clock else _ignore)
+        ids, p = self.session.step(env_ids, pixels, text, u, clock.mark if clock else _ignore)
         chosen, probabilities = ids.tolist(), p.cpu().numpy()
         if clock:
             clock.drawn_in(self.sampler.drawing_s)
-        decisions = [self._decision(row, chosen[i], probabilities[i]) for i, row in enumerate(rows)]
+        decisions = [self._decision(row, chosen[i], probabilities[i]) for i, row in enumerate(env_ids)]
         if clock and self.times is not None:
             clock.mark("sample")
             clock.tell(self.times)
         return decisions
 
     @torch.no_grad()
-    def took(self, row: int, values: Values) -> None:
-        """Say what was really done in the last step of game ``row``, where that is not what was decided.
+    def override_last_action(self, env_id: int, values: Values) -> None:
+        """Put what was really done in the last step of a game in the place of what was decided.
 
         Somebody took over, say. The policy then remembers the step as it went, as in training.
 
         Args:
-            row: the game.
+            env_id: the game.
             values: such as ``{"keys": ["w"], "mouse_dx": 3}``; a group that is missing was neutral, and names and
                 groups that the policy's action space lacks are left out.
         """
-        self._check([row])
-        if not int(self.stream.now[row]):
-            raise ValueError(f"game {row} has taken no step since it was reset")
+        self._check([env_id])
+        if not int(self.session.steps[env_id]):
+            raise ValueError(f"game {env_id} has taken no step since it was reset")
         known = {name: value for name, value in values.items() if name in self.space.slices}
         ids = self.space.encode(ignore_unknown=True, **known)
-        self.stream.took(row, torch.tensor([i for group in ids.values() for i in group], device=self.device))
+        flat = torch.tensor([i for group in ids.values() for i in group], device=self.device)
+        self.session.override_last_action(env_id, flat)
 
     def pixels(self, frames: Sequence[np.ndarray]) -> Tensor:
         """Frames of any size as the policy takes them: (r, 3, H, W) uint8."""
@@ -187,21 +184,6 @@ class Agent:
         choices = {g.name: g.choices for g in self.space.groups}
         probabilities = {name: p[part, : choices[name]] for name, part in self.space.slices.items()}
         return Decision(self.space.decode(ids, mouse=self.mouse, rng=self.rngs[row]), ids, probabilities)
-
-
-def _open_stream(policy: BCPolicy, games: int, sampler: Sampler, cuda_graphs: bool | None) -> Stream:
-    on_gpu = next(policy.parameters()).is_cuda
-    if cuda_graphs and not on_gpu:
-        raise UserError("cuda_graphs=True needs a policy on a GPU; move it there with policy.cuda()")
-    if not on_gpu or cuda_graphs is False:
-        return Stream(policy, games, sampler)
-    try:
-        return GraphedStream(policy, games, sampler)
-    except GraphError as error:
-        if cuda_graphs:
-            raise
-        warnings.warn(f"{error}; playing without, which is slower", stacklevel=3)
-        return Stream(policy, games, sampler)
 
 
 class _Clock:
@@ -252,7 +234,7 @@ class PolicyPlayer:
         **options: of the :class:`Agent`.
     """
 
-    def __init__(self, policy: BCPolicy, text: str | None = None, **options: Any) -> None:
+    def __init__(self, policy: Policy, text: str | None = None, **options: Any) -> None:
         self.policy, self.text, self.options = policy, text, options
         self.action_space = policy.action_space
         self.agent: Agent | None = None

@@ -20,7 +20,7 @@ from bczoo.core.configs import names
 from bczoo.core.devices import DTYPES, Precision, play_threads, usable_device
 from bczoo.core.errors import UserError
 from bczoo.hub.source import Source, locate
-from bczoo.models.bc.policy import BCPolicy
+from bczoo.models.policy import Policy
 from bczoo.nn.packed import PackedLinear
 from bczoo.play.agent import Agent
 from bczoo.play.latency import StageTimes, latency_table
@@ -95,7 +95,7 @@ def latency(
         raise UserError(f"steps must be at least 1 and warm_up at least 0, got {steps} and {warm_up}")
     where, kind = usable_device(device), DTYPES[dtype] if dtype else None
     if policy in names():
-        loaded = BCPolicy.from_config(policy, pretrained=False).to(device=where, dtype=kind)
+        loaded = Policy.from_config(policy, pretrained=False).to(device=where, dtype=kind)
     else:
         loaded = _locate(policy, revision).load(device=where, dtype=kind)
     play_threads(loaded, threads)
@@ -120,7 +120,7 @@ def _locate(policy: str, revision: str | None) -> Source:
 def measure(agent: Agent, steps: int, warm_up: int) -> LatencyReport:
     """Let an agent act on noise."""
     frames = np.random.default_rng(0).integers(0, 256, (16, *FRAME), dtype=np.uint8)
-    rows = list(range(agent.games))
+    rows = list(range(agent.num_envs))
     times = StageTimes()
     for step in range(warm_up + steps):
         shown = [frames[(step + row) % len(frames)] for row in rows]
@@ -131,9 +131,9 @@ def measure(agent: Agent, steps: int, warm_up: int) -> LatencyReport:
             times.add("step", time.perf_counter() - started)
     return LatencyReport(
         latency=times.summary(),
-        games=agent.games,
+        games=agent.num_envs,
         weight_bytes=weight_bytes(agent.policy),
-        memory_bytes=agent.stream.memory.bytes,
+        memory_bytes=agent.session.memory_bytes,
         bandwidth=bandwidth(agent.device),
         budget_ms=1e3 / agent.policy.input_spec.fps,
     )

@@ -28,7 +28,7 @@ from bczoo.data.recording import RecordingExistsError
 from bczoo.games.game import Expert, Game, RunningGame
 from bczoo.games.workers import closing_on_sigterm
 from bczoo.hub.source import locate
-from bczoo.models.bc.policy import BCPolicy
+from bczoo.models.policy import Policy
 from bczoo.nn.sampling import check_sampling
 from bczoo.play.agent import Agent
 from bczoo.play.episodes import check_playable
@@ -105,7 +105,7 @@ class PlayingPolicy:
         greedy: takes the most likely action instead of sampling.
     """
 
-    policy: BCPolicy
+    policy: Policy
     name: str
     source: str
     text: str | None = None
@@ -142,7 +142,7 @@ class PlayingPolicy:
             torch.set_num_threads(threads)
 
 
-def _fingerprint(policy: BCPolicy, text: str | None, temperature: float, greedy: bool) -> str:
+def _fingerprint(policy: Policy, text: str | None, temperature: float, greedy: bool) -> str:
     """Eight digits that change with the weights, the architecture and the way of playing."""
     digest = hashlib.sha256(json.dumps([policy.config, text, temperature, greedy], sort_keys=True).encode())
     for name, tensor in sorted(policy.state_dict().items()):
@@ -211,7 +211,7 @@ def record_corrections(
                 episode = current[row]
                 done = episode.step(decision)
                 if episode.executed is not decision.values:
-                    agent.took(row, episode.executed)
+                    agent.override_last_action(row, episode.executed)
                 if done:
                     try:
                         episode.writer.close()

@@ -253,7 +253,7 @@ def _episode(
             acting = agent is None or pressed.acting
             values = pressed.values if acting or decision is None else decision.values
             if acting and agent is not None:
-                agent.took(0, values)
+                agent.override_last_action(0, values)
             writer.add(
                 frame,
                 user=values if acting else None,

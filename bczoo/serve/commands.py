@@ -84,7 +84,7 @@ def serve(
     spec = loaded.input_spec
     expected = (
         f"Frames of any size (resized to {spec.frame_size} x {spec.frame_size}), {spec.fps:g} a second; "
-        f"up to {clients} clients, whose past takes {agent.stream.memory.bytes / 1e6:.1f} MB. Ctrl-C ends."
+        f"up to {clients} clients, whose past takes {agent.session.memory_bytes / 1e6:.1f} MB. Ctrl-C ends."
     )
     totals = asyncio.run(_serve(server, socket, tcp, public, expected))
     say(f"\n{totals.connections} connections, {totals.players} played: {totals.counts}")

@@ -21,7 +21,7 @@ from typing import Any
 
 from torch import Tensor
 
-from bczoo.models.bc.policy import BCPolicy
+from bczoo.models.policy import Policy
 from bczoo.serve.wire import LONGEST_TEXT
 
 MOST_EMBEDDINGS = 256  # that are remembered
@@ -73,7 +73,7 @@ class Embedder:
         policy: whose text encoder it is.
     """
 
-    def __init__(self, policy: BCPolicy) -> None:
+    def __init__(self, policy: Policy) -> None:
         self.policy = policy
         self.known: dict[str, Tensor] = {}
         self.waiting: dict[Instruction, None] = {}
@@ -89,7 +89,7 @@ class Embedder:
             instruction.hold(None)
         elif text in self.known:
             instruction.hold(self.known[text])
-        elif why := self.policy.deaf_because:
+        elif why := self.policy.why_no_text:
             instruction.fail(f"the instruction is not followed: {why}")
         else:
             self.waiting[instruction] = None

@@ -92,7 +92,7 @@ class Server:
     ) -> None:
         check_servable(agent)
         self.agent, self.seed, self.limits, self.say = agent, seed, limits or Limits(), say
-        self.free_rows = set(range(agent.games))
+        self.free_rows = set(range(agent.num_envs))
         self.connections: dict[Connection, None] = {}  # the oldest first
         self.accepted, self.players = 0, 0
         self.newcomers = Newcomers(self.limits.newcomer_bytes)
@@ -106,7 +106,7 @@ class Server:
         self.wake, self.stopped = asyncio.Event(), asyncio.Event()
         self.loop: asyncio.AbstractEventLoop | None = None
         # one for every place, because in a queue a client would wait for the frames of others
-        self._resizers = ThreadPoolExecutor(agent.games, "bczoo-resize")
+        self._resizers = ThreadPoolExecutor(agent.num_envs, "bczoo-resize")
         self._strangers, self._strangers_told = 0, -math.inf
 
     async def run(self, listening: Sequence[socket.socket]) -> Totals:
@@ -272,7 +272,7 @@ class Server:
         if not self.free_rows:
             raise NoPlaceError(
                 id,
-                f"all {self.agent.games} places are taken; wait for one, or start the server with more --clients",
+                f"all {self.agent.num_envs} places are taken; wait for one, or start the server with more --clients",
             )
         connection.row = min(self.free_rows)
         connection.seed = self.seed + self.players

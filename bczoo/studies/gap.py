@@ -39,7 +39,7 @@ from bczoo.games.game import Game, make_game
 from bczoo.games.players import make_player
 from bczoo.hub.source import locate
 from bczoo.models.bc.decoder import Logits
-from bczoo.models.bc.policy import BCPolicy
+from bczoo.models.policy import Policy
 from bczoo.play.episodes import check_playable, play
 from bczoo.train.loss import bc_loss
 
@@ -231,7 +231,7 @@ class Subject:
         instruction: embedding (E,) of what it is told in every step; None for nothing.
     """
 
-    policy: BCPolicy
+    policy: Policy
     instruction: Tensor | None = None
 
 

@@ -17,7 +17,7 @@ import torch
 from bczoo.core.actions import BinnedGroup
 from bczoo.core.errors import UserError
 from bczoo.core.statistics import interval_over_episodes
-from bczoo.models.bc.policy import BCPolicy
+from bczoo.models.policy import Policy
 from bczoo.studies.interventions import CONTROL, KINDS, Interventions, agree
 
 
@@ -50,7 +50,7 @@ class Scores:
         return np.all(list(self.follows.values()), axis=0)
 
 
-def score(policy: BCPolicy, interventions: Interventions, batch: int = 64) -> Scores:
+def score(policy: Policy, interventions: Interventions, batch: int = 64) -> Scores:
     """What a policy does in every case.
 
     Args:
@@ -78,7 +78,7 @@ def score(policy: BCPolicy, interventions: Interventions, batch: int = 64) -> Sc
     )
 
 
-def _score_some(policy: BCPolicy, cases: Interventions, rows: np.ndarray) -> Scores:
+def _score_some(policy: Policy, cases: Interventions, rows: np.ndarray) -> Scores:
     agrees, cross_entropy = _compare(policy, cases, rows, cases.answer)
     follows = {name: values.copy() for name, values in agrees.items()}
     other = cases.differs[rows]
@@ -90,7 +90,7 @@ def _score_some(policy: BCPolicy, cases: Interventions, rows: np.ndarray) -> Sco
 
 @torch.no_grad()
 def _compare(
-    policy: BCPolicy, cases: Interventions, rows: np.ndarray, action: Mapping[str, np.ndarray]
+    policy: Policy, cases: Interventions, rows: np.ndarray, action: Mapping[str, np.ndarray]
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Where a policy agrees with an action at the last step, per group (B,), and nats of that action (B,)."""
     device, lengths = policy.device, cases.lengths[rows]

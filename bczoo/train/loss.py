@@ -21,7 +21,19 @@ IGNORED = -100
 
 
 class Loss(NamedTuple):
-    """The loss and its parts.
+    """What a model minimises, and what is logged beside it.
+
+    Attributes:
+        total: a scalar.
+        parts: scalars by name.
+    """
+
+    total: Tensor
+    parts: dict[str, Tensor]
+
+
+class BCLoss(NamedTuple):
+    """The behaviour cloning loss and its parts.
 
     Attributes:
         total: normalised cross-entropies plus the weighted z-loss.
@@ -33,6 +45,11 @@ class Loss(NamedTuple):
     cross_entropy: dict[str, Tensor]
     z: dict[str, Tensor]
 
+    @property
+    def parts(self) -> dict[str, Tensor]:
+        """What is logged beside the total, by name."""
+        return {f"{name}_ce": value for name, value in self.cross_entropy.items()}
+
 
 def bc_loss(
     logits: Mapping[str, Tensor],
@@ -40,7 +57,8 @@ def bc_loss(
     counted: Tensor,
     z_weight: float = 1e-4,
     steps: Tensor | None = None,
-) -> Loss:
+    scales: Mapping[str, float] | None = None,
+) -> BCLoss:
     """Loss of logits (B, T, n, V) against ids (B, T, n) on the counted steps (B, T).
 
     A batch without a counted step gives zero, with zero gradients.
@@ -53,6 +71,7 @@ def bc_loss(
         steps: a number that divides the cross-entropies in place of how many steps count here. Processes that average
             their gradients give how many count in a process on average: the mean of their losses is then the loss of
             all their batches together, even where one process has few counted steps, or none.
+        scales: per group what its cross-entropy is divided by before they are summed; ln(choices) if left out.
     """
     steps = counted.sum() if steps is None else steps
     steps = torch.where(steps > 0, steps, 1)
@@ -65,8 +84,9 @@ def bc_loss(
         ce = ce / (steps * group.shape[-2])
         normaliser = group.logsumexp(dim=-1).square() * counted[..., None]
         cross_entropy[name], z[name] = ce, normaliser.mean()
-        total = total + ce / math.log(group.shape[-1]) + z_weight * z[name]
-    return Loss(total, cross_entropy, z)
+        scale = math.log(group.shape[-1]) if scales is None else scales[name]
+        total = total + ce / scale + z_weight * z[name]
+    return BCLoss(total, cross_entropy, z)
 
 
 def labels(ids: Tensor, counted: Tensor) -> Tensor:

@@ -203,12 +203,13 @@ class ActionMetrics(StepMeans):
     Args:
         space: the action space.
         z_loss: weight of the z-loss in the loss.
+        scales: per group what its cross-entropy is divided by in the loss; ln(choices) if left out.
     """
 
-    def __init__(self, space: ActionSpace, z_loss: float = 1e-4) -> None:
+    def __init__(self, space: ActionSpace, z_loss: float = 1e-4, scales: Mapping[str, float] | None = None) -> None:
         steps = {f"{kind}/{g.name}": () for g in space.groups for kind in ACTION_MEASURES}
         super().__init__({"z": ()} | steps | {f"marginal/{g.name}": (g.tokens, g.choices) for g in space.groups})
-        self.choices, self.z_loss = {g.name: g.choices for g in space.groups}, z_loss
+        self.scales, self.z_loss = scales or {g.name: math.log(g.choices) for g in space.groups}, z_loss
 
     def update(  # type: ignore[override]
         self,
@@ -234,8 +235,8 @@ class ActionMetrics(StepMeans):
         """By name: ``loss``, ``perplexity/<group>`` and so on."""
         means = super().compute()
         loss = self.z_loss * means.pop("z")
-        for name, choices in self.choices.items():
-            loss = loss + means[f"cross_entropy/{name}"] / math.log(choices)
+        for name, scale in self.scales.items():
+            loss = loss + means[f"cross_entropy/{name}"] / scale
         return {"loss": loss} | summarise(means)
 
 

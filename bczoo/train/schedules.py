@@ -31,3 +31,21 @@ class WarmupCosine(LambdaLR):
             return (step + 1) / self.warmup_steps
         done = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
         return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+class WarmupConstant(LambdaLR):
+    """Linear warm-up to the optimiser's learning rate, which then stays (paper 2411.04434, section 3.4).
+
+    Args:
+        optimizer: the optimiser (given by the model).
+        total_steps: optimiser steps of the run (given by the model).
+        warmup: share of the run that warms up.
+    """
+
+    def __init__(self, optimizer: Optimizer, total_steps: int, warmup: float = 0.01) -> None:
+        self.warmup_steps = max(1, round(warmup * total_steps))
+        super().__init__(optimizer, self.factor)
+
+    def factor(self, step: int) -> float:
+        """What the learning rate is multiplied with at a step."""
+        return min(1.0, (step + 1) / self.warmup_steps)

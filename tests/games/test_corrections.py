@@ -116,13 +116,13 @@ def test_the_policy_sees_every_step_and_remembers_what_was_done(policy, monkeypa
         log.extend(decision.values["keys"] for decision in decisions)
         return decisions
 
-    def took(self, row, values, do=Agent.took):
+    def override(self, row, values, do=Agent.override_last_action):
         log[-1] = values["keys"]
         do(self, row, values)
 
     monkeypatch.setattr(Agent, "reset", reset)
     monkeypatch.setattr(Agent, "step_many", step_many)
-    monkeypatch.setattr(Agent, "took", took)
+    monkeypatch.setattr(Agent, "override_last_action", override)
     for dagger in (False, True):
         log.clear()
         wanted.clear()

@@ -117,12 +117,12 @@ def test_a_person_takes_over_while_pressing_and_half_a_second_more(policy, scrip
         executed.append(action)
         return play(self, action)
 
-    def took(self, row, values, do=Agent.took):
+    def override(self, row, values, do=Agent.override_last_action):
         remembered.append(values["keys"])
         do(self, row, values)
 
     remembered: list[list[str]] = []
-    monkeypatch.setattr(Agent, "took", took)
+    monkeypatch.setattr(Agent, "override_last_action", override)
     monkeypatch.setattr(tiny_game.Catch, "step", step)
     script[5] = [down(pygame.K_d)]
     script[8] = [up(pygame.K_d)]

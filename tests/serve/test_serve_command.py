@@ -127,7 +127,7 @@ def test_what_cannot_be_is_told_before_anything_is_opened(here, monkeypatch):
 
 def test_without_an_address_it_is_the_published_one(here, monkeypatch):
     seen = []
-    monkeypatch.setattr(commands, "_serve", lambda *a: seen.append((a[1], a[2], a[0].agent.games, a[0].seed)))
+    monkeypatch.setattr(commands, "_serve", lambda *a: seen.append((a[1], a[2], a[0].agent.num_envs, a[0].seed)))
     monkeypatch.setattr(commands.asyncio, "run", lambda _: commands.Totals(0, 0, "", {}))
     commands.serve("policy", clients=3, seed=5)
     commands.serve("policy", tcp="127.0.0.1:0")

@@ -20,15 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from bczoo.core import arguments
-from bczoo.core.actions import ActionSpace
+from bczoo.core.actions import ActionSpace, choice_meanings, token_meanings
 from bczoo.core.parts import Part
-from bczoo.models.bc.tokens import ActionEmbedding
 from bczoo.models.bc.transformer import MOST_LAYERS
+from bczoo.nn.actions import ActionEmbedding, ActionRows, Logits
 from bczoo.nn.attention import Sinks, prepend_sinks, sdpa
 from bczoo.nn.blocks import Block, Rotation
 from bczoo.nn.groups import GroupModules
 
-Logits = dict[str, Tensor]  # per group (..., n, V)
 DECODER_POSITION_STD = 3.0
 
 
@@ -47,18 +46,23 @@ class Decoder(Part):
 
     Attributes:
         in_backbone: the backbone predicts the action tokens itself, so its action tokens see only earlier ones.
+        independent_tokens: an action token is predicted without looking at those before it.
         latents: outputs of the backbone it reads per step: action_out alone, or all A positions of a chain.
     """
 
     template = True
     given = ("width", "space")
     in_backbone = False
+    independent_tokens = False
 
     def __init__(self, width: int, space: ActionSpace) -> None:
         super().__init__()
         self.space = space
         self.token_groups = [g.name for g in space.token_groups]
         self.heads = GroupModules({g.name: nn.Linear(width, g.choices) for g in space.groups})
+
+    def action_rows(self) -> ActionRows:
+        return {f"heads.{g.name}.": choice_meanings(g) for g in self.space.groups}
 
     @property
     def latents(self) -> int:
@@ -79,8 +83,10 @@ class Decoder(Part):
         """
         raise NotImplementedError(f"{type(self).__name__} must define decode(latent, choose, embedding, advance)")
 
-    def settle(self, latent: Tensor, choose: Chooser, embedding: ActionEmbedding, guess: Tensor) -> Tensor | None:
-        """The ids of :meth:`decode` in another way, from ids (R, A) that are likely; None if there is no such way."""
+    def decode_speculatively(
+        self, latent: Tensor, choose: Chooser, embedding: ActionEmbedding, guess: Tensor
+    ) -> Tensor | None:
+        """The ids of :meth:`decode` from a guess (R, A), by Jacobi decoding; None if a decoder has no such way."""
         return None
 
     def choose_token(self, index: int, output: Tensor, choose: Chooser) -> Tensor:
@@ -129,6 +135,10 @@ class ActionDecoder(Decoder):
         self.positions = nn.Parameter(torch.randn(space.tokens + 1, width) * DECODER_POSITION_STD)
         self.blocks = nn.ModuleList(Block(width, heads, sinks=sinks, dropout=dropout) for _ in range(layers))
 
+    def action_rows(self) -> ActionRows:
+        tokens = [meaning for g in self.space.groups for meaning in token_meanings(g)]
+        return super().action_rows() | {"positions": [("latent",), *tokens]}
+
     @property
     def head_dim(self) -> int:
         return self.blocks[0].attention.head_dim  # type: ignore[union-attr, return-value]
@@ -160,8 +170,10 @@ class ActionDecoder(Decoder):
             x = embedding.token(index, ids[-1])
         return torch.stack(ids, dim=-1)
 
-    def settle(self, latent: Tensor, choose: Chooser, embedding: ActionEmbedding, guess: Tensor) -> Tensor | None:
-        """The ids of :meth:`decode` in fewer passes: all tokens at once behind a guess, until the guess comes true.
+    def decode_speculatively(
+        self, latent: Tensor, choose: Chooser, embedding: ActionEmbedding, guess: Tensor
+    ) -> Tensor | None:
+        """The ids of :meth:`decode` in fewer passes: all tokens at once behind a guess, until the guess holds.
 
         The first token of every pass is right, then those up to the first that was guessed wrong; what was chosen
         is the next guess. A pass over all tokens reads the weights once, as does a pass over one, and that is what
@@ -207,10 +219,17 @@ class IndependentHeads(Decoder):
     tell the tokens apart.
     """
 
+    independent_tokens = True
+
     def __init__(self, width: int, space: ActionSpace) -> None:
         super().__init__(width, space)
         self.positions = nn.Parameter(torch.randn(space.tokens, width))
         self.hidden = nn.Linear(width, width)
+
+    def action_rows(self) -> ActionRows:
+        return super().action_rows() | {
+            "positions": [meaning for g in self.space.groups for meaning in token_meanings(g)]
+        }
 
     def forward(self, latents: Tensor, embedded: Tensor) -> Logits:
         return self.group_logits(self.outputs(latents))

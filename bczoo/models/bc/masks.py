@@ -34,12 +34,14 @@ Shape legend: T steps, S tokens of a step, L = T * S, K sinks.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import lru_cache
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from bczoo.models.bc.layout import StepLayout
+from bczoo.nn.attention import WindowAttention, flex, sdpa
 
 Index = Any  # an int or an integer tensor; the rules below are elementwise
 
@@ -90,6 +92,22 @@ def block_mask(layout: StepLayout, steps: int, history: int, sinks: int = 0, dev
     return create_block_mask(
         mask_mod(layout, history, sinks), None, None, length, sinks + length, device=device or "cpu"
     )
+
+
+@lru_cache(maxsize=256)  # one entry per layer at most, for a few window lengths
+def window_attention(
+    layout: StepLayout,
+    steps: int,
+    history: int,
+    sinks: int,
+    device: torch.device,
+    backend: Literal["sdpa", "flex"],
+) -> WindowAttention:
+    """The attention of a window of ``steps`` steps; equal arguments share one mask."""
+    with torch.inference_mode(False):  # a mask first built in validation is used in training too
+        if backend == "flex":
+            return WindowAttention(block_mask(layout, steps, history, sinks, device), flex)
+        return WindowAttention(dense_mask(layout, steps, history, sinks, device), sdpa)
 
 
 def draw(mask: Tensor) -> str:

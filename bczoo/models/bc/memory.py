@@ -111,7 +111,7 @@ class Memory:
         """Bytes of all keys and values."""
         return sum(2 * layer.k.numel() * layer.k.element_size() for layer in self.layers)
 
-    def forget(self, row: int | None = None) -> None:
+    def reset(self, row: int | None = None) -> None:
         """Empty the memory of one game, or of all."""
         self.held[slice(None) if row is None else row] = NEVER
 

@@ -1,10 +1,11 @@
-"""One step of several games at once, as three stages over tensors: encode, observe, decode.
+"""BCPolicy in play: one step of several games at once, as three stages over tensors: encode, observe, decode.
 
-Place in the pipeline: the agent (``bczoo.play.agent``) turns frames, instructions and random numbers into tensors and ids
-into actions; in between, :class:`Stream` runs the policy over the :class:`~bczoo.models.bc.memory.Memory` of the games.
-One backbone pass a frame is enough: the action tokens of the last step enter together with this step's observation.
+Place in the pipeline: :meth:`bczoo.BCPolicy.open_session`; the agent (:mod:`bczoo.play.agent`) turns frames, instructions
+and random numbers into tensors and ids into actions; in between, :class:`BCSession` runs the policy over the
+:class:`~bczoo.models.bc.memory.Memory` of the games. One backbone pass a frame is enough: the action tokens of the last
+step enter together with this step's observation.
 
-On a GPU, :class:`GraphedStream` records each stage once as a CUDA graph over fixed tensors and replays it, so that a
+On a GPU, :class:`GraphedBCSession` records each stage once as a CUDA graph over fixed tensors and replays it, so that a
 step is three launches whatever the model's size, and takes the same time every time.
 
 Shape legend: R games, r games of a call, A action tokens, V choices, I image tokens, E text width, D width.
@@ -12,44 +13,44 @@ Shape legend: R games, r games of a call, A action tokens, V choices, I image to
 
 from __future__ import annotations
 
-import contextlib
+import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from bczoo.core.errors import UserError
 from bczoo.models.bc.memory import Memory
-from bczoo.models.bc.policy import BCPolicy
+from bczoo.models.session import Mark, Session
 from bczoo.nn.sampling import Sampler
+
+if TYPE_CHECKING:
+    from bczoo.models.bc.policy import BCPolicy
 
 WARM_UP = 3  # runs before a graph is recorded, in which libraries choose kernels and take their memory
 MOST_GUESSED = 16  # games up to which all action tokens at once are faster than one after the other, on a CPU
-
-Mark = Callable[[str], None]  # called at the end of every stage with its name
 
 
 class GraphError(UserError):
     """A policy's step cannot be recorded as a CUDA graph."""
 
 
-class Stream:
+class BCSession(Session):
     """State of R games and their steps.
 
-    Args:
-        policy: the policy.
-        games: R.
-        sampler: draws the ids.
+    Attributes:
+        memory: keys and values of their last steps.
+        latent: (r, D), what the decoder was given last.
     """
 
-    def __init__(self, policy: BCPolicy, games: int, sampler: Sampler) -> None:
-        self.policy, self.games, self.sampler = policy, games, sampler
-        self.space, self.layout = policy.action_space, policy.layout
-        self.memory = Memory(policy.transformer, self.layout, policy.input_spec.window, games)
-        self.device = self.memory.device
-        self.now = torch.zeros(games, dtype=torch.long, device=self.device)  # steps taken
-        self.last_ids = torch.zeros(games, self.space.tokens, dtype=torch.long, device=self.device)
+    policy: BCPolicy
+
+    def __init__(self, policy: BCPolicy, num_envs: int, sampler: Sampler) -> None:
+        super().__init__(policy, num_envs, sampler)
+        self.layout = policy.layout
+        self.memory = Memory(policy.transformer, self.layout, policy.input_spec.window, num_envs)
+        self.latent: Tensor | None = None
         # the last step's action tokens that the backbone has not seen yet, then this step's observation
         self.pending = slice(self.space.tokens - 1 if policy.decoder.in_backbone else 0, None)
         before = [*self.layout.action_slots][self.pending]
@@ -57,43 +58,25 @@ class Stream:
         self.offsets = torch.tensor([-1] * len(before) + [0] * (self.layout.action_out + 1), device=self.device)
         self.action_slots = torch.tensor([*self.layout.action_slots], device=self.device)
 
-    def on_device(self) -> contextlib.AbstractContextManager[Any]:
-        """Makes a GPU the current one, whose queue is the one that is recorded and timed."""
-        return torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext()
+    @property
+    def memory_bytes(self) -> int:
+        return self.memory.bytes
 
-    def forget(self, row: int | None = None) -> None:
-        """Start a game anew, or all of them."""
-        which = slice(None) if row is None else row
-        self.now[which] = 0
-        self.last_ids[which] = 0
-        self.memory.forget(row)
+    def reset(self, env_id: int | None = None) -> None:
+        super().reset(env_id)
+        self.memory.reset(env_id)
 
-    def took(self, row: int, ids: Tensor) -> None:
-        """Put ids (A,) in the place of those chosen in a game's last step."""
-        self.last_ids[row] = ids
+    def override_last_action(self, env_id: int, ids: Tensor) -> None:
+        super().override_last_action(env_id, ids)
         if not self.pending.start:
             return  # the backbone has seen none of them yet
         embedded = self.policy.tokens.actions(self.policy.action_embedding.of(ids[None]))[:, : self.pending.start]
-        rows = torch.tensor([row], device=self.device)
-        last, slots = self.now[rows] - 1, self.action_slots[: self.pending.start]
+        rows = torch.tensor([env_id], device=self.device)
+        last, slots = self.steps[rows] - 1, self.action_slots[: self.pending.start]
         self.memory.run(embedded, rows, last, last[:, None].expand(-1, len(slots)), slots)
 
-    def step(
-        self, rows: list[int], frames: Tensor, text: Tensor, u: Tensor, mark: Mark
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """One step of some games.
-
-        Args:
-            rows: which games, ascending.
-            frames: (r, 3, H, W) uint8 of the policy's size.
-            text: (r, E) embedded instructions, all zero for none.
-            u: (r, A) float64 random numbers in 0..1.
-            mark: is told when a stage is over.
-
-        Returns:
-            ids (r, A), probabilities (r, A, V), and what the decoder was given, (r, D).
-        """
-        index = None if len(rows) == self.games else torch.tensor(rows, device=self.device)
+    def step(self, env_ids: list[int], frames: Tensor, text: Tensor, u: Tensor, mark: Mark) -> tuple[Tensor, Tensor]:
+        index = None if len(env_ids) == self.num_envs else torch.tensor(env_ids, device=self.device)
         images = self.encode(frames.to(self.device))
         mark("encode")
         latent = self.observe(images, text.to(self.device), index)
@@ -102,7 +85,8 @@ class Stream:
             u = u.to(self.device)
         ids, p = self.decode(latent, u, index)
         mark("decode")
-        return ids, p, latent
+        self.latent = latent
+        return ids, p
 
     def encode(self, frames: Tensor) -> Tensor:
         """Frames (r, 3, H, W) to image tokens (r, I, D)."""
@@ -111,7 +95,7 @@ class Stream:
     def observe(self, images: Tensor, text: Tensor, rows: Tensor | None = None) -> Tensor:
         """The backbone over the last step's actions and this step's observation; its output at action_out, (r, D)."""
         tokens, embedding = self.policy.tokens, self.policy.action_embedding
-        now, last = (self.now, self.last_ids) if rows is None else (self.now[rows], self.last_ids[rows])
+        now, last = (self.steps, self.last_ids) if rows is None else (self.steps[rows], self.last_ids[rows])
         taken = tokens.actions(embedding.of(last))[:, self.pending]
         seen = tokens.observation(images[:, None], text[:, None] if tokens.text_dim else None)[:, 0]
         x = torch.cat([taken, seen], dim=1)
@@ -131,53 +115,52 @@ class Stream:
         choose, decoder, embedding = self.sampler(u), self.policy.decoder, self.policy.action_embedding
         ids = None
         if self.device.type == "cpu" and active is None and len(latent) <= MOST_GUESSED:
-            ids = decoder.settle(latent, choose, embedding, self.last_ids if rows is None else self.last_ids[rows])
+            guess = self.last_ids if rows is None else self.last_ids[rows]
+            ids = decoder.decode_speculatively(latent, choose, embedding, guess)
         if ids is None:
             ids = decoder.decode(latent, choose, embedding, lambda i, token: self._advance(rows, i, token))
         if rows is not None:
             self.last_ids[rows] = ids
-            self.now[rows] += 1
+            self.steps[rows] += 1
         elif active is None:
             self.last_ids.copy_(ids)
-            self.now += 1
+            self.steps += 1
         else:
             self.last_ids.copy_(torch.where(active[:, None], ids, self.last_ids))
-            self.now += active
+            self.steps += active
         return ids, choose.p
 
     def _advance(self, rows: Tensor | None, index: int, ids: Tensor) -> Tensor:
         """Feed action token ``index`` of this step, ids (r,); the backbone's output there, (r, D)."""
         embedded = self.policy.action_embedding.token(index, ids)
         x = self.policy.tokens.action(index, embedded)[:, None]
-        now = self.now if rows is None else self.now[rows]
+        now = self.steps if rows is None else self.steps[rows]
         return self.memory.run(x, rows, now, now[:, None], self.action_slots[index : index + 1])[:, 0]
 
 
-class GraphedStream(Stream):
+class GraphedBCSession(BCSession):
     """The same in CUDA graphs. All games are computed in every step; those that pause stay where they are.
 
     A paused game loses nothing: what is written for it lies where its next step writes anyway.
     """
 
-    def __init__(self, policy: BCPolicy, games: int, sampler: Sampler) -> None:
-        super().__init__(policy, games, sampler)
+    def __init__(self, policy: BCPolicy, num_envs: int, sampler: Sampler) -> None:
+        super().__init__(policy, num_envs, sampler)
         size, width = policy.input_spec.frame_size, policy.input_spec.text_dim or 0
-        self.frames = torch.zeros(games, 3, size, size, dtype=torch.uint8, device=self.device)
-        self.text = torch.zeros(games, width, device=self.device)
-        self.u = torch.zeros(games, self.space.tokens, dtype=torch.float64, device=self.device)
-        self.active = torch.ones(games, dtype=torch.bool, device=self.device)
+        self.frames = torch.zeros(num_envs, 3, size, size, dtype=torch.uint8, device=self.device)
+        self.text = torch.zeros(num_envs, width, device=self.device)
+        self.u = torch.zeros(num_envs, self.space.tokens, dtype=torch.float64, device=self.device)
+        self.active = torch.ones(num_envs, dtype=torch.bool, device=self.device)
         with torch.no_grad(), self.on_device():
             self._encode = CudaGraph(self.encode, self.frames)
             self._observe = CudaGraph(self.observe, self._encode.output, self.text)
             self._decode = CudaGraph(
                 lambda latent: self.decode(latent, self.u, None, self.active), self._observe.output
             )
-        self.forget()
+        self.reset()
 
-    def step(
-        self, rows: list[int], frames: Tensor, text: Tensor, u: Tensor, mark: Mark
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        index = torch.tensor(rows, device=self.device)
+    def step(self, env_ids: list[int], frames: Tensor, text: Tensor, u: Tensor, mark: Mark) -> tuple[Tensor, Tensor]:
+        index = torch.tensor(env_ids, device=self.device)
         self.frames[index], self.text[index] = frames.to(self.device), text.to(self.device, self.text.dtype)
         self.u[index] = u.to(self.device)
         self.active.zero_()
@@ -189,7 +172,8 @@ class GraphedStream(Stream):
         self._decode.replay()
         mark("decode")
         ids, p = self._decode.output
-        return ids[index], p[index], self._observe.output[index]
+        self.latent = self._observe.output[index]
+        return ids[index], p[index]
 
 
 class CudaGraph:
@@ -217,3 +201,19 @@ class CudaGraph:
 
     def replay(self) -> None:
         self.graph.replay()
+
+
+def open_bc_session(policy: BCPolicy, num_envs: int, sampler: Sampler, cuda_graphs: bool | None) -> BCSession:
+    """A session; on a GPU with CUDA graphs, unless they are switched off or this policy's step cannot be recorded."""
+    on_gpu = next(policy.parameters()).is_cuda
+    if cuda_graphs and not on_gpu:
+        raise UserError("cuda_graphs=True needs a policy on a GPU; move it there with policy.cuda()")
+    if not on_gpu or cuda_graphs is False:
+        return BCSession(policy, num_envs, sampler)
+    try:
+        return GraphedBCSession(policy, num_envs, sampler)
+    except GraphError as error:
+        if cuda_graphs:
+            raise
+        warnings.warn(f"{error}; playing without, which is slower", stacklevel=3)
+        return BCSession(policy, num_envs, sampler)

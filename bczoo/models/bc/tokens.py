@@ -8,16 +8,13 @@ Shape legend: B batch, T steps, S tokens of a step, A action tokens, I image tok
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
-from bczoo.core.actions import ActionSpace
+from bczoo.core.actions import ActionSpace, token_meanings
 from bczoo.models.bc.layout import StepLayout
-from bczoo.nn.groups import GroupModules
+from bczoo.nn.actions import ActionRows
 
-EMBEDDING_STD = 0.1
 SPECIAL_STD = 0.05  # position vectors and special tokens
 
 
@@ -26,42 +23,19 @@ def special(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.randn(*shape) * SPECIAL_STD)
 
 
-class ActionEmbedding(nn.Module):
-    """One embedding table per action group; read by the backbone and by the decoder."""
-
-    def __init__(self, width: int, space: ActionSpace) -> None:
-        super().__init__()
-        self.space = space
-        self.tables = GroupModules({g.name: nn.Embedding(g.choices, width) for g in space.groups})
-        self.token_groups = [g.name for g in space.token_groups]
-        for _, table in self.tables.items():
-            nn.init.normal_(table.weight, std=EMBEDDING_STD)  # type: ignore[arg-type]
-
-    def forward(self, ids: Mapping[str, Tensor]) -> Tensor:
-        """Ids per group (..., n) to (..., A, D)."""
-        return torch.cat([table(ids[name]) for name, table in self.tables.items()], dim=-2)
-
-    def of(self, ids: Tensor) -> Tensor:
-        """Ids of all action tokens (..., A) to (..., A, D)."""
-        return self({name: ids[..., part] for name, part in self.space.slices.items()})
-
-    def token(self, index: int, ids: Tensor) -> Tensor:
-        """Embedding of one action token: ids (...) of the group that token ``index`` belongs to, to (..., D)."""
-        return self.tables[self.token_groups[index]](ids)
-
-
 class StepTokens(nn.Module):
     """Adds what the step tokens need beside their content: text projection, positions, special tokens.
 
     Args:
         width: D.
         layout: order of the tokens.
+        space: the action space, whose tokens get position vectors.
         text_dim: E; None for a policy without text tokens.
     """
 
-    def __init__(self, width: int, layout: StepLayout, text_dim: int | None) -> None:
+    def __init__(self, width: int, layout: StepLayout, space: ActionSpace, text_dim: int | None) -> None:
         super().__init__()
-        self.layout = layout
+        self.layout, self.space = layout, space
         self.text_dim = text_dim
         if text_dim:
             self.text_projection = nn.Linear(text_dim, width, bias=False)
@@ -71,6 +45,9 @@ class StepTokens(nn.Module):
         self.thinking = special(layout.thinking, width)
         self.action_out = special(width)
         self.action_positions = special(layout.actions, width)
+
+    def action_rows(self) -> ActionRows:
+        return {"action_positions": [meaning for g in self.space.groups for meaning in token_meanings(g)]}
 
     def observation(self, images: Tensor, text: Tensor | None) -> Tensor:
         """Everything up to action_out: images (B, T, I, D) and text (B, T, E) or None to (B, T, P + 1, D)."""

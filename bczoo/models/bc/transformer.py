@@ -19,7 +19,8 @@ from bczoo.core import arguments
 from bczoo.core.errors import UserError
 from bczoo.core.parts import Part
 from bczoo.models.bc.layout import StepLayout
-from bczoo.nn.attention import Attend, Backend, resolve_backend, window_attention
+from bczoo.models.bc.masks import window_attention
+from bczoo.nn.attention import Attend, Backend, resolve_backend
 from bczoo.nn.blocks import Block, Rotation
 
 UNLIMITED = 1 << 30  # steps; a history beyond any window

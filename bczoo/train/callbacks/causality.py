@@ -81,7 +81,7 @@ class CausalityScore(L.Callback):
     def _score(self, trainer: L.Trainer, pl_module: Any, batch: Batch, part: str, known: Any) -> None:
         metrics = self._metrics[part].to(pl_module.device)
         with trainer.precision_plugin.forward_context():
-            known = {k: known.get(k) for k in ("images", "logits")} if isinstance(known, Mapping) else {}
+            known = {k: known.get(k) for k in ("encoded", "logits")} if isinstance(known, Mapping) else {}
             scores = evaluate(pl_module, batch, self._kinds, self.replaced, self.reliance, donors=self._donors, **known)
         metrics.update(scores.measures)
 

@@ -1,15 +1,15 @@
 """A policy that starts from a trained one: the model class of ``configs/finetune.yaml``.
 
-Place in the pipeline: ``bczoo fit --config finetune --model.init_from org/bc-150m --data.root my_game``. Architecture
-and preprocessing come from the source, so nothing of them is repeated in the YAML; what the YAML chooses is what is
-trained and how. What comes out is a plain :class:`bczoo.BCPolicy`.
+Place in the pipeline: ``bczoo fit --config finetune --model.init_from org/bc-150m --data.root my_game``. Family,
+architecture and preprocessing come from the source, so nothing of them is repeated in the YAML; what the YAML chooses is
+what is trained and how. What comes out is a plain policy of the source's family.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
@@ -20,20 +20,20 @@ from torch.optim.lr_scheduler import LRScheduler
 from bczoo.core.actions import ActionSpace
 from bczoo.core.configs import merge
 from bczoo.core.errors import UserError
+from bczoo.core.parts import class_path
 from bczoo.core.spec import Batch
 from bczoo.hub.source import locate
 from bczoo.hub.state import LORA_SCALE
-from bczoo.models.bc.policy import BCPolicy, published_optimizer
+from bczoo.models.model import reference_optimizer
+from bczoo.models.policy import Policy
 from bczoo.nn.text import TextEncoder, where_untold
 from bczoo.train.finetune.compare import comparison
 from bczoo.train.finetune.lora import LoRA, add_lora
 from bczoo.train.finetune.transfer import carry_over
 
-Part = Literal["encoder", "transformer", "decoder", "embeddings"]
 
-
-class FineTune(BCPolicy):
-    """A trained policy that learns on.
+class FineTune(Policy):
+    """A trained policy that learns on: an instance of its own family, with what fine-tuning adds.
 
     Args:
         init_from: ``org/name`` on the Hugging Face Hub, a published folder, a run, or a .ckpt file.
@@ -44,13 +44,25 @@ class FineTune(BCPolicy):
         text_dim: gives text to a policy that has none; null keeps what the source has.
         text_encoder: embeds the instruction; null keeps the source's.
         window: steps of a training window and of the memory in play; null keeps the source's.
-        freeze: per part (encoder, transformer, decoder, embeddings) for how many steps it stays as it is; true for
-            ever. A frozen part is in evaluation mode, its BatchNorm statistics do not move.
+        freeze: per part (of a BCPolicy encoder, transformer, decoder, embeddings) for how many steps it stays as it is;
+            true for ever. A frozen part is in evaluation mode, its BatchNorm statistics do not move.
         learning_rate: per part its own learning rate; the optimiser's elsewhere.
         lora: train the transformer through low-rank matrices, which are merged on export; null trains it whole.
         optimizer: makes the optimiser, given the parameters.
         lr_scheduler: makes the learning rate schedule, given the optimiser and the number of steps of the run.
     """
+
+    template = True
+
+    def __new__(cls, init_from: str = "", revision: str | None = None, *args: Any, **kwargs: Any) -> Any:
+        if not init_from:
+            raise UserError(
+                "which policy to start from? --model.init_from org/name, an exported folder, a run or a .ckpt"
+            )
+        found = locate(init_from, revision)
+        self = super().__new__(_of_family(found.family))
+        object.__setattr__(self, "_found", found)
+        return self
 
     def __init__(
         self,
@@ -64,36 +76,30 @@ class FineTune(BCPolicy):
         freeze: dict[str, bool | int] | None = None,
         learning_rate: dict[str, float] | None = None,
         lora: LoRA | None = None,
-        optimizer: Callable[[Iterable], Optimizer] = published_optimizer,
+        optimizer: Callable[[Iterable], Optimizer] = reference_optimizer,
         lr_scheduler: Callable[[Optimizer, int], LRScheduler] | None = None,
     ) -> None:
-        if not init_from:
-            raise UserError(
-                "which policy to start from? --model.init_from org/name, a published folder, a run or a .ckpt"
-            )
-        found = locate(init_from, revision)
-        config, weights = found.config_and_weights()
-        source_space = ActionSpace.from_dict(config["action_space"])
-        config = merge(config, {k: v for k, v in {"text_dim": text_dim, "window": window}.items() if v is not None})
-        if "frozen" in config["encoder"].get("init_args", {}):
-            config = merge(config, {"encoder": {"init_args": {"frozen": False}}})  # freeze says what is frozen here
-        if action_space is not None:
-            config["action_space"] = ActionSpace.of(action_space).to_dict()
-        if text_encoder is not None:
-            config["text_encoder"] = text_encoder
-        super().__init__(**config, optimizer=optimizer, lr_scheduler=lr_scheduler)
+        found: Any = self._found
+        source, weights = found.blueprint(), found.float_weights()  # of a Source
+        config = _changed(source, action_space, text_dim, text_encoder, window)
+        super().__init__(**config)
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        object.__setattr__(self, "init_args", config)  # of the family, which is what is saved
         self.init_from, self.revision, self.base_model = init_from, revision, found.repository
-        carried = carry_over(weights, source_space, self.state_dict(), self.action_space)
+        carried = carry_over(weights, source, self.state_dict(), self)
         self.load_state_dict(carried.state)
         self._carried = str(carried)
-        self.frozen_for = {k: v for k, v in _by_part(freeze, "freeze").items() if v is not False and v != 0}
-        self.learning_rate = _by_part(learning_rate, "learning_rate")
+        self.frozen_for = {k: v for k, v in self._by_part(freeze, "freeze").items() if v is not False and v != 0}
+        self.learning_rate = self._by_part(learning_rate, "learning_rate")
         self.lora = lora
         self.lora_scale = lora.scale if lora else None
         if lora is not None:
             if self.frozen_for.pop("transformer", None) is not None:
                 raise UserError("freeze names the transformer, but LoRA keeps its weights as they are anyway")
-            add_lora(self.transformer, lora)
+            transformer = getattr(self, "transformer", None)
+            if not isinstance(transformer, nn.Module):
+                raise UserError(f"LoRA is for families with a transformer, and {init_from} has none")
+            add_lora(transformer, lora)
         self.instruction = instruction
         self._embedded: Tensor | None = None  # (E,)
         if instruction is not None and (self.text_encoder is None or not self.input_spec.text_dim):
@@ -111,16 +117,28 @@ class FineTune(BCPolicy):
             raise UserError("freeze leaves nothing to train; let at least one part learn")
 
     @classmethod
-    def from_pretrained(cls, source: Any, *args: Any, **kwargs: Any) -> BCPolicy:
-        """A plain :class:`BCPolicy`; to train on, give the source to the constructor."""
-        return BCPolicy.from_pretrained(source, *args, **kwargs)
+    def from_pretrained(cls, source: Any, *args: Any, **kwargs: Any) -> Any:
+        """The plain policy; to train on, give the source to the constructor."""
+        return Policy.from_pretrained(source, *args, **kwargs)
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        return {**super().spec, "class_path": class_path(family_of(type(self)))}
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """For another process: the class was made here, for the source's family."""
+        return _restore, (family_of(type(self)),), self.__getstate__()
 
     # ------------------------------------------------------------------ parts
 
+    def _by_part(self, given: Mapping[str, Any] | None, option: str) -> dict[str, Any]:
+        """A setting per part, its names checked."""
+        if unknown := sorted(set(given or {}) - set(self.parts())):
+            raise UserError(f"{option} has the unknown parts {unknown}; this policy has {', '.join(self.parts())}")
+        return dict(given or {})
+
     def _modules_of(self, part: str) -> list[nn.Module]:
-        if part == "embeddings":
-            return [self.tokens, self.action_embedding]
-        return [getattr(self, part)]
+        return self.parts()[part]
 
     def _parameters_of(self, part: str) -> Iterator[nn.Parameter]:
         return (p for module in self._modules_of(part) for p in module.parameters())
@@ -139,18 +157,23 @@ class FineTune(BCPolicy):
         return self
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        groups: list[dict[str, Any]] = []
-        rest = {id(p): p for p in self.parameters() if p.requires_grad}
-        for part, rate in self.learning_rate.items():
-            own = [rest.pop(id(p)) for p in self._parameters_of(part) if id(p) in rest]
-            if own:
-                groups.append({"params": own, "lr": rate, "name": part})
-        return [*groups, {"params": list(rest.values()), "name": "rest"}] if rest else groups
+        """The family's own groups, cut into parts with a rate of their own and the rest."""
+        part_of = {id(p): part for part in self.learning_rate for p in self._parameters_of(part)}
+        own = super().parameter_groups()
+        out: list[dict[str, Any]] = []
+        for part in [*self.learning_rate, None]:
+            for group in own if own and isinstance(own[0], dict) else [{"params": own}]:
+                if some := [p for p in group["params"] if part_of.get(id(p)) == part]:
+                    rate = {} if part is None else {"lr": self.learning_rate[part]}
+                    name = ".".join(str(word) for word in (part or "rest", group.get("name")) if word)
+                    out.append({**group, **rate, "params": some, "name": name})
+        return out
 
     # ------------------------------------------------------------------ training
 
     def setup(self, stage: str) -> None:
         """Embed the instruction, for training and evaluation alike."""
+        super().setup(stage)
         for part, steps in self.frozen_for.items():
             if steps is not True:
                 _require(self._trainable[part], True)  # the optimiser and DDP have to know what thaws later
@@ -213,12 +236,42 @@ class FineTune(BCPolicy):
         return where_untold(text, self._embedded)
 
 
-def _by_part(given: Mapping[str, Any] | None, option: str) -> dict[str, Any]:
-    """A setting per part, its names checked."""
-    parts = get_args(Part)
-    if unknown := sorted(set(given or {}) - set(parts)):
-        raise UserError(f"{option} has the unknown parts {unknown}; a policy has {', '.join(parts)}")
-    return dict(given or {})
+def _changed(
+    source: Policy,
+    action_space: str | dict[str, Any] | None,
+    text_dim: int | None,
+    text_encoder: TextEncoder | None,
+    window: int | None,
+) -> dict[str, Any]:
+    """The source's arguments with what is to be different."""
+    given: dict[str, Any] = {"text_dim": text_dim, "window": window, "text_encoder": text_encoder}
+    given["action_space"] = None if action_space is None else ActionSpace.of(action_space).to_dict()
+    changes = {name: value for name, value in given.items() if value is not None}
+    config = source.spec["init_args"]
+    if lacking := sorted(changes.keys() - config.keys()):
+        raise UserError(f"a {family_of(type(source)).__name__} has no {', '.join(lacking)} to change; leave it out")
+    if "frozen" in (config.get("encoder") or {}).get("init_args", {}):
+        config = merge(config, {"encoder": {"init_args": {"frozen": False}}})  # freeze says what is frozen here
+    return {**config, **changes}
+
+
+_classes: dict[Any, type[FineTune]] = {}  # by family
+
+
+def _of_family(family: Any) -> type[FineTune]:
+    """The class of fine-tuned policies of a family."""
+    if family not in _classes:
+        _classes[family] = type("FineTune", (FineTune, family), {"__module__": __name__, "__doc__": FineTune.__doc__})
+    return _classes[family]
+
+
+def family_of(cls: type) -> type[Policy]:
+    """The family itself, where fine-tuning has derived a class from it."""
+    return cls.__bases__[1] if cls.__bases__[0] is FineTune else cls
+
+
+def _restore(family: type[Policy]) -> FineTune:
+    return object.__new__(_of_family(family))
 
 
 def _require(parameters: Iterable[nn.Parameter], grad: bool) -> None:

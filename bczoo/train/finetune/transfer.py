@@ -1,9 +1,9 @@
-"""Carrying weights from one policy to another whose action space differs.
+"""Carrying weights from one policy to another of its family whose action space differs.
 
 Place in the pipeline: :class:`bczoo.train.finetune.policy.FineTune` builds the new policy, and :func:`carry_over` fills it
-from the source's weights. Everything outside the action space is taken as it is. Inside, rows belong to names: the row
-of ``w`` in an embedding or a head goes to the row of ``w``, wherever it stands in the new space; what the source did
-not know keeps its fresh initialisation.
+from the source's weights. Everything that does not depend on the action space is taken as it is. Rows of the rest belong
+to meanings (:meth:`bczoo.Policy.action_rows`): the row of ``w`` in an embedding or a head goes to the row of ``w``, wherever
+it stands in the new space; what the source did not know keeps its fresh initialisation.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from bczoo.core.actions import ActionGroup, ActionSpace, BinnedGroup, HeldGroup
+from bczoo.core.actions import ActionGroup, ActionSpace, HeldGroup, choice_meanings
 from bczoo.core.errors import UserError
+from bczoo.models.policy import Policy
 
 Rows = list[tuple[int, int]]  # (row in the target, row in the source)
-TEXT_ENTRIES = ("tokens.text_projection.weight", "tokens.text_position", "tokens.no_text")
 
 
 @dataclass
@@ -45,63 +45,54 @@ class CarriedOver:
 
 
 def carry_over(
-    weights: Mapping[str, Tensor],
-    source: ActionSpace,
-    fresh: Mapping[str, Tensor],
-    target: ActionSpace,
+    weights: Mapping[str, Tensor], source: Policy, fresh: Mapping[str, Tensor], target: Policy
 ) -> CarriedOver:
     """Fill a new policy with the weights of another one.
 
     Args:
         weights: state dict of the source.
-        source: its action space.
+        source: the policy that the weights are of; may be without memory (on the meta device).
         fresh: state dict of the new policy, freshly initialised.
-        target: its action space.
+        target: the new policy.
 
     Raises:
         UserError: names entries that do not fit for another reason than the action space or added or dropped text.
     """
-    out = CarriedOver({}, groups={g.name: _told(_find(source, g), g) for g in target.groups})
-    choice_rows = {g.name: _choices(_find(source, g), g) for g in target.groups}
-    token_rows = _tokens(source, target)
+    out = CarriedOver({}, groups={g.name: _report(source.action_space, g) for g in target.action_space.groups})
+    theirs_mean, ours_mean = source.action_rows(), target.action_rows()
     misfits = []
     for name, own in fresh.items():
-        group = _group_of(name)
-        theirs = weights.get(name)
+        meanings, theirs = _meanings_of(name, ours_mean), weights.get(name)
         if theirs is None:
-            if group is None and name not in TEXT_ENTRIES:
+            if meanings is None and name not in target.text_entries:
                 misfits.append(f"{name} is missing")
             out.state[name] = own
             out.fresh.append(name)
-        elif group is None and not _is_per_token(name) and theirs.shape == own.shape:
+        elif meanings is None and theirs.shape == own.shape:
             out.state[name] = theirs.to(own.dtype)
-        elif (group is not None or _is_per_token(name)) and theirs.shape[1:] == own.shape[1:]:
-            lead = 0 if group else len(theirs) - source.tokens  # rows before the action tokens: the decision latent's
-            moved = choice_rows[group] if group else [(a + lead, b + lead) for a, b in token_rows]
-            rows = [*((i, i) for i in range(lead)), *moved]
+        elif meanings is not None and theirs.shape[1:] == own.shape[1:]:
+            rows = _same_meaning(meanings, _meanings_of(name, theirs_mean) or [])
             out.state[name] = _with_rows(own, theirs, rows)
             if not rows:
                 out.fresh.append(name)
         else:
             misfits.append(f"{name} is {list(theirs.shape)} in the source and {list(own.shape)} here")
     out.left = [name for name in weights if name not in fresh]
-    misfits += [f"{n} has no place" for n in out.left if _group_of(n) is None and n not in TEXT_ENTRIES]
+    known = (n for n in out.left if _meanings_of(n, theirs_mean) is not None or n in target.text_entries)
+    misfits += [f"{n} has no place" for n in sorted(set(out.left) - set(known), key=out.left.index)]
     if misfits:
         raise UserError(f"the source's weights do not fit the new policy: {'; '.join(misfits[:5])}")
     return out
 
 
-def _group_of(name: str) -> str | None:
-    """The action group whose choices are the rows of an entry."""
-    for prefix in ("action_embedding.tables.", "decoder.heads."):
-        if name.startswith(prefix):
-            return name.removeprefix(prefix).split(".")[0]
-    return None
+def _meanings_of(name: str, rows: Mapping[str, list[tuple]]) -> list[tuple] | None:
+    """What the rows of an entry mean; None where they do not depend on the action space."""
+    return next((meanings for start, meanings in rows.items() if name.startswith(start)), None)
 
 
-def _is_per_token(name: str) -> bool:
-    """Whether the rows of an entry are action tokens."""
-    return name in ("tokens.action_positions", "decoder.positions")
+def _same_meaning(target: list[tuple], source: list[tuple]) -> Rows:
+    theirs = {meaning: i for i, meaning in enumerate(source)}
+    return [(i, theirs[meaning]) for i, meaning in enumerate(target) if meaning in theirs]
 
 
 def _with_rows(fresh: Tensor, theirs: Tensor, rows: Rows) -> Tensor:
@@ -116,45 +107,12 @@ def _with_rows(fresh: Tensor, theirs: Tensor, rows: Rows) -> Tensor:
     return out
 
 
-def _find(space: ActionSpace, group: ActionGroup) -> ActionGroup | None:
-    """The group of the same name and kind."""
-    return next((g for g in space.groups if g.name == group.name and g.kind == group.kind), None)
-
-
-def _choices(source: ActionGroup | None, target: ActionGroup) -> Rows:
-    """Which choices of a group mean the same: names held, bins of the same range, released and held of a switch."""
-    if source is None:
-        return []
-    theirs = {meaning: i for i, meaning in enumerate(_meanings(source))}
-    return [(i, theirs[m]) for i, m in enumerate(_meanings(target)) if m in theirs]
-
-
-def _meanings(group: ActionGroup) -> list[object]:
-    if isinstance(group, HeldGroup):
-        return [None, *group.names[1:]]  # id 0 is "nothing", whatever it is called
-    if isinstance(group, BinnedGroup):
-        return [group.support(i) for i in range(group.choices)]
-    return list(range(group.choices))
-
-
-def _tokens(source: ActionSpace, target: ActionSpace) -> Rows:
-    """Which action tokens mean the same: the i-th held thing, the switch of a name, the number of a group."""
-
-    def tokens(space: ActionSpace) -> list[tuple[str, str, object]]:
-        return [
-            (g.name, g.kind, g.names[i] if g.kind == "switch" else i)  # type: ignore[union-attr]
-            for g in space.groups
-            for i in range(g.tokens)
-        ]
-
-    theirs = {meaning: i for i, meaning in enumerate(tokens(source))}
-    return [(i, theirs[m]) for i, m in enumerate(tokens(target)) if m in theirs]
-
-
-def _told(source: ActionGroup | None, target: ActionGroup) -> str:
+def _report(space: ActionSpace, target: ActionGroup) -> str:
+    """What becomes of the choices of a group."""
+    source = next((g for g in space.groups if g.name == target.name and g.kind == target.kind), None)
     if source is None:
         return f"new, {target.choices} choices start fresh"
-    rows = _choices(source, target)
+    rows = _same_meaning(choice_meanings(target), choice_meanings(source))
     text = f"{len(rows)} of {target.choices} choices carried over"
     new = set(range(target.choices)) - {a for a, _ in rows}
     if new and isinstance(target, HeldGroup):

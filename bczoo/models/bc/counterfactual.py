@@ -1,9 +1,9 @@
 """All counterfactual decisions of a window in one pass: a second stream of tokens beside the recorded one.
 
 Place in the pipeline: the causality score asks, for every step t of a window, what the policy would have decided had
-it seen another picture at t (or at the last m steps), everything before unchanged. Done one step at a time that takes
-T forwards. Here the replaced steps ride along in the same forward: for every t a short stream of tokens that looks at
-the recorded steps before it and at itself, under the very mask rule of the policy (``bczoo.models.bc.masks``), at the very
+it seen another picture at t (or at the last m steps), everything before unchanged. Done one step at a time that takes T
+forwards. Here all questions are asked in the same forward: for every t a short stream of tokens that looks at the
+recorded steps before it and at itself, under the very mask rule of the policy (:mod:`bczoo.models.bc.masks`), at the very
 positions of the steps it replaces. The recorded tokens do not see the streams, so they come out as always.
 
 Shape legend: B batch, T steps, S tokens of a step, L = T * S, P slot of action_out, m replaced steps, R = (m - 1) * S +
@@ -12,18 +12,20 @@ P + 1 tokens of a stream (R = m * S where the backbone predicts the action token
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from bczoo.models.bc.layout import StepLayout
 from bczoo.models.bc.masks import may_attend
-from bczoo.models.bc.policy import BCPolicy
 from bczoo.nn.attention import WindowAttention, flex, resolve_backend, sdpa
 from bczoo.nn.blocks import Rotation
+
+if TYPE_CHECKING:
+    from bczoo.models.bc.policy import BCPolicy
 
 
 def stream_length(layout: StepLayout, replaced: int) -> int:
@@ -34,13 +36,13 @@ def stream_length(layout: StepLayout, replaced: int) -> int:
 
 def streams_mask(layout: StepLayout, steps: int, history: int, replaced: int, sinks: int = 0) -> Callable[..., Any]:
     """The mask over recorded tokens followed by one stream per step, in FlexAttention's form."""
-    size, ride = layout.length, stream_length(layout, replaced)
+    size, length = layout.length, stream_length(layout, replaced)
     recorded = steps * size
 
     def place(token: Any) -> tuple[Any, Any, Any]:
         """Stream (-1: recorded), step and slot of a token."""
         in_stream = token >= recorded
-        target, index = (token - recorded) // ride, (token - recorded) % ride
+        target, index = (token - recorded) // length, (token - recorded) % length
         stream = torch.where(in_stream, target, -1)
         step = torch.where(in_stream, target - replaced + 1 + index // size, token // size)
         return stream, step, torch.where(in_stream, index % size, token % size)
@@ -80,35 +82,9 @@ def _attention(
         return WindowAttention(mask(0, 0, q, torch.arange(sinks + length, device=device)[None]), sdpa)
 
 
-def latents_of_both(
-    policy: BCPolicy,
-    images: Tensor,
-    replacements: Tensor,
-    actions: Mapping[str, Tensor],
-    text: Tensor | None = None,
-    replaced: int = 1,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What the decoder reads, as recorded and with the pictures of the last steps replaced.
-
-    Args:
-        policy: the policy, in evaluation mode.
-        images: image tokens (B, T, I, D) of the recorded frames, ``policy.encode(frames)``.
-        replacements: image tokens (B, T, I, D) of the frames that take their place.
-        actions: per group recorded ids (B, T, n).
-        text: (B, T, E), as in :meth:`BCPolicy.forward`.
-        replaced: m, how many steps up to t show their replacement when t decides.
-
-    Returns:
-        recorded and counterfactual latents, each (B, T, latents, D), and the embedded actions (B, T, A, D).
-    """
-    embedded = policy.action_embedding(actions)  # (B, T, A, D)
-    taken = policy.tokens.actions(embedded)
-    recorded = torch.cat([policy.tokens.observation(images, text), taken], dim=2)  # (B, T, S, D)
-    other = torch.cat([policy.tokens.observation(replacements, text), taken], dim=2)
-    return *ride_along(policy, recorded, other, replaced), embedded
-
-
-def ride_along(policy: BCPolicy, recorded: Tensor, other: Tensor, replaced: int = 1) -> tuple[Tensor, Tensor]:
+def counterfactual_latents(
+    policy: BCPolicy, recorded: Tensor, other: Tensor, replaced: int = 1
+) -> tuple[Tensor, Tensor]:
     """What the decoder reads of a window, and of the same window with the last steps up to t taken from another one.
 
     Args:
@@ -122,12 +98,12 @@ def ride_along(policy: BCPolicy, recorded: Tensor, other: Tensor, replaced: int 
     """
     layout, transformer, device = policy.layout, policy.transformer, recorded.device
     steps, size = recorded.shape[1:3]
-    ride = stream_length(layout, replaced)
+    length = stream_length(layout, replaced)
     # step t - m + 1 .. t of the other window for every t; before the first step anything may stand
     which = torch.arange(steps, device=device)[:, None] + torch.arange(1 - replaced, 1, device=device)
-    streams = other[:, which.clamp(min=0)].flatten(2, 3)[:, :, :ride]  # (B, T, R, D)
+    streams = other[:, which.clamp(min=0)].flatten(2, 3)[:, :, :length]  # (B, T, R, D)
     x = torch.cat([recorded.flatten(1, 2), streams.flatten(1, 2)], dim=1)  # (B, L + T * R, D)
-    index = torch.arange(ride, device=device)
+    index = torch.arange(length, device=device)
     positions = torch.cat([torch.arange(steps * size, device=device), ((which[:, :1] * size) + index).flatten()])
     backend = resolve_backend(transformer.backend, x.device)
     attends = [
@@ -138,4 +114,4 @@ def ride_along(policy: BCPolicy, recorded: Tensor, other: Tensor, replaced: int 
     n, first = policy.decoder.latents, layout.action_out
     plain = y[:, : steps * size].unflatten(1, (steps, size))[:, :, first : first + n]
     at = (replaced - 1) * size + first
-    return plain, y[:, steps * size :].unflatten(1, (steps, ride))[:, :, at : at + n]
+    return plain, y[:, steps * size :].unflatten(1, (steps, length))[:, :, at : at + n]

@@ -1,0 +1,251 @@
+"""Policies: models that act. What every one of them can do, and what a family adds.
+
+Place in the pipeline: a trainer hands a batch of windows, a family gives logits per action group, the behaviour cloning
+loss and the metrics are the same for all. In play an :class:`~bczoo.play.agent.Agent` drives a :class:`Session` that the
+family opens. A family defines its logits; all else has a default that works, if slowly::
+
+    logits(batch)                                  needed, in one piece or as
+    encode(frames), logits_from(encoded, batch)    two: what depends on one frame alone is computed once for many questions
+    open_session(num_envs, sampler)                play; by default the window is computed anew at every frame
+    counterfactual_logits(...)                     the causality score; by default a forward per step
+
+Shape legend: B batch, T steps, E text width, n tokens and V choices of a group.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from bczoo.core.errors import UserError
+from bczoo.core.parts import build_part
+from bczoo.core.spec import FILL, Batch, InputSpec, loss_mask
+from bczoo.models.model import Model, reference_optimizer
+from bczoo.models.session import Session, WindowSession
+from bczoo.nn.actions import ActionRows, Logits
+from bczoo.nn.sampling import Sampler
+from bczoo.nn.text import TextEncoder
+from bczoo.train.loss import BCLoss, bc_loss
+from bczoo.train.metrics import ActionMetrics
+
+if TYPE_CHECKING:
+    from bczoo.play.agent import Agent
+
+NO_TEXT = "this policy takes no text (text_dim is null); leave the instruction out"
+LOGGED = {"loss", "perplexity", "change_perplexity", "accuracy"}  # of the metrics, in validation
+
+
+class Policy(Model):
+    """Base class of the families that act.
+
+    Args:
+        input_spec: what the policy needs its input to be; its action space is what it predicts.
+        text_encoder: embeds live instructions in play; no part of the weights.
+        z_loss: weight of the z-loss.
+        optimizer: makes the optimiser, given the parameters.
+        lr_scheduler: makes the learning rate schedule, given the optimiser and the number of steps of the run.
+
+    Attributes:
+        independent_tokens: the action tokens of a step are predicted independently of each other.
+        past_actions: a decision depends on the actions of earlier steps.
+        text_entries: entries of the state dict that are there only where the policy takes text.
+        logged: names of the metrics that validation logs; callbacks may add to it.
+    """
+
+    template = True
+    kind = "policy"
+    independent_tokens = False
+    past_actions = True
+    text_entries: ClassVar[tuple[str, ...]] = ()
+    input_spec: InputSpec
+
+    def __init__(
+        self,
+        input_spec: InputSpec,
+        text_encoder: TextEncoder | None = None,
+        z_loss: float = 1e-4,
+        optimizer: Callable[[Iterable], Optimizer] = reference_optimizer,
+        lr_scheduler: Callable[[Optimizer, int], LRScheduler] | None = None,
+    ) -> None:
+        super().__init__(input_spec, optimizer, lr_scheduler)
+        self.action_space = input_spec.action_space
+        self.text_encoder = None if text_encoder is None else build_part("text_encoder", text_encoder, TextEncoder)
+        self.z_loss = z_loss
+        self.logged = set(LOGGED)
+        metrics = {stage: ActionMetrics(self.action_space, z_loss, self.loss_scales) for stage in ("val", "test")}
+        self.metrics = nn.ModuleDict(metrics)
+
+    # ------------------------------------------------------------------ the family's part
+
+    def logits(self, batch: Batch) -> Logits:
+        """Logits (B, T, n, V) of every action token of a window, each predicted before that token is seen."""
+        return self.logits_from(self.encode(batch["frames"]), batch)
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """What a policy makes of each frame alone: (B, T, 3, H, W) to (B, T, ...). By default the frame itself."""
+        return frames
+
+    def logits_from(self, encoded: Tensor, batch: Batch) -> Logits:
+        """:meth:`logits` with :meth:`encode`'s (B, T, ...) in the place of the batch's frames."""
+        if type(self).logits is Policy.logits:
+            raise NotImplementedError(f"{type(self).__name__} must define logits(batch), or encode and logits_from")
+        return self.logits({**batch, "frames": encoded})
+
+    def open_session(self, num_envs: int, sampler: Sampler, cuda_graphs: bool | None = None) -> Session:
+        """The state of ``num_envs`` games that play with this policy.
+
+        Args:
+            num_envs: how many.
+            sampler: draws the ids.
+            cuda_graphs: True demands steps from CUDA graphs, None takes them where the family has them.
+        """
+        if cuda_graphs:
+            raise UserError(f"{type(self).__name__} records no CUDA graphs; leave cuda_graphs out")
+        return WindowSession(self, num_envs, sampler)
+
+    @torch.no_grad()
+    def counterfactual_logits(
+        self, encoded: Tensor, replacements: Tensor, batch: Batch, replaced: int = 1
+    ) -> tuple[Logits, Logits]:
+        """Logits of a window as recorded, and those of every step t had the last steps up to t shown something else.
+
+        The general way takes a forward per step; families that can ask all questions in one pass override it.
+
+        Args:
+            encoded: (B, T, ...) of the recorded frames, from :meth:`encode`.
+            replacements: (B, T, ...) of what is shown instead.
+            batch: the window.
+            replaced: how many steps up to t show their replacement when t decides.
+        """
+
+        def asked(t: int) -> Logits:
+            shown = encoded.clone()
+            first = max(t - replaced + 1, 0)
+            shown[:, first : t + 1] = replacements[:, first : t + 1]
+            return self.logits_from(shown, batch)
+
+        return self.logits_from(encoded, batch), _step_by_step(asked, encoded.shape[1])
+
+    @torch.no_grad()
+    def other_past_logits(self, encoded: Tensor, batch: Batch, actions: Mapping[str, Tensor]) -> Logits:
+        """Logits of every step t had the actions before t been others (B, T, n), with the recorded frames.
+
+        The tokens of step t itself are the recorded ones. The general way takes a forward per step.
+        """
+        if not self.past_actions:
+            return self.logits_from(encoded, batch)
+
+        def asked(t: int) -> Logits:
+            mixed = {k: torch.cat([actions[k][:, :t], own[:, t:]], dim=1) for k, own in batch["actions"].items()}
+            return self.logits_from(encoded, {**batch, "actions": mixed})
+
+        return _step_by_step(asked, encoded.shape[1])
+
+    def action_rows(self) -> ActionRows:
+        """What the rows of those parameters mean that depend on the action space, by the beginning of their names.
+
+        Modules of a family whose rows are choices or action tokens tell by a method of the same name.
+        """
+        telling = [(name, m.action_rows()) for name, m in self.named_modules() if m is not self and _tells_rows(m)]
+        return {f"{name}.{entry}": meanings for name, rows in telling for entry, meanings in rows.items()}
+
+    # ------------------------------------------------------------------ play
+
+    @property
+    def why_no_text(self) -> str | None:
+        """Why this policy can follow no instruction in words; None if it can."""
+        if self.input_spec.text_dim is None:
+            return NO_TEXT
+        if self.text_encoder is None:
+            return "this policy has no text_encoder; set one in its config (bczoo.GemmaTextEncoder)"
+        return None
+
+    @torch.no_grad()
+    def embed(self, text: str) -> Tensor:
+        """The embedding (E,) of an instruction, float32 on the CPU.
+
+        Raises:
+            ValueError: this policy takes no text, or has no text encoder, or one of another width.
+        """
+        if self.why_no_text or self.text_encoder is None:
+            raise UserError(self.why_no_text)
+        embedding = self.text_encoder([text])[0].float().cpu()
+        if tuple(embedding.shape) != (self.input_spec.text_dim,):
+            raise UserError(
+                f"the text encoder gives {tuple(embedding.shape)}, the policy needs ({self.input_spec.text_dim},)"
+            )
+        return embedding
+
+    def for_play(self) -> Policy:
+        """This policy as it plays fastest; families that have a faster form of themselves override it."""
+        return self
+
+    def agent(self, num_envs: int = 1, **options: Any) -> Agent:
+        """A player of ``num_envs`` games with this policy; options as in :class:`bczoo.play.agent.Agent`."""
+        from bczoo.play.agent import Agent
+
+        return Agent(self, num_envs, **options)
+
+    # ------------------------------------------------------------------ training
+
+    @property
+    def loss_scales(self) -> dict[str, float]:
+        """Per action group what its cross-entropy is divided by in the loss: ln(choices), as in paper 2601.04575."""
+        return {g.name: math.log(g.choices) for g in self.action_space.groups}
+
+    def loss(self, batch: Batch) -> BCLoss:
+        """The behaviour cloning loss of the steps with a person's action."""
+        mask = loss_mask(batch)
+        steps = self.mean_over_processes(mask.sum())
+        return bc_loss(self.logits(batch), batch["actions"], mask, self.z_loss, steps, self.loss_scales)
+
+    def evaluate(self, batch: Batch, stage: str) -> dict[str, Any]:
+        """Add a batch to the metrics; what was encoded and the logits are for callbacks, which need not compute them."""
+        encoded = self.encode(batch["frames"])
+        logits = self.logits_from(encoded, batch)
+        windows = batch["recording"] != FILL
+        self.metrics[stage].update(logits, batch["actions"], loss_mask(batch), windows)  # type: ignore[operator]
+        return {"encoded": encoded, "logits": logits}
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_metrics("test")
+
+    def predict_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
+        """Most likely ids (B, T, n) per group and the probability of the recorded ones, with where they belong."""
+        out = {k: batch[k] for k in ("recording", "start", "user", "valid")}  # type: ignore[literal-required]
+        for name, logits in self.logits(batch).items():
+            taken = batch["actions"][name][..., None]
+            out[f"ids.{name}"] = logits.argmax(dim=-1)
+            out[f"probability.{name}"] = logits.float().softmax(dim=-1).gather(-1, taken).squeeze(-1)
+        return out
+
+    def instructions(self, batch: Batch) -> Tensor | None:
+        """Text embeddings (B, T, E) that belong to a batch; None where the policy takes none or the batch has none."""
+        return batch.get("text") if self.input_spec.text_dim else None
+
+    def _log_metrics(self, stage: str) -> None:
+        metrics = self.metrics[stage]
+        values = metrics.compute()  # type: ignore[operator]  # of all ranks, so the same on all of them
+        metrics.reset()  # type: ignore[operator]
+        for name, value in values.items():
+            if name.partition("/")[0] in self.logged:
+                self.log(f"{stage}/{name}", value, prog_bar=name == "loss", sync_dist=True)
+
+
+def _step_by_step(asked: Callable[[int], Logits], steps: int) -> Logits:
+    """Step t of the answer to question t, for all steps."""
+    answers = [{name: group[:, t] for name, group in asked(t).items()} for t in range(steps)]
+    return {name: torch.stack([answer[name] for answer in answers], dim=1) for name in answers[0]}
+
+
+def _tells_rows(module: nn.Module) -> bool:
+    return callable(getattr(type(module), "action_rows", None))

@@ -1,0 +1,93 @@
+"""A GPT over a sequence of embeddings: the transformer of the token and CNN families.
+
+Place in the pipeline: one embedding a position comes in, one output of the same width goes out, each having seen the
+positions up to its own. Pre-norm blocks with LayerNorm, GELU and learned positions, initialised as GPT-2 is (paper
+2411.04434, section 3.2, says only "a standard GPT-2 style transformer"; the details follow nanoGPT's).
+
+Shape legend: B batch, L positions, D width, N heads, H head dim.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+import torch.utils.checkpoint
+from torch import Tensor, nn
+
+from bczoo.core.errors import UserError
+
+NORM_EPS = 1e-5
+INITIAL_STD = 0.02
+
+
+class GPTBlock(nn.Module):
+    """Pre-norm residual block: causal self-attention, then a feed-forward layer of four times the width."""
+
+    def __init__(self, width: int, heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.attention_norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.ffn_norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.up = nn.Linear(width, 4 * width)
+        self.down = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, L, D) to (B, L, D)."""
+        qkv = self.qkv(self.attention_norm(x)).unflatten(-1, (3, self.heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, N, L, H)
+        dropout = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
+        x = x + F.dropout(self.out(mixed.transpose(1, 2).flatten(-2)), dropout)
+        hidden = F.gelu(self.up(self.ffn_norm(x)), approximate="tanh")
+        return x + F.dropout(self.down(hidden), dropout)
+
+
+class GPT(nn.Module):
+    """A stack of :class:`GPTBlock` behind learned positions, with a last LayerNorm.
+
+    Args:
+        width: D.
+        layers: number of blocks.
+        heads: attention heads per block; must divide the width.
+        positions: longest sequence.
+        dropout: on attention, its output and the feed-forward layer's output, in training.
+        checkpointing: recompute the blocks in the backward pass to save memory.
+    """
+
+    def __init__(
+        self, width: int, layers: int, heads: int, positions: int, dropout: float = 0.0, checkpointing: bool = False
+    ) -> None:
+        super().__init__()
+        if heads < 1 or width % heads:
+            raise UserError(f"heads must divide the width, got width {width} and heads {heads}")
+        if layers < 1 or positions < 1:
+            raise UserError(f"layers and positions are numbers from 1 on, got {layers} and {positions}")
+        if not 0 <= dropout < 1:
+            raise UserError(f"dropout is a probability from 0 to below 1, got {dropout}")
+        self.width, self.checkpointing = width, checkpointing
+        self.positions = nn.Parameter(torch.empty(positions, width))
+        self.blocks = nn.ModuleList(GPTBlock(width, heads, dropout) for _ in range(layers))
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+        nn.init.normal_(self.positions, std=INITIAL_STD)
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear):
+                residual = name.endswith((".out", ".down"))
+                nn.init.normal_(module.weight, std=INITIAL_STD / math.sqrt(2 * layers) if residual else INITIAL_STD)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Embeddings (B, L, D) of positions 0 .. L - 1 to outputs (B, L, D)."""
+        length = x.shape[1]
+        if length > len(self.positions):
+            raise UserError(f"{length} positions are more than the {len(self.positions)} that this model was built for")
+        x = x + self.positions[:length]
+        for block in self.blocks:
+            if self.checkpointing and torch.is_grad_enabled():
+                x = torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        return self.norm(x)
