@@ -200,10 +200,7 @@ def watching(policy: Any, show: Callable[[int, Tensor, Tensor, Tensor, Tensor], 
 
         return watch
 
-    handles = [
-        block.attention.register_forward_pre_hook(hook(i))  # type: ignore[union-attr]
-        for i, block in enumerate(policy.transformer.blocks)
-    ]
+    handles = [block.attention.register_forward_pre_hook(hook(i)) for i, block in enumerate(policy.transformer.blocks)]
     try:
         yield
     finally:

@@ -20,8 +20,8 @@ from bczoo.causality.perturb import Perturbation, perturbations
 from bczoo.causality.scores import Nats, action_reliance, causality
 from bczoo.core.actions import ActionSpace
 from bczoo.core.spec import Batch, loss_mask
-from bczoo.nn.actions import Logits
 from bczoo.models.policy import Policy
+from bczoo.nn.actions import Logits
 from bczoo.train.metrics import Measures, StepMeans
 
 

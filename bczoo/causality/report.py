@@ -29,8 +29,8 @@ from bczoo.causality.perturb import FREEZE_STEPS, Perturbation, checked_kinds, l
 from bczoo.core.actions import ActionSpace
 from bczoo.core.devices import usable_device
 from bczoo.core.errors import UserError
-from bczoo.core.spec import loss_mask
 from bczoo.core.files import write_json
+from bczoo.core.spec import loss_mask
 from bczoo.data.dataset import WindowDataset
 from bczoo.data.index import Index, open_index
 from bczoo.data.loader import WindowLoader

@@ -75,6 +75,8 @@ TRAINER = {
     "predict": "write a policy's predictions on recordings",
 }
 
+IMPORT = "BCZOO_IMPORT"  # environment variable: modules with commas between
+
 SYSTEM_ERRORS = {  # of a path that the user gave, and what to do about them
     errno.ENOSPC: "free space on that disk, or write elsewhere",
     errno.EDQUOT: "your quota on that disk is used up; free space, or write elsewhere",
@@ -95,7 +97,7 @@ SYSTEM_ERRORS = {  # of a path that the user gave, and what to do about them
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of ``bczoo``; returns the exit status."""
-    argv = sys.argv[1:] if argv is None else argv
+    argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())
         return 0
@@ -114,6 +116,7 @@ def main(argv: list[str] | None = None) -> int:
 
     tune_for_cpu()
     try:
+        argv = import_modules(argv)
         if command is not None:
             from bczoo.cli.function import run_function
 
@@ -131,6 +134,38 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"bczoo: {told}", file=sys.stderr)
         return 1
+
+
+def import_modules(argv: list[str]) -> list[str]:
+    """Import what ``--import`` names, with the current folder on the path; returns the other arguments.
+
+    The names stay in the environment, because a training on several devices starts this command anew in each process.
+    """
+    from bczoo.core.errors import UserError
+
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)  # last, so that it hides nothing that is installed
+    rest, named = [], [name for name in os.environ.get(IMPORT, "").split(",") if name]
+    words = iter(argv)
+    for word in words:
+        option, equals, value = word.partition("=")
+        if option != "--import":
+            rest.append(word)
+        elif name := value if equals else next(words, ""):
+            named.append(name)
+        else:
+            raise UserError("--import needs the name of a module, such as --import my_parts")
+    for name in dict.fromkeys(named):
+        try:
+            import_module(name)
+        except ImportError as error:
+            raise UserError(
+                f"--import {name}: {error}; a module is found in the current folder, on PYTHONPATH or installed, and "
+                "named without .py"
+            ) from error
+    if named:
+        os.environ[IMPORT] = ",".join(dict.fromkeys(named))
+    return rest
 
 
 def _behind(error: BaseException | None, kind: type[Exception]) -> BaseException | None:
@@ -161,7 +196,8 @@ def usage() -> str:
         "Behaviour cloning of video games: record, train, play.\n\n"
         f"commands:\n{commands}\n\n"
         "bczoo COMMAND --help tells the options of a command.\n"
-        f"--config takes a path or one of: {', '.join(names())}\n\n"
+        f"--config takes a path or one of: {', '.join(names())}\n"
+        "--import MODULE imports a module of yours first, for families and parts of your own\n\n"
         "Start here:  bczoo fit --config quickstart"
     )
 

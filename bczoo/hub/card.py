@@ -16,14 +16,14 @@ from bczoo.train.run_record import Record, weights_step
 if TYPE_CHECKING:
     import torch
 
-    from bczoo.models.policy import Policy
+    from bczoo.models.model import Model
 
 TAGS = ["bczoo", "behavior-cloning", "imitation-learning", "video-games", "game-playing"]
 
 
 def model_card(
     name: str,
-    policy: Policy,
+    policy: Model,
     record: Record,
     license: str | None = None,
     dtype: torch.dtype | None = None,
@@ -51,7 +51,7 @@ def model_card(
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _own_dtype(policy: Policy) -> torch.dtype:
+def _own_dtype(policy: Model) -> torch.dtype:
     return next(policy.parameters()).dtype
 
 
@@ -88,7 +88,7 @@ def _of_these_weights(record: Record) -> dict[str, Any]:
     return {env: p for env, p in record.get("play", {}).items() if p["step"] == step and "policy" in p["players"]}
 
 
-def _introduction(policy: Policy, dtype: torch.dtype | None) -> str:
+def _introduction(policy: Model, dtype: torch.dtype | None) -> str:
     spec, counts = policy.input_spec, policy.parameter_counts()
     groups = [
         f"| `{g.name}` | {g.tokens} | {g.choices} | "
@@ -116,14 +116,14 @@ def _introduction(policy: Policy, dtype: torch.dtype | None) -> str:
     )
 
 
-def _architecture(policy: Policy) -> str:
+def _architecture(policy: Model) -> str:
     family = class_path(type(policy))
     if policy.reference is None:
         return f"Its family is `{family}`, which has to be imported before it is loaded."
     return f"The architecture (`{family}`) is that of {policy.reference}."
 
 
-def _use(name: str, policy: Policy) -> str:
+def _use(name: str, policy: Model) -> str:
     size = policy.input_spec.frame_size
     text = ', text="go to the red door"' if policy.input_spec.text_dim else ""
     return f"""## How to use

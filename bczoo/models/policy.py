@@ -221,7 +221,7 @@ class Policy(Model):
 
     def predict_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
         """Most likely ids (B, T, n) per group and the probability of the recorded ones, with where they belong."""
-        out = {k: batch[k] for k in ("recording", "start", "user", "valid")}  # type: ignore[literal-required]
+        out = {k: batch[k] for k in ("recording", "start", "user", "valid")}
         for name, logits in self.logits(batch).items():
             taken = batch["actions"][name][..., None]
             out[f"ids.{name}"] = logits.argmax(dim=-1)

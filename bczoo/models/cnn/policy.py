@@ -94,16 +94,20 @@ class CNNPolicy(Policy):
         return self.encoder(frames.flatten(0, 1)).mean(dim=1).unflatten(0, frames.shape[:2])
 
     def logits_from(self, encoded: Tensor, batch: Batch) -> Logits:
-        if self.past_actions:
-            ids = torch.cat([batch["actions"][g.name] for g in self.action_space.groups], dim=-1)  # (B, T, A)
-            before = F.pad(ids, (0, 0, 1, -1))  # the action of the step before
-            known = torch.arange(ids.shape[1], device=ids.device) > 0
-            encoded = encoded + self.previous_action(before, known.expand(ids.shape[:2]))
-        return self.heads(self.transformer(encoded))
+        ids = torch.cat([batch["actions"][g.name] for g in self.action_space.groups], dim=-1)  # (B, T, A)
+        return self.heads(self.outputs(encoded, F.pad(ids, (0, 0, 1, -1))))
 
-    def previous_action(self, ids: Tensor, known: Tensor) -> Tensor:
-        """Summed embeddings (..., D) of the ids (..., A) of the step before; zero where none is known (...)."""
-        return self.action_embedding.of(ids).sum(-2) * known[..., None]
+    def outputs(self, embeddings: Tensor, before: Tensor) -> Tensor:
+        """Outputs of the transformer (B, T, D) over a window.
+
+        Args:
+            embeddings: (B, T, D), from :meth:`encode`.
+            before: ids (B, T, A) of the action of the step before each; that before the first step is not known.
+        """
+        if self.past_actions:
+            known = torch.arange(before.shape[1], device=before.device) > 0
+            embeddings = embeddings + self.action_embedding.of(before).sum(-2) * known[:, None]
+        return self.transformer(embeddings)
 
     @property
     def loss_scales(self) -> dict[str, float]:

@@ -2,9 +2,9 @@
 
 Place in the pipeline: :meth:`bczoo.CNNPolicy.open_session`. Positions are absolute, so when the window is full and its
 oldest step drops out, every other step moves by one and nothing computed before holds any more. A step therefore costs
-one frame through the CNN and one window through the transformer, always the same.
+one frame through the CNN and one window through the transformer, and decides exactly as in training.
 
-Shape legend: R games, r games of a call, T steps of a window, D width, A action tokens, n tokens and V choices of a group.
+Shape legend: R games, r games of a call, T steps of a window, D width, A action tokens.
 """
 
 from __future__ import annotations
@@ -22,38 +22,44 @@ if TYPE_CHECKING:
 
 
 class CNNSession(Session):
-    """Embeddings of the last steps of R games, oldest first."""
+    """The last steps of R games, oldest first."""
 
     policy: CNNPolicy
 
     def __init__(self, policy: CNNPolicy, num_envs: int, sampler: Sampler) -> None:
         super().__init__(policy, num_envs, sampler)
-        like = policy.transformer.positions
-        self.past = like.new_zeros(num_envs, policy.input_spec.window, policy.transformer.width)  # (R, T, D)
+        like, window = policy.transformer.positions, policy.input_spec.window
+        self.embeddings = like.new_zeros(num_envs, window, policy.transformer.width)  # (R, T, D)
+        self.before = self.last_ids.new_zeros(num_envs, window, self.space.tokens)  # (R, T, A), the action before each
 
     @property
     def memory_bytes(self) -> int:
-        return self.past.numel() * self.past.element_size()
+        return sum(t.numel() * t.element_size() for t in (self.embeddings, self.before))
 
     def step(self, env_ids: list[int], frames: Tensor, text: Tensor, u: Tensor, mark: Mark) -> tuple[Tensor, Tensor]:
-        window = self.past.shape[1]
         index = torch.tensor(env_ids, device=self.device)
-        embedding = self.policy.encoder(frames.to(self.device))[:, 0]  # (r, D)
-        if self.policy.past_actions:
-            before = self.policy.previous_action(self.last_ids[index], self.steps[index] > 0)
-            embedding = embedding + before
+        embedding = self.policy.encode(frames.to(self.device)[:, None])[:, 0]  # (r, D)
         mark("encode")
-        past = self.past[index]  # (r, T, D)
-        full = (self.steps[index] >= window)[:, None, None]
-        past = torch.where(full, past.roll(-1, dims=1), past)
-        at = self.steps[index].clamp(max=window - 1)
-        past[torch.arange(len(env_ids), device=self.device), at] = embedding.to(past.dtype)
-        self.past[index] = past
-        outputs = self.policy.transformer(past[:, : int(at.max()) + 1])
+        at = self.steps[index].clamp(max=self.embeddings.shape[1] - 1)
+        x, before = (
+            self._append(self.embeddings, index, at, embedding),
+            self._append(self.before, index, at, self.last_ids[index]),
+        )
+        length = int(at.max()) + 1
+        outputs = self.policy.outputs(x[:, :length], before[:, :length])
         latent = outputs[torch.arange(len(env_ids), device=self.device), at]  # (r, D)
         mark("backbone")
-        choose = self.sampler(u if self.device.type == "mps" else u.to(self.device))
+        choose = self.sampler(u if self.device.type == "mps" else u.to(self.device))  # MPS has no float64
         ids = choose.all(self.policy.heads(latent), self.space)
         mark("decode")
         self.acted(env_ids, ids)
         return ids, choose.p
+
+    def _append(self, past: Tensor, index: Tensor, at: Tensor, value: Tensor) -> Tensor:
+        """The window (r, T, ...) of some games with this step's value; where it is full the oldest step drops out."""
+        window = past[index]
+        full = (self.steps[index] >= past.shape[1])[:, None, None]
+        window = torch.where(full, window.roll(-1, dims=1), window)
+        window[torch.arange(len(index), device=self.device), at] = value.to(past.dtype)
+        past[index] = window
+        return window
