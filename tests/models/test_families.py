@@ -183,7 +183,8 @@ def test_two_steps_of_fit_validation_and_export(make, recordings, tmp_path):
     for source in (folder, tmp_path / "policy.ckpt"):
         loaded = bczoo.from_pretrained(source)
         assert type(loaded) is type(policy) and loaded.spec == policy.spec
-        assert all(torch.equal(x, expected[k]) for k, x in loaded.logits(batch).items())
+        for name, group in loaded.logits(batch).items():  # weights mapped from a file lie elsewhere in memory
+            torch.testing.assert_close(group, expected[name], atol=1e-5, rtol=1e-5)
     content = json.loads((folder / "config.json").read_text())
     assert content["format_version"] == 2 and content["policy"]["class_path"] == policy.spec["class_path"]
     other = BCPolicy if isinstance(policy, CNNPolicy) else CNNPolicy
