@@ -5,23 +5,26 @@ through the modules::
 
     games (bczoo.games)                          recordings on disk (bczoo.data)
       Game = gymnasium.Env + bindings + expert     <id>/annotation.proto + <id>/192x192.mp4
-        | record                          .------------> index (everything but the pixels, flat arrays)
+        | bczoo.record                    .------------> index (everything but the pixels, flat arrays)
         '------> RecordingWriter ---------'                | windows of T steps, global shuffle
                                                            v
                                  RecordingDataModule: Batch(frames, actions, text, user, system, valid)
                                                            | augmentations on the batch's device
                                                            v
-      .----------------------------- BCPolicy (bczoo.model) ------------------------------.
-      | frames --ImageEncoder--> image tokens --.                                         |
-      | text ----------------------------------- StepTokens --PolicyTransformer--> latent |
-      | actions --ActionEmbedding--------------'  (mask: bczoo.models.bc.masks)          |    |
-      |               '-------------------------------------> ActionDecoder <--------'    |
-      '------------------------------------------------------------|----------------------'
-                                                                   v
-           training: bc_loss, ActionMetrics <-- logits per action group --> play: Agent (sampling, Memory)
-                                                                             | Decision(values, ids, probabilities)
-                                                                             v
-                                                     games again: play, score_table, draw_decision
+      .------------------- a family (bczoo.models): Model -> Policy -> BCPolicy, CNNPolicy, yours -------------------.
+      |   encode(frames) --> what each frame alone says --> logits_from(encoded, batch) --> logits per action group   |
+      |   open_session(num_envs) --> Session: the same for several games, one frame at a time                         |
+      '---------------------------------------------------------------------------------------------------------------'
+           |                                                            |
+           v training (bczoo.train)                                     v play (bczoo.play)
+       bc_loss, ActionMetrics, callbacks                            Agent: sampling, Decision(values, ids, probabilities)
+       checkpoints, run record, fine-tuning                             | games side by side, or a socket (bczoo.serve)
+           |                                                            v
+           '--> exported folders, cards, the Hub (bczoo.hub)        returns, latency, corrections (bczoo.record)
+
+What the parts rest on is in bczoo.core (action spaces, specifications, files, errors), what families share in bczoo.nn,
+whether a policy acts on what it sees in bczoo.causality, and whole experiments in bczoo.studies. Names of these packages
+are found in their own docstrings.
 
 Importing this module is light; the names below load their modules on first use.
 """
