@@ -251,7 +251,7 @@ def test_nan_is_not_loaded_or_published(recordings, here, capsys, tmp_path):  # 
     common = ["--config", "tiny", "--data.root", recordings, *QUIET]
     for command in (["export", RUN, "out"], ["validate", *common]):
         assert bczoo(*command) == 1
-        assert f"NaN or infinite: {name}, 1 of" in capsys.readouterr().err
+        assert f"{LAST} holds weights that are NaN or infinite: {name}, 1 of" in capsys.readouterr().err
     assert not Path("out").exists()
     policy = tiny.tiny_policy()
     policy.save_pretrained("good")
