@@ -292,7 +292,7 @@ def policy_arguments(config: Mapping[str, Any], weights: Mapping[str, Tensor], w
         "decoder": {
             "class_path": "bczoo.ActionDecoder",
             "init_args": {
-                "layers": len(blocks),
+                "layers": max(len(blocks), 1),  # without any, the comparison of the weights says what is missing
                 "heads": decoder_heads,
                 "sinks": sinks,
             },
