@@ -16,22 +16,28 @@ PAGE = 4096
 
 
 class SmallDisk:
-    """A folder on a disk of ``size`` bytes, rounded up to pages.
+    """A folder on a disk that has room for what is there and little more.
+
+    Args:
+        folder: where it will be.
+        taken: bytes that are about to be there before a command runs.
+        room: bytes that the command may write beside them; no file can become larger where nothing can be mounted.
 
     Attributes:
         mounted: whether it is a file system of its own.
         options: of :class:`process.Run`, for commands that write to it.
     """
 
-    def __init__(self, folder: Path, size: int) -> None:
-        self.folder, self.size = folder, max(-(-size // PAGE) * PAGE, PAGE)
+    def __init__(self, folder: Path, taken: int, room: int) -> None:
+        self.folder, self.room = folder, room
+        self._size = -(-(taken + room) // PAGE) * PAGE
         self.options: dict[str, Any] = {}
 
     def __enter__(self) -> SmallDisk:
         self.folder.mkdir()
-        self.mounted = os.name == "posix" and _mount("-t", "tmpfs", "-o", f"size={self.size}", "tmpfs", self.folder)
+        self.mounted = os.name == "posix" and _mount("-t", "tmpfs", "-o", f"size={self._size}", "tmpfs", self.folder)
         if not self.mounted:
-            self.options = {"largest_file": self.size}
+            self.options = {"largest_file": self.room}
         return self
 
     def grow(self) -> None:

@@ -301,7 +301,7 @@ def fill(work: Work, rng: Random, folder: Path) -> None:
     """Run a work where there is not room enough, make room, and run it again."""
     usual = work.undisturbed
     room = rng.randrange(PAGE, 2 * (usual.bytes_after - usual.bytes_before) + 2 * PAGE)
-    with SmallDisk(folder / "disk", usual.bytes_before + 16 * PAGE + room) as disk:
+    with SmallDisk(folder / "disk", usual.bytes_before + 16 * PAGE, room) as disk:
         work.prepare(disk.folder)
         cache_home = {"XDG_CACHE_HOME": str(disk.folder / "cache")}
         status, output = bczoo(*work.argv, folder=disk.folder, environment=cache_home, **disk.options)
