@@ -81,7 +81,7 @@ class BCSession(Session):
         mark("encode")
         latent = self.observe(images, text.to(self.device), index)
         mark("backbone")
-        if self.device.type != "mps":  # has no float64: draws on the CPU
+        if self.device.type != "mps":  # has no float64: samples on the CPU
             u = u.to(self.device)
         ids, p = self.decode(latent, u, index)
         mark("decode")

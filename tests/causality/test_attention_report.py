@@ -21,7 +21,7 @@ from bczoo.causality.attention import (
 from bczoo.core.errors import UserError
 from bczoo.data.errors import NoRecordingsError
 
-sys.path.append(str(Path(__file__).parent / "data"))
+sys.path.append(str(Path(__file__).parents[1] / "data"))
 from synthetic import write_recordings
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without")

@@ -63,7 +63,7 @@ def test_logits(attention):
 def test_loss_and_its_parts(policy):
     case, scalars = golden.inputs(), golden.results()["scalars.f32"]
     with torch.no_grad():
-        loss = bc_loss(policy(case["frames"], case["actions"], case["text"]), case["actions"], case["counted"])
+        loss = bc_loss(policy(case["frames"], case["actions"], case["text"]), case["actions"], case["mask"])
     assert loss.total.item() == pytest.approx(scalars["loss"], abs=2e-5)
     for ours, theirs in golden.GROUPS.items():
         assert loss.cross_entropy[ours].item() == pytest.approx(scalars[f"ce.{theirs}"], abs=2e-5)
@@ -82,13 +82,13 @@ def test_frames_normalised_in_bfloat16(policy):
         logits = policy_on_pixels(case["frames"], case["actions"], case["text"])
     for name, theirs in golden.by_group("bf16norm.logits").items():
         close(logits[name], theirs)
-    loss = bc_loss(logits, case["actions"], case["counted"])
+    loss = bc_loss(logits, case["actions"], case["mask"])
     assert loss.total.item() == pytest.approx(scalars["loss"], abs=2e-5)
 
 
 def test_gradients():
     policy, case = golden.golden_policy(), golden.inputs()
-    loss = bc_loss(policy(case["frames"], case["actions"], case["text"]), case["actions"], case["counted"])
+    loss = bc_loss(policy(case["frames"], case["actions"], case["text"]), case["actions"], case["mask"])
     loss.total.backward()
     names = golden.published_names(policy)
     expected = golden.results()["eval_mode_grads"]
