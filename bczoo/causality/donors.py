@@ -2,9 +2,9 @@
 
 Place in the pipeline: the causality score swaps pictures (:mod:`bczoo.causality.perturb`) and past actions
 (:mod:`bczoo.causality.metrics`) with those of other windows. Were these taken from the same batch, the score would
-depend on the batch size and on the number of processes. So a few windows are sampled from all that may be scored, by name
-and start, read once before the first batch, and held while all others pass by: who is paired with whom is a function of
-the recordings alone.
+depend on the batch size and on the number of processes. So a few windows are sampled from all that may be scored, by
+name and start, read once before the first batch, and held while all others pass by: who is paired with whom is a
+function of the recordings alone.
 
 Shape legend: N donors, B batch, T steps, I image tokens, D width, n tokens of a group.
 """

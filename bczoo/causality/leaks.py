@@ -3,11 +3,12 @@
 Place in the pipeline: :func:`find_leak` looks at a policy and a batch before they are trained on; the callback
 :class:`bczoo.AttentionMaskCheck` stops a training with what it finds. Two looks, neither of which reads a mask:
 
-* every layer's attention, at the whole window, of families that say how the tokens of a step are laid out: with queries of zero all keys that a query sees weigh the same, so
-  values that are a code of the key's number come out as the set of keys that were read. That set is compared with
-  :func:`who_sees_whom`, which states the rules a second time, apart from :mod:`bczoo.models.bc.masks`.
-* the policy end to end, on a few steps, for every family: each input is changed in turn, and the logits that may not depend on it must
-  stay as they were to the last bit (:func:`may_depend`).
+* every layer's attention, at the whole window, of families that say how the tokens of a step are laid out: with queries
+  of zero all keys that a query sees weigh the same, so values that are a code of the key's number come out as the set
+  of keys that were read. That set is compared with :func:`who_sees_whom`, which states the rules a second time, apart
+  from :mod:`bczoo.models.bc.masks`.
+* the policy end to end, on a few steps, for every family: each input is changed in turn, and the logits that may not
+  depend on it must stay as they were to the last bit (:func:`may_depend`).
 
 Shape legend: B batch, T steps, S tokens of a step, L = T * S, K sinks, C = K + L keys, N heads, M key/value heads, H
 head dim, R rows of codes, A action tokens of a step, n tokens and V choices of a group, E text width.

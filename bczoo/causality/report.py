@@ -1,7 +1,8 @@
 """``bczoo causality``: whether a policy acts on what it sees, over all recordings of a folder.
 
-Place in the pipeline: :mod:`bczoo.causality.metrics` and :mod:`bczoo.train.metrics` score every window, as in validation;
-here the scores are summed per recording, reported with intervals (:mod:`bczoo.core.statistics`), and plotted over a clip.
+Place in the pipeline: :mod:`bczoo.causality.metrics` and :mod:`bczoo.train.metrics` score every window, as in
+validation; here the scores are summed per recording, reported with intervals (:mod:`bczoo.core.statistics`), and
+plotted over a clip.
 
 Shape legend: R recordings, B batch, T steps of a window, N steps of a clip, n tokens of a group, E text
 width, H = W frame size in pixels.

@@ -2,12 +2,13 @@
 
 Place in the pipeline: :func:`interval_over_episodes` is for returns in play, interventions and the training-inference
 gap, :func:`bootstrap` for many metrics of the same recordings at once, :func:`interval_over_groups` for any statistic.
-Whole units are resampled with replacement, since the steps inside one resemble each other, and the ends are percentiles.
+Whole units are resampled with replacement, since the steps inside one resemble each other, and the ends are
+percentiles.
 
-Why not ``scipy.stats.bootstrap``: for a mean over steps it gives the same ends to the last digit in the same time, and it
-would be the only use of SciPy, whose 140 MB nothing else here brings along. For a report it fits less: one matrix of
-multinomial counts serves all metrics of :func:`bootstrap`, some of which are matrices, and a metric that a few resamples
-lack still has an interval, where SciPy's is not a number.
+Why not ``scipy.stats.bootstrap``: for a mean over steps it gives the same ends to the last digit in the same time, and
+it would be the only use of SciPy, whose 140 MB nothing else here brings along. For a report it fits less: one matrix of
+multinomial counts serves all metrics of :func:`bootstrap`, some of which are matrices, and a metric that a few
+resamples lack still has an interval, where SciPy's is not a number.
 
 Shape legend: R units that are resampled, K resamples.
 """

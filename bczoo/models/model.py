@@ -1,8 +1,8 @@
 """What all families have in common: the steps of training, the optimiser, being rebuilt, saved and published.
 
-Place in the pipeline: a trainer hands batches to a :class:`Model`; the family says what its loss is. Policies, the models
-that act, are :class:`bczoo.models.policy.Policy`. A family is a subclass with plain arguments and parts; it is named by
-``class_path`` in YAML, and that path and those arguments are what checkpoints and exported folders keep.
+Place in the pipeline: a trainer hands batches to a :class:`Model`; the family says what its loss is. Policies, the
+models that act, are :class:`bczoo.models.policy.Policy`. A family is a subclass with plain arguments and parts; it is
+named by ``class_path`` in YAML, and that path and those arguments are what checkpoints and exported folders keep.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Policies: models that act. What every one of them can do, and what a family adds.
 
 Place in the pipeline: a trainer hands a batch of windows, a family gives logits per action group, the behaviour cloning
-loss and the metrics are the same for all. In play an :class:`~bczoo.play.agent.Agent` drives a :class:`Session` that the
-family opens. A family defines its logits; all else has a default that works, if slowly::
+loss and the metrics are the same for all. In play an :class:`~bczoo.play.agent.Agent` drives a :class:`Session` that
+the family opens. A family defines its logits; all else has a default that works, if slowly::
 
     logits(batch)                                  needed, in one piece or as
-    encode(frames), logits_from(encoded, batch)    two: what depends on one frame alone is computed once for many questions
+    encode(frames), logits_from(encoded, batch)    two: what depends on one frame alone is computed once
     open_session(num_envs, sampler)                play; by default the window is computed anew at every frame
     counterfactual_logits(...)                     the causality score; by default a window per step
 
@@ -230,7 +230,7 @@ class Policy(Model):
         return bc_loss(self.logits(batch), batch["actions"], mask, self.z_loss, steps, self.loss_scales)
 
     def evaluate(self, batch: Batch, stage: str) -> dict[str, Any]:
-        """Add a batch to the metrics; what was encoded and the logits are for callbacks, which need not compute them."""
+        """Add a batch to the metrics; what was encoded and the logits are for callbacks, so that they need no pass."""
         encoded = self.encode(batch["frames"])
         logits = self.logits_from(encoded, batch)
         windows = batch["recording"] != FILL

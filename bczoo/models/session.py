@@ -1,9 +1,10 @@
 """Inference sessions: the state of several games that play with one policy, and their steps.
 
-Place in the pipeline: an :class:`~bczoo.play.agent.Agent` turns frames, instructions and random numbers into tensors and ids
-into keys; in between it drives a session that the policy has opened. A family of its own overrides :meth:`Session.logits`
-and :meth:`Session.reset`; one that predicts an action token by token, or in stages that are to be timed, overrides
-:meth:`Session.step`. :class:`WindowSession` plays any policy that can compute the logits of a window, slowly.
+Place in the pipeline: an :class:`~bczoo.play.agent.Agent` turns frames, instructions and random numbers into tensors
+and ids into keys; in between it drives a session that the policy has opened. A family of its own overrides
+:meth:`Session.logits` and :meth:`Session.reset`; one that predicts an action token by token, or in stages that are to
+be timed, overrides :meth:`Session.step`. :class:`WindowSession` plays any policy that can compute the logits of a
+window, slowly.
 
 Shape legend: R games, r games of a call, A action tokens, n tokens and V choices of a group, E text width, T steps.
 """

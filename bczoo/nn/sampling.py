@@ -1,7 +1,7 @@
 """Sampling an id from logits, by inverse cumulative distribution and given uniform numbers.
 
-Place in the pipeline: a :class:`Sampler` holds how an agent samples; for every step it makes the chooser that the decoder
-asks for the ids of action tokens.
+Place in the pipeline: a :class:`Sampler` holds how an agent samples; for every step it makes the chooser that the
+decoder asks for the ids of action tokens.
 
 Shape legend: R rows (games), A action tokens of a step, n of a call, V choices.
 """

@@ -8,7 +8,7 @@ Place in the pipeline: rows of :mod:`bczoo.studies.confusion` come in, one per t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from bczoo.core.files import write_json, write_text
+from bczoo.core.statistics import interval_over_groups
 
 Row = dict[str, Any]
 PREDICTORS = {  # measure -> sign: +1 where more of it should go with better play

@@ -11,8 +11,8 @@ from bczoo.causality.donors import Donors
 from bczoo.causality.metrics import CausalityMetrics, divergence, evaluate
 from bczoo.causality.perturb import perturbations
 from bczoo.causality.scores import action_reliance, causality, kl
-from bczoo.models.bc.counterfactual import stream_length, streams_mask
 from bczoo.core.errors import UserError
+from bczoo.models.bc.counterfactual import stream_length, streams_mask
 from bczoo.models.bc.layout import StepLayout
 from bczoo.models.bc.masks import as_text, dense_mask
 
@@ -44,22 +44,22 @@ def replace(kind, policy, batch, images):
     return perturbations([kind])[kind](policy, batch, images, Donors.of_batch(batch, images))
 
 
-VARIANTS = {
-    "published": {},
-    "independent heads": {"decoder": IndependentHeads},
-    "no decoder": {"decoder": BackboneHeads},
-    "sinks and histories": {"transformer": {"sinks": 2, "history": [3, 1]}},
-    "many tokens": {"encoder": {"tokens": 3}, "thinking_tokens": 2},
-    "no text": {"text_dim": None},
-    "no past actions": {"past_actions": False},
-}
+VARIANTS = [
+    "reference",
+    "independent heads",
+    "backbone heads",
+    "sinks, histories",
+    "many tokens",
+    "no text",
+    "no past actions",
+]
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without")
 @pytest.mark.parametrize("backend", ["sdpa", "flex"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_one_pass_equals_one_forward_per_step(variant, backend):
-    options = {"decoder": ActionDecoder, **VARIANTS[variant]}
+    options = {"decoder": ActionDecoder, **tiny.VARIANTS[variant]}
     options["transformer"] = {**options.get("transformer", {}), "attention": backend}
     policy = tiny.tiny_policy(**options).eval()
     with torch.no_grad():

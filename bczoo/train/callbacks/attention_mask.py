@@ -17,9 +17,9 @@ from bczoo.core.errors import UserError
 class AttentionMaskCheck(L.Callback):
     """Stops the training if a policy sees what it must not; the error says what.
 
-    Of a BCPolicy every layer's mask is read off its attention, and the error names layer, query and key. Of every family
-    the logits are looked at: none may depend on a later frame, nor on the action that it is to predict. Costs one forward
-    per layer's mask and some of a short window, once, before the first training step.
+    Of a BCPolicy every layer's mask is read off its attention, and the error names layer, query and key. Of every
+    family the logits are looked at: none may depend on a later frame, nor on the action that it is to predict. Costs
+    one forward per layer's mask and some of a short window, once, before the first training step.
 
     Args:
         every_n_validations: look again at the first batch of every n-th validation; null for the start alone.
