@@ -80,7 +80,7 @@ def online_frames(count: int) -> np.ndarray:
 
 @cache
 def inputs() -> dict:
-    """Frames, actions, text, counted steps of the teacher-forced case."""
+    """Frames, actions, text, mask of the steps that count of the teacher-forced case."""
     r1, r2, r3, r4 = (np.random.RandomState(SEED + i) for i in (1, 2, 3, 4))
     shape = (BATCH, STEPS)
     actions = {
@@ -100,7 +100,7 @@ def inputs() -> dict:
         "frames": torch.from_numpy(golden_frames(SEED, *shape)),
         "actions": {k: torch.from_numpy(v) for k, v in actions.items()},
         "text": torch.from_numpy(text[:, :, 0]),
-        "counted": torch.from_numpy(user),
+        "mask": torch.from_numpy(user),
     }
 
 

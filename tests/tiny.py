@@ -1,14 +1,76 @@
-"""A tiny policy and batches for tests: the real parts, under a million parameters, 64-pixel frames."""
+"""Tiny policies and batches for tests: the real parts, under a million parameters, 64-pixel frames.
+
+Also what several test files share: variants of the architecture, a text encoder, and the blocks of docs/extending.md.
+"""
 
 from __future__ import annotations
 
+import re
+import textwrap
+import zlib
 from functools import partial
+from pathlib import Path
 
 import torch
 
-from bczoo import ActionDecoder, ActionSpace, BCPolicy, ImageEncoder, PolicyTransformer
+from bczoo import (
+    ActionDecoder,
+    ActionSpace,
+    BackboneHeads,
+    BCPolicy,
+    CNNPolicy,
+    ConvNeXtEncoder,
+    ImageEncoder,
+    IndependentHeads,
+    PolicyTransformer,
+    TextEncoder,
+)
 
 SIZE = 64
+PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
+VARIANTS = {  # arguments of tiny_policy
+    "reference": {},
+    "backbone heads": {"decoder": BackboneHeads},
+    "independent heads": {"decoder": IndependentHeads},
+    "many tokens": {"encoder": {"tokens": 3}, "thinking_tokens": 2},
+    "no text": {"text_dim": None},
+    "no text, many tokens": {"text_dim": None, "encoder": {"tokens": 3}, "thinking_tokens": 2},
+    "no text, no thinking": {"text_dim": None, "thinking_tokens": 0},
+    "grouped queries, sinks": {"transformer": {"kv_heads": 2, "sinks": 2}},
+    "histories": {"transformer": {"history": [1, 3]}},
+    "sinks, histories": {"transformer": {"sinks": 2, "history": [3, 1]}},
+    "sinks, histories, grouped queries": {"transformer": {"sinks": 2, "history": [3, 1], "kv_heads": 2}},
+    "no past actions": {"past_actions": False},
+    "no past actions, backbone heads": {"past_actions": False, "decoder": BackboneHeads},
+    "gamepad": {"action_space": "gamepad"},
+    "everything": {
+        "encoder": {"tokens": 4},
+        "thinking_tokens": 2,
+        "transformer": {"layers": 3, "kv_heads": 2, "sinks": 3, "history": [1, 4, None]},
+    },
+}
+
+
+class Words(TextEncoder):
+    """Embeddings by formula instead of a language model."""
+
+    def __init__(self, width: int = 16) -> None:
+        self.width = width
+
+    def __call__(self, texts):
+        seeds = [torch.Generator().manual_seed(zlib.crc32(text.encode())) for text in texts]
+        return torch.stack([torch.randn(self.width, generator=seed) for seed in seeds])
+
+
+def block(name: str) -> str:
+    """A marked block of docs/extending.md, without its indentation."""
+    found = re.findall(rf"<!-- {name}:begin -->\n(.*?)<!-- {name}:end -->", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    return textwrap.dedent(found[0]).strip() + "\n"
+
+
+def tiny_cnn(**arguments) -> CNNPolicy:
+    encoder = partial(ConvNeXtEncoder, frame_size=SIZE, channels=[4, 8, 8], blocks=1, embedding=16)
+    return CNNPolicy(**{"encoder": encoder, "width": 32, "layers": 2, "heads": 4, "window": 5} | arguments)
 
 
 def tiny_policy(seed=0, encoder=None, transformer=None, decoder=ActionDecoder, **arguments) -> BCPolicy:

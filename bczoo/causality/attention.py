@@ -86,7 +86,7 @@ def attention_report(
     from which the action is decided, in the second half of the window, where there is a past to look at.
 
     Args:
-        policy: a published folder, org/name on the Hugging Face Hub, a run such as runs/quickstart, or a .ckpt file.
+        policy: an exported folder, org/name on the Hugging Face Hub, a run such as runs/quickstart, or a .ckpt file.
         data: folder of recordings, or of one.
         recording: name of the recording; the first that fills the window if left out.
         start: first frame of the window.
@@ -108,7 +108,7 @@ def attention_report(
     folder = Path(out)
     settings = {"policy": policy, "data": data, "recording": name, "start": start, "steps": length, "queries": watched}
     write_json(folder / "attention.json", settings | shares.to_dict(), indent=1)
-    draw_attention(loaded, shares, folder / "attention.png")
+    plot_attention(loaded, shares, folder / "attention.png")
     print(f"\nwrote {folder / 'attention.json'} and {folder / 'attention.png'}")
     return shares
 
@@ -281,20 +281,20 @@ def _present(shares: AttentionShares) -> list[str]:
     return [kind for i, kind in enumerate(KINDS) if shares.kinds[..., i].max() > 0]
 
 
-def draw_attention(policy: Any, shares: AttentionShares, path: Path) -> None:
+def plot_attention(policy: Any, shares: AttentionShares, path: Path) -> None:
     """Write the mask, the shares of every head and the shares by age as a picture."""
     from matplotlib.figure import Figure
 
     layers, heads = shares.kinds.shape[:2]
     figure = Figure(figsize=(9, 10.5 + 0.02 * layers * heads), dpi=100, layout="constrained")
     grid = figure.add_gridspec(2, 2, height_ratios=(7, 4), width_ratios=(1, 1))
-    _draw_mask(figure.add_subplot(grid[0, :]), policy)
-    _draw_kinds(figure.add_subplot(grid[1, 0]), shares)
-    _draw_ages(figure.add_subplot(grid[1, 1]), shares)
+    _plot_mask(figure.add_subplot(grid[0, :]), policy)
+    _plot_kinds(figure.add_subplot(grid[1, 0]), shares)
+    _plot_ages(figure.add_subplot(grid[1, 1]), shares)
     figure.savefig(path)
 
 
-def _draw_mask(axes: Axes, policy: Any) -> None:
+def _plot_mask(axes: Axes, policy: Any) -> None:
     from matplotlib.colors import ListedColormap
 
     layout, transformer = policy.layout, policy.transformer
@@ -318,10 +318,10 @@ def _draw_mask(axes: Axes, policy: Any) -> None:
         axes.axhline(step * layout.length - 0.5, color="black", linewidth=1)
         axes.axvline(step * layout.length - 0.5, color="black", linewidth=1)
     title = f"The mask of two steps (layer {layer}): rows look at columns; dark: the decision"
-    axes.set_title(title + "; sinks not drawn" * bool(transformer.sinks), loc="left", fontsize=10)
+    axes.set_title(title + "; sinks not shown" * bool(transformer.sinks), loc="left", fontsize=10)
 
 
-def _draw_kinds(axes: Axes, shares: AttentionShares) -> None:
+def _plot_kinds(axes: Axes, shares: AttentionShares) -> None:
     layers, heads = shares.kinds.shape[:2]
     places = [layer * (heads + 1) + head for layer in range(layers) for head in range(heads)]
     left = torch.zeros(layers * heads)
@@ -338,7 +338,7 @@ def _draw_kinds(axes: Axes, shares: AttentionShares) -> None:
     axes.legend(fontsize=8, ncols=3, loc="upper left", bbox_to_anchor=(0, -0.14), frameon=False)
 
 
-def _draw_ages(axes: Axes, shares: AttentionShares) -> None:
+def _plot_ages(axes: Axes, shares: AttentionShares) -> None:
     from matplotlib import colormaps
     from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 

@@ -1,7 +1,7 @@
 """A clip of a recording with what was measured at each of its steps, and its picture.
 
 Place in the pipeline: ``bczoo causality`` (:mod:`bczoo.causality.report`) fills a :class:`Clip` while it measures, and
-:func:`draw` shows at which moments the policy looks.
+:func:`plot` shows at which moments the policy looks.
 
 Shape legend: N steps of the clip, B batch, T steps of a window, R recordings, n tokens of a group, H = W frame size in
 pixels.
@@ -131,7 +131,7 @@ class Clip:
         return change_points({k: v[None] for k, v in self.ids.items()}, ~self.surprise.isnan()[None])[0]
 
 
-def draw(clip: Clip, path: Path, title: str, kind: str, space: ActionSpace) -> None:
+def plot(clip: Clip, path: Path, title: str, kind: str, space: ActionSpace) -> None:
     """Write the clip as a picture: frames above the scores of every step.
 
     Args:
@@ -154,16 +154,16 @@ def draw(clip: Clip, path: Path, title: str, kind: str, space: ActionSpace) -> N
         return area
 
     figure.text(64 / width, 1 - 18 / height, title[-120:], fontsize=10, va="center")
-    _draw_frames(axes(30, side), clip, space)
+    _plot_frames(axes(30, side), clip, space)
     upper, lower = axes(30 + side + 56, 190), axes(30 + side + 56 + 190 + 44, 110)
     for area in (upper, lower):
-        _draw_windows(area, clip)
+        _plot_windows(area, clip)
         area.spines[["top", "right"]].set_visible(False)
         area.tick_params(labelsize=8)
         area.set_ylabel("nats per action", fontsize=8)
-    _draw_causality(upper, clip, [group.name for group in space.groups])
+    _plot_causality(upper, clip, [group.name for group in space.groups])
     upper.set_title(f"Causality ({kind}): how much the decision hangs on the picture of this moment", **TITLE)
-    _draw_companions(lower, clip)
+    _plot_companions(lower, clip)
     lower.set_title("Beside it: how much it hangs on past actions, and how far it is from the recorded one", **TITLE)
     signs = "triangles: the recorded action changes; grey lines: a window begins, without a past"
     lower.set_xlabel(f"seconds of the recording   ({signs})", fontsize=8)
@@ -171,12 +171,12 @@ def draw(clip: Clip, path: Path, title: str, kind: str, space: ActionSpace) -> N
 
 
 def _shown(clip: Clip) -> list[int]:
-    """Steps whose frames are drawn, at even times."""
+    """Steps whose frames are shown, at even times."""
     count = min(PICTURES, len(clip.frames))
     return [int((i + 0.5) * len(clip.frames) / count) for i in range(count)]
 
 
-def _draw_frames(axes: Axes, clip: Clip, space: ActionSpace) -> None:
+def _plot_frames(axes: Axes, clip: Clip, space: ActionSpace) -> None:
     """Frames over their own moments, with the recorded action below."""
     left, right = axes.get_xlim()
     half = 0.48 * (right - left) / PICTURES
@@ -193,7 +193,7 @@ def _draw_frames(axes: Axes, clip: Clip, space: ActionSpace) -> None:
 def _in_words(clip: Clip, step: int, space: ActionSpace) -> str:
     """The recorded action of a step, a line for every group that does something."""
     if not clip.ids or clip.surprise[step].isnan():
-        return "(not counted)"
+        return "(not scored)"
     values = space.decode({name: ids[step].tolist() for name, ids in clip.ids.items()})
     lines = []
     for group in space.groups:
@@ -205,13 +205,13 @@ def _in_words(clip: Clip, step: int, space: ActionSpace) -> str:
     return "\n".join(lines) or "-"
 
 
-def _draw_windows(axes: Axes, clip: Clip) -> None:
+def _plot_windows(axes: Axes, clip: Clip) -> None:
     """A grey line where a window begins."""
     for start in range(-clip.first % clip.window, len(clip.frames), clip.window):
         axes.axvline((clip.first + start - 0.5) / clip.fps, color="0.85", linewidth=0.8, zorder=0)
 
 
-def _draw_causality(axes: Axes, clip: Clip, groups: Sequence[str]) -> None:
+def _plot_causality(axes: Axes, clip: Clip, groups: Sequence[str]) -> None:
     """Causality of every step, the groups on top of each other; grey where a step is not scored."""
     seconds, bottom = clip.seconds.numpy(), np.zeros(len(clip.frames))
     for i, group in enumerate(groups):
@@ -231,7 +231,7 @@ def _draw_causality(axes: Axes, clip: Clip, groups: Sequence[str]) -> None:
     axes.tick_params(axis="x", labelbottom=False)
 
 
-def _draw_companions(axes: Axes, clip: Clip) -> None:
+def _plot_companions(axes: Axes, clip: Clip) -> None:
     """Action reliance and surprise of every step."""
     seconds = clip.seconds.numpy()
     reliance, surprise = clip.scores["action_reliance"].numpy(), clip.surprise.numpy()

@@ -2,9 +2,9 @@
 
 Place in the pipeline: the causality score swaps pictures (:mod:`bczoo.causality.perturb`) and past actions
 (:mod:`bczoo.causality.metrics`) with those of other windows. Were these taken from the same batch, the score would
-depend on the batch size and on the number of processes. So a few windows are drawn from all that may be scored, by name
-and start, read once before the first batch, and held while all others pass by: who is paired with whom is a function of
-the recordings alone.
+depend on the batch size and on the number of processes. So a few windows are sampled from all that may be scored, by
+name and start, read once before the first batch, and held while all others pass by: who is paired with whom is a
+function of the recordings alone.
 
 Shape legend: N donors, B batch, T steps, I image tokens, D width, n tokens of a group.
 """
@@ -23,14 +23,14 @@ from bczoo.data.windows import Key, Plan, list_windows, window_hashes
 from bczoo.models.policy import Policy
 
 DONORS = 16  # windows; to read and encode them is what swapping costs, however many are scored
-_DRAWN, _PAIRED = 1, 2  # independent draws from one window
+_SAMPLED, _PAIRED = 1, 2  # independent hashes of one window
 
 
 @dataclass(frozen=True)
 class Donors:
     """Windows to swap with.
 
-    A window's donor is drawn from those of other recordings. Where there are none it is the one of the same recording
+    A window's donor is sampled from those of other recordings. Where there are none it is the one of the same recording
     that lies farthest away, and where that is the window itself, its other half. A donor that has fewer steps than the
     window goes round.
 
@@ -40,7 +40,7 @@ class Donors:
         valid: (N, T) bool, steps that have a frame.
         recording: (N,) numbers of the recordings.
         start: (N,) first frames.
-        hashes: (R,) uint64 of the recordings' names, by number; None draws from the numbers.
+        hashes: (R,) uint64 of the recordings' names, by number; None samples by the numbers.
     """
 
     encoded: Tensor
@@ -61,7 +61,7 @@ class Donors:
         """
         encoded: list[Tensor] = []
         kept: list[Batch] = []
-        for key in draw_donors(loader.plan):
+        for key in sample_donors(loader.plan):
             batch = loader.windows[key]
             if not kept or batch["valid"].any():  # the first in any case, so that there is one
                 encoded.append(policy.encode(batch["frames"].to(policy.device)))
@@ -98,14 +98,14 @@ class Donors:
         steps = batch["valid"].shape[1]
         recording, start = (x.cpu().numpy() for x in (batch["recording"], batch["start"]))
         hashes = recording.astype(np.uint64) if self.hashes is None else self.hashes[recording]
-        draws = window_hashes(hashes, start, _PAIRED)
+        picks = window_hashes(hashes, start, _PAIRED)
         row, step = np.zeros(len(recording), np.int64), np.zeros((len(recording), steps), np.int64)
         differs = np.zeros(len(recording), bool)
         readable = np.flatnonzero(self.valid.any(axis=1))
         for b in range(len(recording) if len(readable) else 0):
             others = readable[self.recording[readable] != recording[b]]
             if len(others):
-                row[b] = others[draws[b] % np.uint64(len(others))]
+                row[b] = others[picks[b] % np.uint64(len(others))]
             else:
                 row[b] = readable[np.abs(self.start[readable] - start[b]).argmax()]
             given = np.flatnonzero(self.valid[row[b]])
@@ -117,7 +117,7 @@ class Donors:
         return torch.from_numpy(row).to(to)[:, None], torch.from_numpy(step).to(to), where
 
 
-def draw_donors(plan: Plan) -> list[Key]:
+def sample_donors(plan: Plan) -> list[Key]:
     """All windows of a plan in the order in which they become donors.
 
     Recordings take turns, so that there are donors of several of them where there are several; of each recording the
@@ -125,7 +125,7 @@ def draw_donors(plan: Plan) -> list[Key]:
     """
     recording, start = list_windows(plan.index, plan.recordings, plan.window)
     hashes, frames = plan.index.hashes[recording], plan.index.n_frames[recording]
-    order = np.lexsort((window_hashes(hashes, start, _DRAWN), start + plan.window >= frames, recording))
+    order = np.lexsort((window_hashes(hashes, start, _SAMPLED), start + plan.window >= frames, recording))
     recording, start, hashes = recording[order], start[order], hashes[order]
     turn = np.arange(len(recording)) - np.searchsorted(recording, recording)  # 0, 1, ... within each recording
     order = np.lexsort((hashes, turn))

@@ -1,13 +1,14 @@
-"""Whether the attention mask does what it says, measured on the policy itself.
+"""Whether a policy sees what it must not, measured on the policy itself.
 
 Place in the pipeline: :func:`find_leak` looks at a policy and a batch before they are trained on; the callback
-:class:`bczoo.AttentionMaskCheck` stops a training with what it finds. Two looks, neither of which reads the mask:
+:class:`bczoo.AttentionMaskCheck` stops a training with what it finds. Two looks, neither of which reads a mask:
 
-* every layer's attention, at the whole window: with queries of zero all keys that a query sees weigh the same, so
-  values that are a code of the key's number come out as the set of keys that were read. That set is compared with
-  :func:`who_sees_whom`, which states the rules a second time, apart from :mod:`bczoo.models.bc.masks`.
-* the policy end to end, on a few steps: each input is changed in turn, and the logits that may not depend on it must
-  stay as they were to the last bit (:func:`may_depend`).
+* every layer's attention, at the whole window, of families that say how the tokens of a step are laid out: with queries
+  of zero all keys that a query sees weigh the same, so values that are a code of the key's number come out as the set
+  of keys that were read. That set is compared with :func:`who_sees_whom`, which states the rules a second time, apart
+  from :mod:`bczoo.models.bc.masks`.
+* the policy end to end, on a few steps, for every family: each input is changed in turn, and the logits that may not
+  depend on it must stay as they were to the last bit (:func:`may_depend`).
 
 Shape legend: B batch, T steps, S tokens of a step, L = T * S, K sinks, C = K + L keys, N heads, M key/value heads, H
 head dim, R rows of codes, A action tokens of a step, n tokens and V choices of a group, E text width.
@@ -26,9 +27,10 @@ from torch import Tensor
 
 from bczoo.core.actions import ActionSpace
 from bczoo.core.errors import UserError
-from bczoo.core.spec import Batch
+from bczoo.core.spec import Batch, window_batch
 from bczoo.models.bc.layout import StepLayout
 from bczoo.models.bc.policy import BCPolicy
+from bczoo.models.policy import Policy
 from bczoo.nn.attention import Attend
 from bczoo.nn.blocks import Attention
 
@@ -67,37 +69,52 @@ class Leak:
         return text + (f" (and {self.others} more pairs are wrong)" if self.others else "")
 
 
-def check_mask(policy: BCPolicy, batch: Batch) -> None:
+def check_mask(policy: Policy, batch: Batch) -> None:
     """Raise an :class:`AttentionLeakError` that names what :func:`find_leak` finds."""
-    if (leak := find_leak(policy, batch)) is not None:
+    if (leak := find_leak(policy, batch)) is None:
+        return
+    if has_layout(policy):
         raise AttentionLeakError(
             f"the policy does not keep to its attention mask; {leak}. What it learns and scores would mean nothing: "
             "put the transformer's attention or the mask right (PolicyTransformer.attends, bczoo.models.bc.masks)"
         )
+    raise AttentionLeakError(
+        f"{type(policy).__name__} sees what it must not; {leak}. What it learns and scores would mean nothing: the "
+        "logits of a step may depend on frames up to that step and on actions before it, and on those of the step "
+        "itself only token by token (Policy.past_actions, Policy.independent_tokens)"
+    )
+
+
+def has_layout(policy: Any) -> bool:
+    """Whether a policy says how the tokens of a step are laid out, as :class:`bczoo.BCPolicy` does."""
+    return hasattr(policy, "layout") and hasattr(policy, "transformer")
 
 
 def require_layout(policy: Any) -> None:
-    """Raise unless a policy tells the order of the tokens in a step, without which there is no mask to look at."""
-    if not (hasattr(policy, "layout") and hasattr(policy, "transformer")):
+    """Raise for a policy that :func:`has_layout` is not true of: there is no mask over tokens to look at."""
+    if not has_layout(policy):
         raise UserError(
             f"{type(policy).__name__} has no mask over the tokens of a step to look at: that is for families with a "
             "`layout` and a `transformer`, such as BCPolicy"
         )
 
 
-def find_leak(policy: BCPolicy, batch: Batch) -> Leak | None:
+def find_leak(policy: Policy, batch: Batch) -> Leak | None:
     """The first thing that a policy sees and must not, or should see and does not; None if there is none.
 
     Leaves the policy, its mode, its gradients and the random state as they are. Attention runs as in training: on the
     device, in the precision (call it under the trainer's autocast) and with the batch and window of the batch.
 
     Args:
-        policy: the policy, in any mode.
+        policy: the policy, in any mode. Only end to end where it has no layout of tokens.
         batch: a batch of it, as in training.
     """
-    require_layout(policy)
     with _left_alone(policy):
-        return find_leak_of_layers(policy, *batch["frames"].shape[:2]) or find_leak_end_to_end(policy, batch)
+        if has_layout(policy):
+            leak = find_leak_of_layers(policy, *batch["frames"].shape[:2])  # type: ignore[arg-type]
+            if leak is not None:
+                return leak
+        return find_leak_end_to_end(policy, batch)
 
 
 # ---------------------------------------------------------------------- layers
@@ -227,23 +244,23 @@ class Input:
     step: int
     token: int = 0
 
-    def name(self, policy: BCPolicy) -> str:
+    def name(self, policy: Policy) -> str:
         """The input in words."""
         if self.kind == "action":
             return _action_name(policy, self.step, self.token)
         return f"the {self.kind} of step {self.step}"
 
 
-def may_depend(layout: StepLayout, step: int, token: int, given: Input) -> bool:
+def may_depend(policy: Policy, step: int, token: int, given: Input) -> bool:
     """Whether the logits of action token ``token`` of step ``step`` may depend on an input."""
     if given.kind != "action":
         return given.step <= step
     if given.step == step:
-        return given.token < token  # the tokens of an action are predicted one after the other
-    return given.step < step and layout.past_actions
+        return given.token < token and not policy.independent_tokens  # else they are predicted one after the other
+    return given.step < step and policy.past_actions
 
 
-def find_leak_end_to_end(policy: BCPolicy, batch: Batch, steps: int = STEPS_END_TO_END) -> Leak | None:
+def find_leak_end_to_end(policy: Policy, batch: Batch, steps: int = STEPS_END_TO_END) -> Leak | None:
     """The first logits that depend on an input that they must not, over the first steps of a batch's first window.
 
     A window that is not changed gives the same numbers to the last bit, whatever stands at the places that it does not
@@ -258,7 +275,7 @@ def find_leak_end_to_end(policy: BCPolicy, batch: Batch, steps: int = STEPS_END_
     def logits(changed: Input | None = None) -> list[Tensor]:
         window = (frames, actions, text) if changed is None else _changed(policy, changed, frames, actions, text)
         with torch.compiler.set_stance("force_eager"):  # no kernel is compiled for so short a window
-            return [group.float() for group in policy(*window).values()]
+            return [group.float() for group in policy.logits(window_batch(*window)).values()]
 
     plain = logits()
     noise = max(float((a - b).abs().max()) for a, b in zip(plain, logits(), strict=True))
@@ -266,19 +283,19 @@ def find_leak_end_to_end(policy: BCPolicy, batch: Batch, steps: int = STEPS_END_
         moves = [(a - b).abs().amax(dim=-1)[0] for a, b in zip(logits(given), plain, strict=True)]  # (T, n)
         moved = torch.cat(moves, dim=-1) > 4 * noise  # (T, A)
         for step, token in moved.nonzero().tolist():
-            if not may_depend(policy.layout, step, token, given):
+            if not may_depend(policy, step, token, given):
                 return Leak((), _action_name(policy, step, token), given.name(policy))
     return None
 
 
-def _inputs(policy: BCPolicy, steps: int, text: bool) -> list[Input]:
+def _inputs(policy: Policy, steps: int, text: bool) -> list[Input]:
     """All inputs of a window."""
-    kinds = [("frame", 1), ("text", int(text)), ("action", policy.layout.actions)]
+    kinds = [("frame", 1), ("text", int(text)), ("action", policy.action_space.tokens)]
     return [Input(kind, step, token) for step in range(steps) for kind, count in kinds for token in range(count)]
 
 
 def _changed(
-    policy: BCPolicy, given: Input, frames: Tensor, actions: dict[str, Tensor], text: Tensor | None
+    policy: Policy, given: Input, frames: Tensor, actions: dict[str, Tensor], text: Tensor | None
 ) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
     """A window (1, T, ...) with one input replaced by another value of it."""
     step = given.step
@@ -302,7 +319,7 @@ def _changed(
 
 
 def slot_name(layout: StepLayout, space: ActionSpace, slot: int) -> str:
-    """What the token at a slot of a step is called, such as ``image token 1``; tokens are counted from 0."""
+    """What the token at a slot of a step is called, such as ``image token 1``; numbered from 0."""
     for kind, first, count in (
         ("text token", 0, layout.text),
         ("image token", layout.text, layout.image),
@@ -312,8 +329,7 @@ def slot_name(layout: StepLayout, space: ActionSpace, slot: int) -> str:
             return kind if count == 1 else f"{kind} {slot - first}"
     if slot == layout.action_out:
         return "action_out"
-    token = slot - layout.action_out - 1
-    return f"action token {token} ({space.token_groups[token].name})"
+    return _action_token(space, slot - layout.action_out - 1)
 
 
 def token_name(layout: StepLayout, space: ActionSpace, token: int) -> str:
@@ -324,16 +340,19 @@ def token_name(layout: StepLayout, space: ActionSpace, token: int) -> str:
     return f"{slot_name(layout, space, slot)} of step {step}"
 
 
-def _action_name(policy: BCPolicy, step: int, token: int) -> str:
-    slot = policy.layout.action_out + 1 + token
-    return token_name(policy.layout, policy.action_space, step * policy.layout.length + slot)
+def _action_token(space: ActionSpace, token: int) -> str:
+    return f"action token {token} ({space.token_groups[token].name})"
+
+
+def _action_name(policy: Policy, step: int, token: int) -> str:
+    return f"{_action_token(policy.action_space, token)} of step {step}"
 
 
 # ---------------------------------------------------------------------- care
 
 
 @contextmanager
-def _left_alone(policy: BCPolicy) -> Iterator[None]:
+def _left_alone(policy: Policy) -> Iterator[None]:
     """The policy in evaluation mode and without gradients, and afterwards everything as it was."""
     modes = {module: module.training for module in policy.modules()}
     devices = [policy.device] if policy.device.type == "cuda" else []

@@ -1,7 +1,7 @@
-"""Metrics of causal reasoning, averaged over counted steps (torchmetrics, reduced over ranks).
+"""Metrics of causal reasoning, averaged over the steps that count (torchmetrics, reduced over ranks).
 
 Place in the pipeline: :func:`evaluate` scores one batch; :class:`CausalityMetrics` averages; the callback
-``bczoo.CausalityScore`` logs it in validation, ``bczoo causality`` tells it with intervals. For anything
+``bczoo.CausalityScore`` logs it in validation, ``bczoo causality`` reports it with intervals. For anything
 else two sets of logits are enough: ``divergence("causality", kl(logits, other_logits), where)``.
 
 Shape legend: B batch, T steps, n tokens and V choices of a group.
@@ -63,7 +63,7 @@ def evaluate(
         donors: windows to swap pictures and past actions with, :meth:`Donors.read`. If left out, the windows of the
             batch are each other's; then the score depends on what else is in the batch.
     """
-    counted = loss_mask(batch)
+    mask = loss_mask(batch)
     encoded = policy.encode(batch["frames"]) if encoded is None else encoded
     donors = Donors.of_batch(batch, encoded) if donors is None else donors
     kinds = perturb if isinstance(perturb, Mapping) else perturbations(perturb)
@@ -71,7 +71,7 @@ def evaluate(
     for kind, replacement in kinds.items():
         other = replacement(policy, batch, encoded, donors)
         nats, logits = causality(policy, encoded, other.encoded, batch, replaced)
-        where = counted & _all_replaced(other.where, replaced)
+        where = mask & _all_replaced(other.where, replaced)
         measures |= divergence(causality_name(kind, list(kinds)), nats, where)
     if logits is None:
         logits = policy.logits_from(encoded, batch)
@@ -79,7 +79,7 @@ def evaluate(
         swapped, where = donors.actions_for(batch)
         where[:, 0] = False  # the first step of a window has no past
         nats = action_reliance(policy, encoded, logits, batch, swapped)
-        measures |= divergence("action_reliance", nats, counted & where)
+        measures |= divergence("action_reliance", nats, mask & where)
     return Evaluation(logits, measures)
 
 

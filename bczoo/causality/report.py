@@ -1,7 +1,8 @@
-"""``bczoo causality``: whether a policy acts on what it sees, told of all recordings in a folder.
+"""``bczoo causality``: whether a policy acts on what it sees, over all recordings of a folder.
 
-Place in the pipeline: :mod:`bczoo.causality.metrics` and :mod:`bczoo.train.metrics` score every window, as in validation;
-here the scores are summed per recording, told with intervals (:func:`bczoo.train.metrics.bootstrap`), and drawn over a clip.
+Place in the pipeline: :mod:`bczoo.causality.metrics` and :mod:`bczoo.train.metrics` score every window, as in
+validation; here the scores are summed per recording, reported with intervals (:mod:`bczoo.core.statistics`), and
+plotted over a clip.
 
 Shape legend: R recordings, B batch, T steps of a window, N steps of a clip, n tokens of a group, E text
 width, H = W frame size in pixels.
@@ -21,7 +22,7 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 from tqdm import tqdm
 
-from bczoo.causality.clip import Clip, draw
+from bczoo.causality.clip import Clip, plot
 from bczoo.causality.counterfactual import Counterfactuals
 from bczoo.causality.donors import Donors
 from bczoo.causality.metrics import causality_name, evaluate, visual_share
@@ -31,6 +32,7 @@ from bczoo.core.devices import usable_device
 from bczoo.core.errors import UserError
 from bczoo.core.files import write_json
 from bczoo.core.spec import loss_mask
+from bczoo.core.statistics import RESAMPLES_OF_METRICS, bootstrap
 from bczoo.data.dataset import WindowDataset
 from bczoo.data.index import Index, open_index
 from bczoo.data.loader import WindowLoader
@@ -38,7 +40,7 @@ from bczoo.data.windows import Plan, split
 from bczoo.hub.source import locate
 from bczoo.models.policy import Policy
 from bczoo.nn.text import where_untold
-from bczoo.train.metrics import DRAWS, Measures, action_measures, bootstrap, masked_sum, summarise
+from bczoo.train.metrics import Measures, action_measures, masked_sum, summarise
 
 READING = (
     "Causality and action reliance are nats per action: 0 means that the picture (the past actions) does not matter.\n"
@@ -76,28 +78,28 @@ def causality_report(
     device: str = "cpu",
     revision: str | None = None,
 ) -> CausalityResult:
-    """Measure whether a policy acts on what it sees, and draw at which moments it does.
+    """Measure whether a policy acts on what it sees, and plot at which moments it does.
 
-    Every decision is compared with the one that the policy takes when it is shown another picture, and when it is told
-    of other past actions. Prints a table with 95 % intervals, writes causality.json and causality.png.
+    Every decision is compared with the one that the policy takes when it is shown another picture, and when it is given
+    other past actions. Prints a table with 95 % intervals, writes causality.json and causality.png.
 
     Args:
-        policy: a published folder, org/name on the Hugging Face Hub, a run such as runs/quickstart, or a .ckpt file.
+        policy: an exported folder, org/name on the Hugging Face Hub, a run such as runs/quickstart, or a .ckpt file.
         data: folder of recordings, best of some that the policy was not trained on; see part.
         perturb: what is shown instead of the recorded picture, with commas between: swap (a picture from elsewhere),
             freeze (that of some steps ago), blank (the clip's mean colour), noise, counterfactual (your own). The
-            first is drawn, and compared with the past actions.
+            first is plotted, and compared with the past actions.
         counterfactual: folder of edited frames <recording>/<frame>.png; adds this perturbation, scored at these frames.
         replaced: how many steps up to the decision show the other picture.
         freeze_steps: how many steps ago freeze shows the frame of.
         part: all recordings; or val, those that a training on this very folder keeps for validation.
         val_fraction: data.val_fraction of that training.
-        limit: measure only so many recordings, drawn by name; all if left out.
+        limit: measure only so many recordings, sampled by name; all if left out.
         text: instruction to the policy at steps that have none; the one it was fine-tuned under if left out.
         batch_size: windows per batch.
         num_workers: processes that read windows.
-        clip: name of the recording that is drawn; the first one that is long enough if left out.
-        clip_start: where the drawn clip begins, in seconds.
+        clip: name of the recording that is plotted; the first one that is long enough if left out.
+        clip_start: where the plotted clip begins, in seconds.
         clip_seconds: how long it is.
         out: folder of the results.
         device: where the policy runs, cpu or cuda.
@@ -113,14 +115,14 @@ def causality_report(
     index = open_index(data, spec.action_space, spec.fps, spec.text_dim, processes=num_workers)
     index.report()
     recordings = _choose(index, part, val_fraction, limit)
-    drawn = Clip.of(index, recordings, spec, clip, clip_start, clip_seconds)
+    excerpt = Clip.of(index, recordings, spec, clip, clip_start, clip_seconds)
     edited = None if counterfactual is None else Counterfactuals(counterfactual, index)
     windows = WindowDataset(index, spec.window, spec.frame_size, resize=spec.resize)
     loader = WindowLoader(
         windows, Plan(index, recordings, spec.window, batch_size, shuffle=False, spread=True), num_workers
     )
     sums = measure(
-        loaded, loader, perturbations(kinds, freeze_steps, edited), replaced, drawn, _embedded(loaded, instruction)
+        loaded, loader, perturbations(kinds, freeze_steps, edited), replaced, excerpt, _embedded(loaded, instruction)
     )
     settings = {
         "policy": policy,
@@ -134,12 +136,12 @@ def causality_report(
         "text": instruction,
         "window": spec.window,
         "batch_size": batch_size,
-        "bootstrap_draws": DRAWS,
+        "bootstrap_draws": RESAMPLES_OF_METRICS,
     }
-    result = CausalityResult.of(settings, spec.action_space, [str(index.names[r]) for r in recordings], sums, drawn)
+    result = CausalityResult.of(settings, spec.action_space, [str(index.names[r]) for r in recordings], sums, excerpt)
     folder = Path(out)
     write_json(folder / "causality.json", result.to_dict(), indent=1, allow_nan=False)
-    draw(drawn, folder / "causality.png", f"{policy} on {drawn.name}", kinds[0], spec.action_space)
+    plot(excerpt, folder / "causality.png", f"{policy} on {excerpt.name}", kinds[0], spec.action_space)
     print(f"\n{policy} on {data}\n\n{result.table()}\n\n{READING}")
     if edited is not None:
         name = causality_name("counterfactual", kinds)
@@ -165,7 +167,7 @@ def _embedded(policy: Policy, instruction: str | None) -> Tensor | None:
     if instruction is None:
         return None
     if policy.text_encoder is None or not policy.input_spec.text_dim:
-        raise UserError(f"the policy has no text encoder, so it cannot be told the instruction {instruction!r}")
+        raise UserError(f"the policy has no text encoder, so it cannot follow the instruction {instruction!r}")
     return policy.text_encoder([instruction])[0].float()
 
 
@@ -190,7 +192,7 @@ def _trained_on(record: Mapping[str, Any], data: str) -> bool:
 
 
 class RecordingSums:
-    """Sums of measures over the counted steps of each recording.
+    """Sums of measures over the steps of each recording that count.
 
     Args:
         recordings: (R,) their numbers in the index, ascending.
@@ -251,7 +253,7 @@ def measure(
         kinds: perturbations by name.
         replaced: m, how many steps up to t show their replacement when t decides.
         clip: takes down the scores of its steps.
-        instruction: embedding (E,) of what the policy is told at steps that have no instruction.
+        instruction: embedding (E,) of the instruction at steps that have none.
         progress: show a progress bar.
     """
     sums = RecordingSums(loader.plan.recordings)
@@ -277,7 +279,7 @@ class Estimate:
     """A metric over the steps of all recordings.
 
     Args:
-        value: None where no step counted.
+        value: None where no step counts.
         low: lower end of its 95 % interval; None where too few recordings have the metric.
         high: upper end.
     """
@@ -297,8 +299,8 @@ class CausalityResult:
         metrics: by name, as in validation: ``causality`` (of the first perturbation), ``causality/keys``,
             ``causality_freeze``, ``action_reliance``, ``visual_share``, ``perplexity/keys`` and so on.
         steps: by measure, how many steps it counts.
-        recordings: by name the metrics of each recording, and its counted ``steps``.
-        clip: the clip to draw.
+        recordings: by name the metrics of each recording, and its ``steps`` that count.
+        clip: the clip to plot.
     """
 
     settings: dict[str, Any]
@@ -319,10 +321,10 @@ class CausalityResult:
             space: the policy's action space.
             names: (R,) of the recordings.
             sums: of them.
-            clip: the clip to draw.
+            clip: the clip to plot.
         """
-        counted = sums.counts.get(f"cross_entropy/{space.groups[0].name}")
-        if counted is None or not counted.sum():
+        known_steps = sums.counts.get(f"cross_entropy/{space.groups[0].name}")
+        if known_steps is None or not known_steps.sum():
             raise UserError(
                 f"{settings['data']}: no step counts; of {len(names)} recordings no frame with an action by a person "
                 "could be read"
@@ -335,7 +337,7 @@ class CausalityResult:
         recordings: dict[str, dict[str, float]] = {}
         for row, name in enumerate(names):
             known = {metric: _known(values[row]) for metric, values in each.items()}
-            recordings[name] = {"steps": int(counted[row])} | {k: v for k, v in known.items() if v is not None}
+            recordings[name] = {"steps": int(known_steps[row])} | {k: v for k, v in known.items() if v is not None}
         steps = {name.partition("/")[0]: int(count.sum()) for name, count in sums.counts.items()}
         return cls(settings, space, metrics, steps, recordings, clip)
 
@@ -359,8 +361,8 @@ class CausalityResult:
         steps, changes = self.steps["cross_entropy"], self.steps["change_cross_entropy"]
         n = len(self.recordings)
         several = "95 % intervals over recordings" if n > 1 else "no intervals over a single one"
-        counted = f"{n} recording{'s' * (n > 1)}, {steps} steps, {changes} changes of the action; {several}."
-        return f"{_aligned(rows)}\n\n{counted}"
+        caption = f"{n} recording{'s' * (n > 1)}, {steps} steps, {changes} changes of the action; {several}."
+        return f"{_aligned(rows)}\n\n{caption}"
 
     def _row(self, label: str, name: str) -> list[str]:
         whole = self.metrics.get(name, Estimate(None))

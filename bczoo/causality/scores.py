@@ -33,7 +33,7 @@ def kl(p: Logits, q: Logits) -> Nats:
 
 
 def _log_probabilities(logits: Tensor) -> Tensor:
-    """In double precision, so that equal distributions are not told apart; Apple's GPUs have none."""
+    """In double precision, so that equal distributions have none between them; Apple's GPUs have none."""
     return logits.to(torch.float32 if logits.device.type == "mps" else torch.float64).log_softmax(-1)
 
 

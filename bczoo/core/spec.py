@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NotRequired, TypedDict
 
+import torch
 from torch import Tensor
 
 from bczoo.core import arguments
@@ -60,6 +61,28 @@ class Batch(TypedDict):
     valid: Tensor  # (B, T) bool, False on padding and on frames that could not be read
     recording: Tensor  # (B,) int64, index of the recording, -1 for a window that only fills up the batch
     start: Tensor  # (B,) int64, first frame of the window
+
+
+def window_batch(frames: Tensor, actions: dict[str, Tensor], text: Tensor | None = None) -> Batch:
+    """A batch of windows that come from no recording; every step counts.
+
+    Args:
+        frames: (B, T, 3, H, W) uint8.
+        actions: per group (B, T, n).
+        text: (B, T, D), or None.
+    """
+    known = torch.ones(frames.shape[:2], dtype=torch.bool, device=frames.device)
+    none = torch.zeros(len(frames), dtype=torch.long, device=frames.device)
+    batch: Batch = {
+        "frames": frames,
+        "actions": actions,
+        "user": known,
+        "system": ~known,
+        "valid": known,
+        "recording": none,
+        "start": none,
+    }
+    return batch if text is None else {**batch, "text": text}
 
 
 def loss_mask(batch: Batch) -> Tensor:

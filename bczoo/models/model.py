@@ -1,8 +1,8 @@
-"""What all families have in common: the steps of training, the optimiser, being rebuilt, saved and published.
+"""What all families have in common: the steps of training, the optimiser, being rebuilt, saved and exported.
 
-Place in the pipeline: a trainer hands batches to a :class:`Model`; the family says what its loss is. Policies, the models
-that act, are :class:`bczoo.models.policy.Policy`. A family is a subclass with plain arguments and parts; it is named by
-``class_path`` in YAML, and that path and those arguments are what checkpoints and exported folders keep.
+Place in the pipeline: a trainer hands batches to a :class:`Model`; the family says what its loss is. Policies, the
+models that act, are :class:`bczoo.models.policy.Policy`. A family is a subclass with plain arguments and parts; it is
+named by ``class_path`` in YAML, and that path and those arguments are what checkpoints and exported folders keep.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Model(Configured, L.LightningModule):
         """Modules by the names that fine-tuning freezes and rates them by, and that parameters are counted by."""
         return {name: [module] for name, module in self.named_children() if any(True for _ in module.parameters())}
 
-    # ------------------------------------------------------------------ building and publishing
+    # ------------------------------------------------------------------ building and exporting
 
     def _plain(self, name: str, value: Any) -> Any:
         if callable(value) and not isinstance(value, Configured):  # a factory; what it made is kept under its name

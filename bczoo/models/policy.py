@@ -1,13 +1,13 @@
 """Policies: models that act. What every one of them can do, and what a family adds.
 
 Place in the pipeline: a trainer hands a batch of windows, a family gives logits per action group, the behaviour cloning
-loss and the metrics are the same for all. In play an :class:`~bczoo.play.agent.Agent` drives a :class:`Session` that the
-family opens. A family defines its logits; all else has a default that works, if slowly::
+loss and the metrics are the same for all. In play an :class:`~bczoo.play.agent.Agent` drives a :class:`Session` that
+the family opens. A family defines its logits; all else has a default that works, if slowly::
 
     logits(batch)                                  needed, in one piece or as
-    encode(frames), logits_from(encoded, batch)    two: what depends on one frame alone is computed once for many questions
+    encode(frames), logits_from(encoded, batch)    two: what depends on one frame alone is computed once
     open_session(num_envs, sampler)                play; by default the window is computed anew at every frame
-    counterfactual_logits(...)                     the causality score; by default a forward per step
+    counterfactual_logits(...)                     the causality score; by default a window per step
 
 Shape legend: B batch, T steps, E text width, n tokens and V choices of a group.
 """
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from bczoo.play.agent import Agent
 
 NO_TEXT = "this policy takes no text (text_dim is null); leave the instruction out"
+STEPS_PER_FORWARD = 4096  # over all windows of a forward that asks about several steps at once
 LOGGED = {"loss", "perplexity", "change_perplexity", "accuracy"}  # of the metrics, in validation
 
 
@@ -102,7 +103,7 @@ class Policy(Model):
 
         Args:
             num_envs: how many.
-            sampler: draws the ids.
+            sampler: samples the ids.
             cuda_graphs: True demands steps from CUDA graphs, None takes them where the family has them.
         """
         if cuda_graphs:
@@ -115,7 +116,8 @@ class Policy(Model):
     ) -> tuple[Logits, Logits]:
         """Logits of a window as recorded, and those of every step t had the last steps up to t shown something else.
 
-        The general way takes a forward per step; families that can ask all questions in one pass override it.
+        The general way shows the policy a window per step, several in a forward; families that can ask all questions in
+        one pass over one window override it.
 
         Args:
             encoded: (B, T, ...) of the recorded frames, from :meth:`encode`.
@@ -124,36 +126,58 @@ class Policy(Model):
             replaced: how many steps up to t show their replacement when t decides.
         """
 
-        def asked(t: int) -> Logits:
+        def question(t: int) -> tuple[Tensor, Mapping[str, Tensor]]:
             shown = encoded.clone()
             first = max(t - replaced + 1, 0)
             shown[:, first : t + 1] = replacements[:, first : t + 1]
-            return self.logits_from(shown, batch)
+            return shown, batch["actions"]
 
-        return self.logits_from(encoded, batch), _step_by_step(asked, encoded.shape[1])
+        return self.logits_from(encoded, batch), self._ask_every_step(question, batch)
 
     @torch.no_grad()
     def other_past_logits(self, encoded: Tensor, batch: Batch, actions: Mapping[str, Tensor]) -> Logits:
         """Logits of every step t had the actions before t been others (B, T, n), with the recorded frames.
 
-        The tokens of step t itself are the recorded ones. The general way takes a forward per step.
+        The tokens of step t itself are the recorded ones. The general way is as in :meth:`counterfactual_logits`.
         """
         if not self.past_actions:
             return self.logits_from(encoded, batch)
 
-        def asked(t: int) -> Logits:
-            mixed = {k: torch.cat([actions[k][:, :t], own[:, t:]], dim=1) for k, own in batch["actions"].items()}
-            return self.logits_from(encoded, {**batch, "actions": mixed})
+        def question(t: int) -> tuple[Tensor, Mapping[str, Tensor]]:
+            own = batch["actions"]
+            return encoded, {k: torch.cat([actions[k][:, :t], own[k][:, t:]], dim=1) for k in own}
 
-        return _step_by_step(asked, encoded.shape[1])
+        return self._ask_every_step(question, batch)
+
+    def _ask_every_step(self, question: Callable[[int], tuple[Tensor, Mapping[str, Tensor]]], batch: Batch) -> Logits:
+        """Step t of the logits (B, T, n, V) of question t, for all steps, as many questions at once as memory allows.
+
+        Args:
+            question: what is shown, encoded (B, T, ...), and the actions (B, T, n), when step t is asked.
+            batch: the window.
+        """
+        size, steps = batch["valid"].shape
+        at_once = max(1, STEPS_PER_FORWARD // (size * steps))
+        answers: list[Logits] = []
+        for first in range(0, steps, at_once):
+            asked = range(first, min(first + at_once, steps))
+            shown, actions = zip(*map(question, asked), strict=True)
+            many: Any = {
+                k: torch.cat([v] * len(asked)) for k, v in batch.items() if isinstance(v, Tensor) and k != "frames"
+            }
+            many["frames"] = encoded = torch.cat(shown)
+            many["actions"] = {k: torch.cat([one[k] for one in actions]) for k in actions[0]}
+            logits = self.logits_from(encoded, many)  # (Q * B, T, n, V)
+            answers += [{k: v[i * size : (i + 1) * size, t] for k, v in logits.items()} for i, t in enumerate(asked)]
+        return {k: torch.stack([answer[k] for answer in answers], dim=1) for k in answers[0]}
 
     def action_rows(self) -> ActionRows:
         """What the rows of those parameters mean that depend on the action space, by the beginning of their names.
 
-        Modules of a family whose rows are choices or action tokens tell by a method of the same name.
+        Modules of a family whose rows are choices or action tokens have a method of the same name.
         """
-        telling = [(name, m.action_rows()) for name, m in self.named_modules() if m is not self and _tells_rows(m)]
-        return {f"{name}.{entry}": meanings for name, rows in telling for entry, meanings in rows.items()}
+        found = [(name, m.action_rows()) for name, m in self.named_modules() if m is not self and _has_action_rows(m)]
+        return {f"{name}.{entry}": meanings for name, rows in found for entry, meanings in rows.items()}
 
     # ------------------------------------------------------------------ play
 
@@ -206,7 +230,7 @@ class Policy(Model):
         return bc_loss(self.logits(batch), batch["actions"], mask, self.z_loss, steps, self.loss_scales)
 
     def evaluate(self, batch: Batch, stage: str) -> dict[str, Any]:
-        """Add a batch to the metrics; what was encoded and the logits are for callbacks, which need not compute them."""
+        """Add a batch to the metrics; what was encoded and the logits are for callbacks, so that they need no pass."""
         encoded = self.encode(batch["frames"])
         logits = self.logits_from(encoded, batch)
         windows = batch["recording"] != FILL
@@ -241,11 +265,5 @@ class Policy(Model):
                 self.log(f"{stage}/{name}", value, prog_bar=name == "loss", sync_dist=True)
 
 
-def _step_by_step(asked: Callable[[int], Logits], steps: int) -> Logits:
-    """Step t of the answer to question t, for all steps."""
-    answers = [{name: group[:, t] for name, group in asked(t).items()} for t in range(steps)]
-    return {name: torch.stack([answer[name] for answer in answers], dim=1) for name in answers[0]}
-
-
-def _tells_rows(module: nn.Module) -> bool:
+def _has_action_rows(module: nn.Module) -> bool:
     return callable(getattr(type(module), "action_rows", None))

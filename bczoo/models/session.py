@@ -1,9 +1,10 @@
 """Inference sessions: the state of several games that play with one policy, and their steps.
 
-Place in the pipeline: an :class:`~bczoo.play.agent.Agent` turns frames, instructions and random numbers into tensors and ids
-into keys; in between it drives a session that the policy has opened. A family of its own overrides :meth:`Session.logits`
-and :meth:`Session.reset`; one that predicts an action token by token, or in stages that are to be timed, overrides
-:meth:`Session.step`. :class:`WindowSession` plays any policy that can compute the logits of a window, slowly.
+Place in the pipeline: an :class:`~bczoo.play.agent.Agent` turns frames, instructions and random numbers into tensors
+and ids into keys; in between it drives a session that the policy has opened. A family of its own overrides
+:meth:`Session.logits` and :meth:`Session.reset`; one that predicts an action token by token, or in stages that are to
+be timed, overrides :meth:`Session.step`. :class:`WindowSession` plays any policy that can compute the logits of a
+window, slowly.
 
 Shape legend: R games, r games of a call, A action tokens, n tokens and V choices of a group, E text width, T steps.
 """
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from bczoo.core.spec import window_batch
 from bczoo.nn.sampling import Choice, Sampler
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ class Session:
     Args:
         policy: in evaluation mode; never changed.
         num_envs: R.
-        sampler: draws the ids.
+        sampler: samples the ids.
 
     Attributes:
         steps: (R,) steps that each game has taken since it was reset.
@@ -79,7 +81,7 @@ class Session:
             mark: is called when a stage is over.
 
         Returns:
-            ids (r, A) and the probabilities they were drawn from (r, A, V).
+            ids (r, A) and the probabilities they were sampled from (r, A, V).
         """
         logits = self.logits(env_ids, frames.to(self.device), text.to(self.device))
         mark("backbone")
@@ -165,16 +167,7 @@ class WindowSession(Session):
         """Logits (n, V) of step ``at`` of a game's window."""
         seen = slice(0, at + 1)
         actions = self.actions[env_id : env_id + 1, seen]
-        known = torch.ones(1, at + 1, dtype=torch.bool, device=self.device)
-        batch: Any = {
-            "frames": self.frames[env_id : env_id + 1, seen],
-            "actions": {name: actions[..., part] for name, part in self.space.slices.items()},
-            "user": known,
-            "system": ~known,
-            "valid": known,
-            "recording": torch.zeros(1, dtype=torch.long, device=self.device),
-            "start": torch.zeros(1, dtype=torch.long, device=self.device),
-        }
-        if self.policy.input_spec.text_dim:
-            batch["text"] = self.text[env_id : env_id + 1, seen]
+        text = self.text[env_id : env_id + 1, seen] if self.policy.input_spec.text_dim else None
+        ids = {name: actions[..., part] for name, part in self.space.slices.items()}
+        batch = window_batch(self.frames[env_id : env_id + 1, seen], ids, text)
         return {name: group[0, at] for name, group in self.policy.logits(batch).items()}

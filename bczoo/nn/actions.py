@@ -1,7 +1,7 @@
 """Actions in and out of a network: embeddings of the ids of an action, and heads over them.
 
-Place in the pipeline: the first and the last layer of a policy, for every family: ids per action group become embeddings
-(..., A, D); outputs (..., D) become logits per action group (..., n, V).
+Place in the pipeline: the first and the last layer of a policy, for every family: ids per action group become
+embeddings (..., A, D); outputs (..., D) become logits per action group (..., n, V).
 
 Shape legend: r rows, A action tokens, n tokens and V choices of a group, D width.
 """
@@ -18,8 +18,8 @@ from bczoo.nn.groups import GroupModules
 
 EMBEDDING_STD = 0.1
 Logits = dict[str, Tensor]  # per action group (..., n, V)
-# What the rows of a module's parameters mean, by the beginning of their name: fine-tuning on another action space carries
-# rows over by it. A module whose rows are choices or action tokens has a method action_rows() that tells.
+# What the rows of a module's parameters mean, by the beginning of their name: fine-tuning on another action space
+# carries rows over by it. A module whose rows are choices or action tokens has a method action_rows() that gives them.
 ActionRows = dict[str, list[tuple]]
 
 

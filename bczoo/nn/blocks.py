@@ -1,6 +1,6 @@
 """The transformer block shared by backbone and decoder: RMSNorm, rotary positions, attention, SwiGLU.
 
-Place in the pipeline: both transformers are stacks of :class:`Block`. Numbers follow the published system
+Place in the pipeline: both transformers are stacks of :class:`Block`. Numbers follow the reference system
 (paper 2601.04575, section 3): pre-norm, no biases, query and key norms over the full width before the heads are
 split, rotation of adjacent pairs by the absolute token index.
 

@@ -1,7 +1,7 @@
 """Image encoders: one frame in, a few image tokens out.
 
 Place in the pipeline: the first part of the policy. uint8 frames of the batch go through a timm backbone up to one
-feature map (EfficientNet-B0's stem and first five stages as published, 112 channels at 1/16), then one linear map
+feature map (EfficientNet-B0's stem and first five stages, as in the paper, 112 channels at 1/16), then one linear map
 and one LayerNorm over all image tokens jointly (paper 2601.04575, section 3).
 
 Shape legend: N frames, H = W frame size in pixels, C channels and h = w side of the feature map, I image tokens,

@@ -1,7 +1,7 @@
 """One module per action group, under the group's own name.
 
 Place in the pipeline: embeddings, heads and metrics are kept per group. ``nn.ModuleDict`` refuses a member called
-``keys``, the published name of the first group, so this is a plain module with a dict's reading side.
+``keys``, the reference name of the first group, so this is a plain module with a dict's reading side.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Drawing an id from logits, by inverse cumulative distribution and given uniform numbers.
+"""Sampling an id from logits, by inverse cumulative distribution and given uniform numbers.
 
-Place in the pipeline: a :class:`Sampler` holds how an agent draws; for every step it makes the chooser that the decoder
-asks for the ids of action tokens.
+Place in the pipeline: a :class:`Sampler` holds how an agent samples; for every step it makes the chooser that the
+decoder asks for the ids of action tokens.
 
 Shape legend: R rows (games), A action tokens of a step, n of a call, V choices.
 """
@@ -22,7 +22,7 @@ LARGEST_BELOW_ONE = math.nextafter(1.0, 0.0)
 
 
 def check_sampling(temperature: float, top_p: float | None = None) -> None:
-    """Raise for options that nothing can be drawn with; commands call it before they load a policy."""
+    """Raise for options that nothing can be sampled with; commands call it before they load a policy."""
     if temperature <= 0:
         raise UserError(f"temperature must be above 0, got {temperature}; greedy takes the most likely action")
     if top_p is not None and not 0 < top_p <= 1:
@@ -30,7 +30,7 @@ def check_sampling(temperature: float, top_p: float | None = None) -> None:
 
 
 def probabilities(logits: Tensor, temperature: float = 1.0, top_p: float | None = None) -> Tensor:
-    """The distribution (..., V) that ids are drawn from, float32.
+    """The distribution (..., V) that ids are sampled from, float32.
 
     Args:
         logits: (..., V).
@@ -47,7 +47,7 @@ def probabilities(logits: Tensor, temperature: float = 1.0, top_p: float | None 
     return kept / kept.sum(dim=-1, keepdim=True)
 
 
-def draw(p: Tensor, u: Tensor) -> Tensor:
+def sample(p: Tensor, u: Tensor) -> Tensor:
     """First index whose cumulative probability reaches u: p (..., V), u (...) float64 in 0..1, to ids (...)."""
     on = p.device if p.device.type != "mps" else torch.device("cpu")  # MPS has no float64
     cdf = p.to(on, torch.float64).cumsum(dim=-1)
@@ -56,16 +56,16 @@ def draw(p: Tensor, u: Tensor) -> Tensor:
 
 
 class Sampler:
-    """How ids are drawn; fixed, because on a GPU it is recorded with the rest of a step.
+    """How ids are sampled; fixed, because on a GPU it is recorded with the rest of a step.
 
     Args:
         choices: most choices of an action token.
         temperature: divides the logits.
         top_p: keep the most likely choices that together reach this mass.
-        greedy: take the most likely id instead of drawing one.
+        greedy: take the most likely id instead of sampling one.
 
     Attributes:
-        drawing_s: seconds that the last step spent on drawing, on a CPU.
+        sampling_s: seconds that the last step spent on sampling, on a CPU.
     """
 
     def __init__(
@@ -73,24 +73,24 @@ class Sampler:
     ) -> None:
         check_sampling(temperature, top_p)
         self.choices, self.temperature, self.top_p, self.greedy = choices, temperature, top_p, greedy
-        self.drawing_s = 0.0
+        self.sampling_s = 0.0
 
     def __call__(self, u: Tensor) -> Choice:
         """The chooser of a step by its random numbers (R, A), float64 in 0..1."""
-        self.drawing_s = 0.0
+        self.sampling_s = 0.0
         return Choice(self, u)
 
-    def draw(self, logits: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    def sample(self, logits: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """Ids (R, n) for logits (R, n, V) and random numbers u (R, n), and the probabilities (R, n, V)."""
         started = time.perf_counter()
         p = probabilities(logits, self.temperature, self.top_p)
-        ids = logits.argmax(dim=-1) if self.greedy else draw(p, u)
-        self.drawing_s += time.perf_counter() - started
+        ids = logits.argmax(dim=-1) if self.greedy else sample(p, u)
+        self.sampling_s += time.perf_counter() - started
         return ids, p
 
 
 class Choice:
-    """The ids of one step, and the probabilities they were drawn from.
+    """The ids of one step, and the probabilities they were sampled from.
 
     Attributes:
         p: (R, A, V) float32, zero behind the choices of a token's group.
@@ -102,7 +102,7 @@ class Choice:
 
     def __call__(self, tokens: slice, logits: Tensor) -> Tensor:
         """Logits (R, n, V) of action tokens of one group to ids (R, n)."""
-        ids, p = self.sampler.draw(logits, self.u[:, tokens])
+        ids, p = self.sampler.sample(logits, self.u[:, tokens])
         self.p[:, tokens, : p.shape[-1]] = p
         return ids
 

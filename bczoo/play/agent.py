@@ -125,7 +125,7 @@ class Agent:
         ids, p = self.session.step(env_ids, pixels, text, u, clock.mark if clock else _ignore)
         chosen, probabilities = ids.tolist(), p.cpu().numpy()
         if clock:
-            clock.drawn_in(self.sampler.drawing_s)
+            clock.drawn_in(self.sampler.sampling_s)
         decisions = [self._decision(row, chosen[i], probabilities[i]) for i, row in enumerate(env_ids)]
         if clock and self.times is not None:
             clock.mark("sample")

@@ -1,12 +1,13 @@
 """``bczoo study confusion``: many small policies on Doom, measured by everything that claims to see causal confusion.
 
-Place in the pipeline: records demonstrations (:mod:`bczoo.record.demonstrations`), trains one policy per :class:`Trial`, and
-measures each of them in four ways: on held-out recordings (loss, metrics of :mod:`bczoo.train.metrics`, causality score), on
-interventions (:mod:`bczoo.studies.interventions`) and in play. :mod:`bczoo.studies.confusion_report` makes tables and
-plots of the rows. Every trial leaves its row in a file, so an interrupted study goes on, and a longer plan adds to it.
+Place in the pipeline: records demonstrations (:mod:`bczoo.record.demonstrations`), trains one policy per
+:class:`Trial`, and measures each of them in four ways: on held-out recordings (loss, metrics of
+:mod:`bczoo.train.metrics`, causality score), on interventions (:mod:`bczoo.studies.interventions`) and in play.
+:mod:`bczoo.studies.confusion_report` makes tables and plots of the rows. Every trial leaves its row in a file, so an
+interrupted study goes on, and a longer plan adds to it.
 
 Two worlds invite confusion: ``deadly_corridor``, where long stretches of one action follow each other, and
-``health_gathering`` with an expert that holds every decision for four steps, so that the past action tells the next
+``health_gathering`` with an expert that holds every decision for four steps, so that the past action predicts the next
 one three times out of four.
 """
 
@@ -178,7 +179,7 @@ class Trial:
 
 
 def trials(plan: Plan) -> list[Trial]:
-    """All sizes on all fractions as published; and the middle size on all data with every decoder, with and without
+    """All sizes on all fractions, as in the paper; and the middle size on all data with every decoder, with and without
     past actions. Seed by seed, so that a study that is stopped early is whole for its first seeds."""
     middle = plan.sizes[len(plan.sizes) // 2]
     out = []
@@ -225,14 +226,14 @@ def study_confusion(
     print(f"{len(todo)} policies, {len(todo) - len(missing)} of them are already there")
     done = len(todo) - len(missing)
 
-    def tell(row: dict[str, Any]) -> None:
+    def report_row(row: dict[str, Any]) -> None:
         nonlocal done
         done += 1
-        told = {k: row[k] for k in ("loss", "causality", "intervention_accuracy", "return")}
-        numbers = ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in told.items() if v is not None)
+        shown = {k: row[k] for k in ("loss", "causality", "intervention_accuracy", "return")}
+        numbers = ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in shown.items() if v is not None)
         print(f"{done}/{len(todo)} {row['name']}: {numbers}", flush=True)
 
-    in_processes(run_trial, [(t, plan, str(folder), device, workers) for t in missing], workers, tell)
+    in_processes(run_trial, [(t, plan, str(folder), device, workers) for t in missing], workers, report_row)
     rows = [json.loads((folder / "policies" / t.name / "row.json").read_text()) for t in todo]
     baselines = json.loads((folder / "baselines.json").read_text())
     return report(rows, baselines, folder)

@@ -8,7 +8,7 @@ Place in the pipeline: rows of :mod:`bczoo.studies.confusion` come in, one per t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from bczoo.core.files import write_json, write_text
+from bczoo.core.statistics import interval_over_groups
 
 Row = dict[str, Any]
 PREDICTORS = {  # measure -> sign: +1 where more of it should go with better play
@@ -34,7 +35,7 @@ PREDICTORS = {  # measure -> sign: +1 where more of it should go with better pla
     "intervention_accuracy": 1,
 }
 OUTCOMES = ("return", "intervention_accuracy")
-DRAWS = 2000
+RESAMPLES = 2000  # of the kinds of policies
 FEWEST = 10  # policies of a rank correlation
 KIND = ("size", "fraction", "decoder", "past_actions")  # policies of one kind differ in their seed
 
@@ -70,8 +71,8 @@ def report(rows: list[Row], baselines: dict[str, dict[str, float]], folder: Path
     write_text(folder / "report.md", text + "\n")
     whole = {"baselines": baselines, "findings": findings, "rows": rows}
     write_json(folder / "report.json", whole, indent=1, allow_nan=False)
-    draw_scaling(rows, worlds, folder / "scaling.png")
-    draw_prediction(rows, worlds, findings, folder / "prediction.png")
+    plot_scaling(rows, worlds, folder / "scaling.png")
+    plot_prediction(rows, worlds, findings, folder / "prediction.png")
     print(f"\n{text}\n\n{folder}/report.md, report.json, scaling.png, prediction.png")
     return ConfusionReport(rows, findings, folder)
 
@@ -80,7 +81,7 @@ def report(rows: list[Row], baselines: dict[str, dict[str, float]], folder: Path
 
 
 def find(rows: Sequence[Row]) -> dict[str, Any]:
-    """What the policies of one world tell: correlations with the outcomes, and with size and data."""
+    """What the policies of one world show: correlations with the outcomes, and with size and data."""
     out: dict[str, Any] = {"policies": len(rows), "reliability": reliability(rows)}
     for outcome in OUTCOMES:
         out[outcome] = {
@@ -102,7 +103,7 @@ def correlation(
     Args:
         rows: of one world.
         name: of the measure.
-        outcome: what it should tell.
+        outcome: what it should predict.
         sign: -1 where less of the measure should be better.
         within: ranks are taken within rows that share this key, so that what it does is left out.
     """
@@ -116,7 +117,8 @@ def correlation(
         x, y = (centred_ranks(column[chosen], groups[chosen]) for column in columns)
         return sign * cosine(x, y)
 
-    value, low, high = bootstrapped(rho, kinds_of(rows))
+    value = rho(np.arange(len(rows)))
+    low, high = interval_over_groups(rho, kinds_of(rows), RESAMPLES)
     return None if math.isnan(value) else {"rho": value, "low": low, "high": high, "policies": len(rows)}
 
 
@@ -133,7 +135,8 @@ def advantage(rows: Sequence[Row], one: str, other: str, outcome: str) -> dict[s
         first, second = (PREDICTORS[key] * cosine(ranks[key], ranks[outcome]) for key in (one, other))
         return first - second
 
-    value, low, high = bootstrapped(difference, kinds_of(rows))
+    value = difference(np.arange(len(rows)))
+    low, high = interval_over_groups(difference, kinds_of(rows), RESAMPLES)
     return None if math.isnan(value) else {"difference": value, "low": low, "high": high}
 
 
@@ -157,18 +160,6 @@ def kinds_of(rows: Sequence[Row]) -> np.ndarray:
     """Which rows are of one kind of policy and differ in their seed alone, (rows,) int."""
     kinds = [str([row[key] for key in KIND]) for row in rows]
     return np.unique(kinds, return_inverse=True)[1]
-
-
-def bootstrapped(statistic: Callable[[np.ndarray], float], kinds: np.ndarray) -> tuple[float, float, float]:
-    """A statistic of all policies, and its 95 % interval over draws of kinds of policies, each with all its seeds."""
-    rng = np.random.default_rng(0)
-    members = [np.flatnonzero(kinds == kind) for kind in range(kinds.max() + 1)]
-    draws = []
-    for _ in range(DRAWS):
-        drawn = rng.integers(len(members), size=len(members))
-        draws.append(statistic(np.concatenate([members[kind] for kind in drawn])))
-    low, high = np.nanpercentile(draws, [2.5, 97.5]) if not np.isnan(draws).all() else (math.nan, math.nan)
-    return statistic(np.arange(len(kinds))), float(low), float(high)
 
 
 def reliability(rows: Sequence[Row]) -> float | None:
@@ -290,7 +281,7 @@ def _direction(found: dict[str, Any]) -> str:
 # ---------------------------------------------------------------------- plots
 
 
-def draw_scaling(rows: Sequence[Row], worlds: Sequence[str], path: Path) -> None:
+def plot_scaling(rows: Sequence[Row], worlds: Sequence[str], path: Path) -> None:
     """Loss, causality, intervention accuracy and return over the share of data, a line per size."""
     from matplotlib.figure import Figure
 
@@ -313,7 +304,7 @@ def draw_scaling(rows: Sequence[Row], worlds: Sequence[str], path: Path) -> None
     figure.savefig(path, dpi=110)
 
 
-def draw_prediction(rows: Sequence[Row], worlds: Sequence[str], findings: dict[str, Any], path: Path) -> None:
+def plot_prediction(rows: Sequence[Row], worlds: Sequence[str], findings: dict[str, Any], path: Path) -> None:
     """Return in play over what should predict it, a point per policy."""
     from matplotlib.figure import Figure
 

@@ -31,7 +31,7 @@ from bczoo.core.devices import usable_device
 from bczoo.core.errors import UserError
 from bczoo.core.files import write_json
 from bczoo.core.frames import FILTERS, resize
-from bczoo.core.spec import InputSpec
+from bczoo.core.spec import InputSpec, window_batch
 from bczoo.core.statistics import interval_over_episodes
 from bczoo.data.recording import RecordingWriter, parse_steps, read_annotation
 from bczoo.data.video import read_frames
@@ -69,7 +69,7 @@ def gap(
     through video files as in training, and resized by other filters. Writes gap.json and gap.png.
 
     Args:
-        policy: a published folder, org/name on the Hugging Face Hub, a run such as runs/quickstart, or a .ckpt file.
+        policy: an exported folder, org/name on the Hugging Face Hub, a run such as runs/quickstart, or a .ckpt file.
         env: the game, such as doom/defend_the_center, or package.module:function for your own.
         compare: a second policy to show beside the first, such as one trained with augmentation.
         episodes: how many games the expert plays.
@@ -94,7 +94,7 @@ def gap(
     sources = dict(zip(names, [policy, compare], strict=False))
     content = {"env": env, "sources": sources, **result.to_dict()}
     write_json(folder / "gap.json", content, indent=1, allow_nan=False)
-    draw(result, folder / "gap.png")
+    plot(result, folder / "gap.png")
     print(f"\n{env}, {episodes} games of the expert, {result.steps} steps, seeds from {seed}\n\n{result.table()}\n")
     print(f"{result.group_table()}\n\n{folder / 'gap.json'}, {folder / 'gap.png'}")
     return result
@@ -228,7 +228,7 @@ class Subject:
 
     Args:
         policy: in evaluation mode.
-        instruction: embedding (E,) of what it is told in every step; None for nothing.
+        instruction: embedding (E,) of the instruction in every step; None for none.
     """
 
     policy: Policy
@@ -254,11 +254,12 @@ def predict(subject: Subject, frames: np.ndarray, ids: Mapping[str, Tensor]) -> 
     parts: dict[str, list[Tensor]] = {name: [] for name in ids}
     for first in range(0, len(pixels), at_once):
         some = slice(first, first + at_once)
-        batch = pixels[some].contiguous().to(policy.device)  # (B, T, 3, H, W)
+        seen = pixels[some].contiguous().to(policy.device)  # (B, T, 3, H, W)
         text = None
         if subject.instruction is not None:
-            text = subject.instruction.to(policy.device).expand(*batch.shape[:2], -1)
-        logits = policy(batch, {name: group[some].to(policy.device) for name, group in actions.items()}, text)
+            text = subject.instruction.to(policy.device).expand(*seen.shape[:2], -1)
+        taken = {name: group[some].to(policy.device) for name, group in actions.items()}
+        logits = policy.logits(window_batch(seen, taken, text))
         for name, group in logits.items():
             parts[name].append(group.float().cpu().flatten(0, 1))
     return {name: torch.cat(group)[None, :n_steps] for name, group in parts.items()}
@@ -294,7 +295,7 @@ class Score:
 
 
 def score(
-    logits: Logits, in_play: Logits, ids: Mapping[str, Tensor], z_loss: float, shown: Shown, played: Shown
+    logits: Logits, in_play: Logits, ids: Mapping[str, Tensor], policy: Policy, shown: Shown, played: Shown
 ) -> Score:
     """Compare the predictions in one version with those in play.
 
@@ -302,12 +303,13 @@ def score(
         logits: in this version, per group (1, N, n, V).
         in_play: the same as play shows the frames.
         ids: recorded actions, per group (N, n).
-        z_loss: weight of the z-loss in the policy's training.
+        policy: says how its loss weighs the groups.
         shown: frames of this version.
         played: frames in play.
     """
     n_steps = len(shown.frames)
-    loss = bc_loss(logits, {name: group[None] for name, group in ids.items()}, torch.ones(1, n_steps).bool(), z_loss)
+    actions, mask = {name: group[None] for name, group in ids.items()}, torch.ones(1, n_steps, dtype=torch.bool)
+    loss = bc_loss(logits, actions, mask, policy.z_loss, scales=policy.loss_scales)
     differs = [(logits[name].argmax(-1) != in_play[name].argmax(-1)).any(-1) for name in ids]  # each (1, N)
     errors = [np.square(a.astype(np.int32) - b).mean() for a, b in zip(shown.frames, played.frames, strict=True)]
     return Score(
@@ -367,8 +369,8 @@ def _scores(
             logits = predict(subject, shown[wanted].frames, ids[name])
             if version.name == GAME:
                 played[wanted], in_play[name] = shown[wanted], logits
-            z_loss = subject.policy.z_loss
-            yield name, version.name, score(logits, in_play[name], ids[name], z_loss, shown[wanted], played[wanted])
+            one = score(logits, in_play[name], ids[name], subject.policy, shown[wanted], played[wanted])
+            yield name, version.name, one
 
 
 # ---------------------------------------------------------------------- results
@@ -527,7 +529,7 @@ def _span(ends: Interval | None, form: str) -> str:
     return "" if ends is None else f" ({ends[0]:{form}} to {ends[1]:{form}})"
 
 
-def draw(result: GapResult, path: Path) -> None:
+def plot(result: GapResult, path: Path) -> None:
     """Write a bar chart of the KL of every version.
 
     Args:
@@ -541,8 +543,8 @@ def draw(result: GapResult, path: Path) -> None:
     figure = Figure(figsize=(9, 1.6 + 0.36 * places[-1]), dpi=100, layout="constrained")
     axes = figure.add_subplot()
     height = 0.8 / len(result.rows)
-    drawn = [rows[version] for rows in result.rows.values() for version in shown]
-    largest = max(row.kl_interval[1] if row.kl_interval else row.kl for row in drawn)
+    plotted = [rows[version] for rows in result.rows.values() for version in shown]
+    largest = max(row.kl_interval[1] if row.kl_interval else row.kl for row in plotted)
     for i, (name, rows) in enumerate(result.rows.items()):
         at = [p + (i - (len(result.rows) - 1) / 2) * height for p in places]
         values = [rows[version].kl for version in shown]
@@ -592,9 +594,11 @@ def _load(source: str, game: Game, device: str, revision: str | None = None) -> 
     found = locate(source, revision)
     policy = found.load(device=usable_device(device))
     check_playable(game, policy.input_spec)
-    told = found.record.get("instruction")
-    if not told:
+    instruction = found.record.get("instruction")
+    if not instruction:
         return Subject(policy)
     if policy.text_encoder is None:
-        raise UserError(f"{source} was fine-tuned under the instruction {told!r}, but has no text_encoder to embed it")
-    return Subject(policy, policy.text_encoder([told])[0].float().cpu())
+        raise UserError(
+            f"{source} was fine-tuned under the instruction {instruction!r}, but has no text_encoder to embed it"
+        )
+    return Subject(policy, policy.text_encoder([instruction])[0].float().cpu())

@@ -16,6 +16,7 @@ import torch
 
 from bczoo.core.actions import BinnedGroup
 from bczoo.core.errors import UserError
+from bczoo.core.spec import window_batch
 from bczoo.core.statistics import interval_over_episodes
 from bczoo.models.policy import Policy
 from bczoo.studies.interventions import CONTROL, KINDS, Interventions, agree
@@ -54,7 +55,7 @@ def score(policy: Policy, interventions: Interventions, batch: int = 64) -> Scor
     """What a policy does in every case.
 
     Args:
-        policy: the policy; put into evaluation mode. It is told no instruction.
+        policy: the policy; put into evaluation mode. It gets no instruction.
         interventions: the cases; their frames and action space have to be those of the policy.
         batch: cases of one forward pass.
     """
@@ -101,7 +102,7 @@ def _compare(
         taken = past[rows, :steps]
         taken[every, last] = action[name][rows]
         ids[name] = torch.from_numpy(taken).to(device)
-    logits = policy(frames.to(device), ids, text=None)
+    logits = policy.logits(window_batch(frames.to(device), ids))
     agrees, nats = {}, np.zeros(len(rows))
     for group in cases.action_space.groups:
         wanted = action[group.name][rows]  # (B, n)
@@ -190,6 +191,6 @@ def _balanced(cases: Interventions, right: np.ndarray, rows: np.ndarray) -> floa
 
 
 def _interval(values: np.ndarray, episodes: np.ndarray) -> tuple[float, float]:
-    """95 % interval of the mean of values, drawn by whole episodes."""
+    """95 % interval of the mean of values, resampled by whole episodes."""
     _, which = np.unique(episodes, return_inverse=True)
     return interval_over_episodes(np.bincount(which, values), np.bincount(which))

@@ -16,10 +16,10 @@ the bit (saved games of the engine do not), and in that step something else happ
 
 A copy of the expert as it was at t judges the new scene: its ``answer``. What the past actions lead up to is the
 ``habit``: what the expert did in the scene that they come from. A policy that looks gives the answer; one that goes
-on as if nothing had happened follows the habit. Cases in which the two differ tell these policies apart.
+on as if nothing had happened follows the habit. Cases in which the two differ separate these policies.
 
-Limits: the policy sees frames as the game draws them, without the losses of a recording's video. Past actions are
-the expert's decisions, as in recordings, also where a burst replaced them. What the expert knows and no picture tells
+Limits: the policy sees frames as the game renders them, without the losses of a recording's video. Past actions are
+the expert's decisions, as in recordings, also where a burst replaced them. What the expert knows and no picture shows
 (its pause between two shots, the direction of a corridor) keeps even a perfect policy below 1; accuracy on ``none``
 shows how far. Only the last frame is changed, so the change itself is sudden, as a turn within one step is. A removed
 object may be small: some pixels change, however few.
@@ -172,7 +172,7 @@ def collect(
     """
     _check(cases, window, kinds, hold)
     game = make_game(env)
-    rng = np.random.default_rng((seed, 2))  # apart from the bursts' draws
+    rng = np.random.default_rng((seed, 2))  # a stream apart from the bursts'
     found: list[_Case] = []
     barren = 0
     with game.open(for_expert=True) as running:
@@ -264,7 +264,7 @@ def _play(running: RunningGame, seed: int, size: int, noise: float, hold: int) -
 def _cases(
     running: RunningGame, played: _Played, kinds: Sequence[str], window: int, size: int, rng: np.random.Generator
 ) -> list[_Case]:
-    """One case of each of these kinds, at moments drawn at random; only the first kinds where moments run out."""
+    """One case of each of these kinds, at random moments; only the first kinds where moments run out."""
     moments = [step for step in played.experts if step > 0]
     most = min(len(kinds), max(1, len(moments) // STEPS_PER_CASE))
     found: list[_Case] = []

@@ -111,8 +111,8 @@ class World:
 
     def drive(self, steps: int) -> tuple[Array, Array]:
         """The next observations (T, 5) and what the expert did, 1 for braking (T,)."""
-        drawn = self._random.random((steps, 1 + DISTRACTORS))
-        chance = drawn[:, 0]
+        sampled = self._random.random((steps, 1 + DISTRACTORS))
+        chance = sampled[:, 0]
         # one number decides both: below APPEARS there is an obstacle next whatever was before, above 1 - GOES there
         # is none, and in between all stays; so a step looks back to the last number that decided
         decides = (chance < APPEARS) | (chance >= 1 - GOES)
@@ -120,7 +120,7 @@ class World:
         obstacle = np.concatenate([[self._obstacle], chance < APPEARS])[last]
         light = np.concatenate([[self._obstacle], obstacle[:-1]])
         self._obstacle = bool(obstacle[-1])
-        return np.column_stack([obstacle, light, drawn[:, 1:]]), obstacle.astype(float)
+        return np.column_stack([obstacle, light, sampled[:, 1:]]), obstacle.astype(float)
 
 
 def network(depth: int, width: int, seed: int, replica: int, linear_bias: bool = False) -> nn.Sequential:
@@ -133,9 +133,9 @@ def network(depth: int, width: int, seed: int, replica: int, linear_bias: bool =
         replica: index of the replica.
         linear_bias: give the linear network a bias.
     """
-    drawn = np.random.SeedSequence([seed, replica], spawn_key=(1, depth)).generate_state(1)
+    sampled = np.random.SeedSequence([seed, replica], spawn_key=(1, depth)).generate_state(1)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(drawn[0]))
+        torch.manual_seed(int(sampled[0]))
         if depth == 0:
             return nn.Sequential(nn.Linear(INPUTS, 1, bias=linear_bias))
         hidden = [nn.Linear(INPUTS if i == 0 else width, width) for i in range(depth)]
@@ -470,7 +470,7 @@ def study_toy(
     result = run_study(settings)
     folder = Path(out)
     write_json(folder / "toy.json", as_dict(result), indent=1, allow_nan=False)
-    draw(result, folder / "toy.png")
+    plot(result, folder / "toy.png")
     print(f"\n{table(result)}\n\n{sentences(result)}\n\n{folder / 'toy.json'}, {folder / 'toy.png'}")
     return result
 
@@ -581,7 +581,7 @@ def _yes(value: bool) -> str:
     return "yes" if value else "no"
 
 
-def draw(result: ToyResult, path: Path) -> None:
+def plot(result: ToyResult, path: Path) -> None:
     """Draw the curves: mean over replicas, and a band from the lowest to the highest.
 
     Args:

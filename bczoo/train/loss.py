@@ -37,7 +37,7 @@ class BCLoss(NamedTuple):
 
     Attributes:
         total: normalised cross-entropies plus the weighted z-loss.
-        cross_entropy: per group the plain mean over counted tokens, in nats.
+        cross_entropy: per group the plain mean over the tokens of the steps that count, in nats.
         z: per group the mean of logsumexp(logits)^2 over all tokens, those that do not count being zero.
     """
 
@@ -54,41 +54,41 @@ class BCLoss(NamedTuple):
 def bc_loss(
     logits: Mapping[str, Tensor],
     actions: Mapping[str, Tensor],
-    counted: Tensor,
+    mask: Tensor,
     z_weight: float = 1e-4,
     steps: Tensor | None = None,
     scales: Mapping[str, float] | None = None,
 ) -> BCLoss:
-    """Loss of logits (B, T, n, V) against ids (B, T, n) on the counted steps (B, T).
+    """Loss of logits (B, T, n, V) against ids (B, T, n) on the steps of the mask (B, T).
 
-    A batch without a counted step gives zero, with zero gradients.
+    A batch whose mask is empty gives zero, with zero gradients.
 
     Args:
         logits: per group.
         actions: per group.
-        counted: bool.
+        mask: (B, T) bool, the steps that count.
         z_weight: of the z-loss.
         steps: a number that divides the cross-entropies in place of how many steps count here. Processes that average
             their gradients give how many count in a process on average: the mean of their losses is then the loss of
-            all their batches together, even where one process has few counted steps, or none.
+            all their batches together, even where one process has few steps that count, or none.
         scales: per group what its cross-entropy is divided by before they are summed; ln(choices) if left out.
     """
-    steps = counted.sum() if steps is None else steps
+    steps = mask.sum() if steps is None else steps
     steps = torch.where(steps > 0, steps, 1)
-    total = torch.zeros((), device=counted.device)
+    total = torch.zeros((), device=mask.device)
     cross_entropy, z = {}, {}
     for name, group in logits.items():
         group = group.float()
-        targets = labels(actions[name], counted)
+        targets = labels(actions[name], mask)
         ce = F.cross_entropy(group.flatten(0, -2), targets.flatten(), ignore_index=IGNORED, reduction="sum")
         ce = ce / (steps * group.shape[-2])
-        normaliser = group.logsumexp(dim=-1).square() * counted[..., None]
+        normaliser = group.logsumexp(dim=-1).square() * mask[..., None]
         cross_entropy[name], z[name] = ce, normaliser.mean()
         scale = math.log(group.shape[-1]) if scales is None else scales[name]
         total = total + ce / scale + z_weight * z[name]
     return BCLoss(total, cross_entropy, z)
 
 
-def labels(ids: Tensor, counted: Tensor) -> Tensor:
+def labels(ids: Tensor, mask: Tensor) -> Tensor:
     """Ids (B, T, n) with :data:`IGNORED` on the steps that do not count (B, T)."""
-    return ids.masked_fill(~counted[..., None], IGNORED)
+    return ids.masked_fill(~mask[..., None], IGNORED)

@@ -4,7 +4,7 @@ Place in the pipeline: :func:`action_measures` turns logits into numbers per ste
 in validation or anywhere else, for any policy that gives logits; :func:`summarise` names what comes out::
 
     loss                                          bczoo.train.loss.bc_loss of all windows as one batch
-    perplexity, change_perplexity                 exp(mean cross-entropy over all counted tokens of the epoch)
+    perplexity, change_perplexity                 exp(mean cross-entropy over all tokens of the epoch that count)
     accuracy, change_accuracy                     share of tokens whose most likely id is the recorded one
     repeat_accuracy, change_repeat_accuracy       the same for whoever repeats the last action: the baseline beside it
     persistence                                   probability put on the last action's ids, minus how often they recur
@@ -13,7 +13,7 @@ in validation or anywhere else, for any policy that gives logits; :func:`summari
 
 Those with ``change`` are of the change points alone (:func:`change_points`), where repeating the whole action is wrong.
 Every token is predicted with the recorded ones before it in view. So persistence is that of each token given those:
-where they already tell that the action changes, a chained decoder repeats less.
+where they already show that the action changes, a chained decoder repeats less.
 
 Shape legend: B batch, T steps, n tokens and V choices of a group, R recordings.
 """
@@ -21,9 +21,8 @@ Shape legend: B batch, T steps, n tokens and V choices of a group, R recordings.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot, pad
@@ -31,7 +30,6 @@ from torchmetrics import Metric
 
 from bczoo.core.actions import ActionSpace
 
-DRAWS = 2000  # of a bootstrap
 Measures = dict[str, tuple[Tensor, Tensor]]  # name -> values (B, T, ...), and at which steps (B, T) they count
 ACTION_MEASURES = (
     "cross_entropy",
@@ -44,22 +42,22 @@ ACTION_MEASURES = (
 )
 
 
-def change_points(actions: Mapping[str, Tensor], counted: Tensor) -> Tensor:
-    """Counted steps (B, T) whose action differs from that of the step before, which has to be counted too.
+def change_points(actions: Mapping[str, Tensor], mask: Tensor) -> Tensor:
+    """Steps (B, T) whose action differs from that of the step before; both have to be in the mask.
 
     Here it shows whether a policy knows what to do next, or only repeats what it did last.
 
     Args:
         actions: per group ids (B, T, n).
-        counted: (B, T) bool.
+        mask: (B, T) bool, the steps that count.
     """
     differs = torch.stack([(ids != _before(ids)).any(-1) for ids in actions.values()]).any(0)  # (B, T)
-    return differs & after_another(counted)
+    return differs & after_another(mask)
 
 
-def after_another(counted: Tensor) -> Tensor:
-    """Counted steps (B, T) whose step before counts too."""
-    return counted & pad(counted[:, :-1], (1, 0))
+def after_another(mask: Tensor) -> Tensor:
+    """Steps (B, T) of the mask whose step before is in it too."""
+    return mask & pad(mask[:, :-1], (1, 0))
 
 
 def _before(ids: Tensor) -> Tensor:
@@ -68,15 +66,15 @@ def _before(ids: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def action_measures(logits: Mapping[str, Tensor], actions: Mapping[str, Tensor], counted: Tensor) -> Measures:
+def action_measures(logits: Mapping[str, Tensor], actions: Mapping[str, Tensor], mask: Tensor) -> Measures:
     """Numbers per step: ``<measure>/<group>`` of :data:`ACTION_MEASURES`, and ``marginal/<group>``, which id it was.
 
     Args:
         logits: per group (B, T, n, V), each token predicted with the recorded ones before it in view.
         actions: per group recorded ids (B, T, n).
-        counted: steps (B, T) that count.
+        mask: (B, T) bool, the steps that count.
     """
-    changed, followed = change_points(actions, counted), after_another(counted)
+    changed, followed = change_points(actions, mask), after_another(mask)
     out: Measures = {}
     for name, group in logits.items():
         ids, before = actions[name], _before(actions[name])
@@ -86,14 +84,14 @@ def action_measures(logits: Mapping[str, Tensor], actions: Mapping[str, Tensor],
         again = (ids == before).float().mean(-1)
         put_on_again = log_p.gather(-1, before[..., None])[..., 0].exp().mean(-1)
         out |= {
-            f"cross_entropy/{name}": (nats, counted),
-            f"accuracy/{name}": (hit, counted),
+            f"cross_entropy/{name}": (nats, mask),
+            f"accuracy/{name}": (hit, mask),
             f"change_cross_entropy/{name}": (nats, changed),
             f"change_accuracy/{name}": (hit, changed),
             f"repeat_accuracy/{name}": (again, followed),
             f"change_repeat_accuracy/{name}": (again, changed),
             f"persistence/{name}": (put_on_again - again, followed),
-            f"marginal/{name}": (one_hot(ids, group.shape[-1]).float(), counted),
+            f"marginal/{name}": (one_hot(ids, group.shape[-1]).float(), mask),
         }
     return out
 
@@ -102,7 +100,7 @@ def summarise(means: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Means of :func:`action_measures` as the metrics of this module's list; other means pass through.
 
     Args:
-        means: by name; leading dimensions that all of them share stay, so that many draws go at once.
+        means: by name; leading dimensions that all of them share stay, so that many resamples go at once.
     """
     out: dict[str, Tensor] = {}
     for name, mean in means.items():
@@ -119,46 +117,11 @@ def summarise(means: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
-def bootstrap(
-    sums: Mapping[str, Tensor],
-    counts: Mapping[str, Tensor],
-    statistic: Callable[[dict[str, Tensor]], dict[str, Tensor]] = summarise,
-    draws: int = DRAWS,
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """95 % intervals of metrics over all steps: recordings are drawn with replacement, the same ones in every call.
-
-    Steps of a recording resemble each other, so recordings are drawn, not steps. Where more than 5 % of the draws lack
-    a metric, because few recordings have it, and where there is but one recording, both ends are not a number.
-
-    Args:
-        sums: by name (R, ...), over the counted steps of each recording, see :func:`masked_sum`.
-        counts: by name (R,), how many steps these are.
-        statistic: makes metrics of means by name, all with the draws as their leading dimension.
-        draws: how often as many recordings are drawn as there are.
-
-    Returns:
-        by metric the lower and the upper end.
-    """
-    n = len(next(iter(counts.values())))
-    drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=draws)
-    times = torch.from_numpy(drawn).double()  # (draws, R), how often each recording was drawn
-    means = {}
-    for name, x in sums.items():
-        total = (times @ x.double().reshape(n, -1)).reshape(draws, *x.shape[1:])
-        means[name] = total / (times @ counts[name].double()).reshape(draws, *[1] * (x.ndim - 1))
-    out = {}
-    for name, values in statistic(means).items():
-        known = values[~values.isnan()]
-        if n > 1 and len(known) >= 0.95 * draws:
-            low, high = known.quantile(known.new_tensor([0.025, 0.975]))
-        else:
-            low = high = values.new_tensor(torch.nan)
-        out[name] = low, high
-    return out
-
-
 class StepMeans(Metric):
-    """Means over counted steps of named values, each over its own steps; not a number where no step counted.
+    """Means of named values, each over its own steps; not a number where there was none.
+
+    torchmetrics' MeanMetric is the mean of scalars: for keyboard and mouse it would take 29 of them, each reduced over
+    ranks by itself, and it knows no means of vectors, which the frequencies of ids are. Here all counts are one tensor.
 
     Args:
         shapes: per name the shape of a step's value.
@@ -192,9 +155,9 @@ class StepMeans(Metric):
 
 
 def masked_sum(values: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum over the counted steps of each window: values (B, T, ...), where (B, T) to (B, ...) and counts (B,)."""
-    mask = where.reshape(*where.shape, *[1] * (values.ndim - where.ndim))
-    return torch.where(mask, values, 0).sum(1), where.sum(1)
+    """Sum over some steps of each window: values (B, T, ...), where (B, T) to (B, ...) and counts (B,)."""
+    wide = where.reshape(*where.shape, *[1] * (values.ndim - where.ndim))
+    return torch.where(wide, values, 0).sum(1), where.sum(1)
 
 
 class ActionMetrics(StepMeans):
@@ -215,21 +178,21 @@ class ActionMetrics(StepMeans):
         self,
         logits: Mapping[str, Tensor],
         actions: Mapping[str, Tensor],
-        counted: Tensor,
+        mask: Tensor,
         windows: Tensor | None = None,
     ) -> None:
-        """Add a batch: logits (B, T, n, V), ids (B, T, n), counted steps (B, T).
+        """Add a batch: logits (B, T, n, V), ids (B, T, n), mask (B, T).
 
         Args:
             logits: per group.
             actions: per group.
-            counted: bool.
+            mask: bool, the steps that count.
             windows: (B,) bool, those that do not only fill up the batch; all of them if left out.
         """
-        windows = torch.ones_like(counted[:, 0]) if windows is None else windows
+        windows = torch.ones_like(mask[:, 0]) if windows is None else windows
         # like the loss, over all steps of a window, those that do not count being zero
-        z = {"z": (z_per_step(logits, counted), windows[:, None].expand_as(counted))}
-        super().update(action_measures(logits, actions, counted) | z)
+        z = {"z": (z_per_step(logits, mask), windows[:, None].expand_as(mask))}
+        super().update(action_measures(logits, actions, mask) | z)
 
     def compute(self) -> dict[str, Tensor]:
         """By name: ``loss``, ``perplexity/<group>`` and so on."""
@@ -241,7 +204,7 @@ class ActionMetrics(StepMeans):
 
 
 @torch.no_grad()
-def z_per_step(logits: Mapping[str, Tensor], counted: Tensor) -> Tensor:
-    """logsumexp(logits)^2 of every step (B, T): per group the mean over its tokens, summed; zero on uncounted steps."""
+def z_per_step(logits: Mapping[str, Tensor], mask: Tensor) -> Tensor:
+    """logsumexp(logits)^2 of every step (B, T): per group the mean over its tokens, summed; zero outside the mask."""
     groups = [group.float().logsumexp(dim=-1).square().mean(dim=-1) for group in logits.values()]
-    return torch.stack(groups).sum(dim=0) * counted
+    return torch.stack(groups).sum(dim=0) * mask

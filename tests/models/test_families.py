@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
-import textwrap
 from functools import partial
-from pathlib import Path
 
 import lightning as L
 import numpy as np
@@ -24,7 +21,6 @@ from bczoo import (
     ConvNeXtEncoder,
     FineTune,
     IndependentHeads,
-    Policy,
     RecordingDataModule,
 )
 from bczoo.causality.metrics import evaluate
@@ -33,30 +29,18 @@ from bczoo.data.recording import RecordingWriter
 from bczoo.models.session import WindowSession
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
 QUIET = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
 QUIET["enable_checkpointing"] = False
-
-
-def block(name: str) -> str:
-    """A marked block of docs/extending.md, without its indentation."""
-    found = re.findall(rf"<!-- {name}:begin -->\n(.*?)<!-- {name}:end -->", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    return textwrap.dedent(found[0]).strip() + "\n"
 
 
 @pytest.fixture(scope="session")
 def lstm(tmp_path_factory):
     """The family of docs/extending.md, as a module of the user's."""
     folder = tmp_path_factory.mktemp("own")
-    (folder / "my_lstm.py").write_text(block("family"))
+    (folder / "my_lstm.py").write_text(tiny.block("family"))
     sys.path.insert(0, str(folder))
     yield __import__("my_lstm").LSTMPolicy
     sys.path.remove(str(folder))
-
-
-def tiny_cnn(**arguments) -> CNNPolicy:
-    encoder = partial(ConvNeXtEncoder, frame_size=tiny.SIZE, channels=[4, 8, 8], blocks=1, embedding=16)
-    return CNNPolicy(**{"encoder": encoder, "width": 32, "layers": 2, "heads": 4, "window": 5} | arguments)
 
 
 FAMILIES = {
@@ -64,8 +48,8 @@ FAMILIES = {
     "bc without text": partial(tiny.tiny_policy, text_dim=None),
     "bc, backbone heads": partial(tiny.tiny_policy, decoder=BackboneHeads),
     "bc, independent heads": partial(tiny.tiny_policy, decoder=IndependentHeads, past_actions=False),
-    "cnn": tiny_cnn,
-    "cnn with past actions": partial(tiny_cnn, past_actions=True, action_space="gamepad"),
+    "cnn": tiny.tiny_cnn,
+    "cnn with past actions": partial(tiny.tiny_cnn, past_actions=True, action_space="gamepad"),
     "own": None,
 }
 
@@ -192,21 +176,31 @@ def test_two_steps_of_fit_validation_and_export(make, recordings, tmp_path):
         other.from_pretrained(folder)
 
 
-def test_all_counterfactuals_equal_one_forward_per_step(make):
+@pytest.mark.parametrize("at_once", [1, 25, 4096])  # steps of a forward: one question, two, all of them
+def test_all_counterfactuals_equal_one_forward_per_step(make, at_once, monkeypatch):
+    monkeypatch.setattr("bczoo.models.policy.STEPS_PER_FORWARD", at_once)
     policy = make()
     batch = tiny.tiny_batch(policy, batch=2)
     encoded = policy.encode(batch["frames"])
     other = policy.encode(255 - batch["frames"])
     past = {k: v.roll(1, 0) for k, v in batch["actions"].items()}
+    steps = encoded.shape[1]
     for m in (1, 2):
-        fast = policy.counterfactual_logits(encoded, other, batch, m)
-        slow = Policy.counterfactual_logits(policy, encoded, other, batch, m)
-        for a, b in zip(fast, slow, strict=True):
-            for name in a:
-                torch.testing.assert_close(a[name], b[name], atol=1e-5, rtol=1e-4)
-    fast, slow = (c(policy, encoded, batch, past) for c in (type(policy).other_past_logits, Policy.other_past_logits))
-    for name in fast:
-        torch.testing.assert_close(fast[name][:, 1:], slow[name][:, 1:], atol=1e-5, rtol=1e-4)
+        plain, changed = policy.counterfactual_logits(encoded, other, batch, m)
+        expected = policy.logits_from(encoded, batch)
+        for t in range(steps):
+            shown = encoded.clone()
+            shown[:, max(0, t - m + 1) : t + 1] = other[:, max(0, t - m + 1) : t + 1]
+            asked = policy.logits_from(shown, batch)
+            for name in asked:
+                torch.testing.assert_close(plain[name][:, t], expected[name][:, t], atol=1e-5, rtol=1e-4)
+                torch.testing.assert_close(changed[name][:, t], asked[name][:, t], atol=1e-5, rtol=1e-4)
+    swapped = policy.other_past_logits(encoded, batch, past)
+    for t in range(1, steps):
+        mixed = {k: torch.cat([past[k][:, :t], own[:, t:]], 1) for k, own in batch["actions"].items()}
+        asked = policy.logits_from(encoded, {**batch, "actions": mixed})
+        for name in asked:
+            torch.testing.assert_close(swapped[name][:, t], asked[name][:, t], atol=1e-5, rtol=1e-4)
     scores = evaluate(policy, batch)
     assert float(scores.measures["causality"][0].max()) > 0
 

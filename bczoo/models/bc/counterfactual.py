@@ -3,8 +3,8 @@
 Place in the pipeline: the causality score asks, for every step t of a window, what the policy would have decided had
 it seen another picture at t (or at the last m steps), everything before unchanged. Done one step at a time that takes T
 forwards. Here all questions are asked in the same forward: for every t a short stream of tokens that looks at the
-recorded steps before it and at itself, under the very mask rule of the policy (:mod:`bczoo.models.bc.masks`), at the very
-positions of the steps it replaces. The recorded tokens do not see the streams, so they come out as always.
+recorded steps before it and at itself, under the very mask rule of the policy (:mod:`bczoo.models.bc.masks`), at the
+very positions of the steps it replaces. The recorded tokens do not see the streams, so they come out as always.
 
 Shape legend: B batch, T steps, S tokens of a step, L = T * S, P slot of action_out, m replaced steps, R = (m - 1) * S +
 P + 1 tokens of a stream (R = m * S where the backbone predicts the action tokens itself), D width, K sinks.

@@ -1,6 +1,6 @@
 """Action decoders: from the backbone's decision to a distribution over every action token.
 
-Place in the pipeline: the last part of the policy. The published :class:`ActionDecoder` expands one latent
+Place in the pipeline: the last part of the policy. The reference :class:`ActionDecoder` expands one latent
 (the output at action_out) into the action, token by token (paper 2601.04575, section 3). Two ablations swap in
 by YAML: :class:`BackboneHeads` (no decoder: the backbone predicts the tokens itself) and :class:`IndependentHeads`
 (one forward, no chain between tokens).
@@ -105,7 +105,7 @@ class Decoder(Part):
 
 
 class ActionDecoder(Decoder):
-    """The published decoder: a small causal transformer over [latent, action embeddings].
+    """The reference decoder: a small causal transformer over [latent, action embeddings].
 
     Args:
         width: D (given by the policy).
@@ -131,7 +131,7 @@ class ActionDecoder(Decoder):
         arguments.whole("ActionDecoder.sinks", sinks, 0)
         arguments.share("ActionDecoder.dropout", dropout)
         self.project = nn.Linear(width, width)
-        # one more position than is used: the published decoder also feeds the last action token
+        # one more position than is used: the reference decoder also feeds the last action token
         self.positions = nn.Parameter(torch.randn(space.tokens + 1, width) * DECODER_POSITION_STD)
         self.blocks = nn.ModuleList(Block(width, heads, sinks=sinks, dropout=dropout) for _ in range(layers))
 

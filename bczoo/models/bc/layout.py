@@ -42,7 +42,7 @@ class StepLayout:
 
     @property
     def length(self) -> int:
-        """Tokens of one step (12 as published)."""
+        """Tokens of one step (12 in the reference)."""
         return self.action_out + 1 + self.actions
 
     @property

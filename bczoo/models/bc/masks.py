@@ -110,6 +110,6 @@ def window_attention(
         return WindowAttention(dense_mask(layout, steps, history, sinks, device), sdpa)
 
 
-def draw(mask: Tensor) -> str:
+def as_text(mask: Tensor) -> str:
     """A small mask as text, ``x`` for may look and ``.`` for may not."""
     return "\n".join(" ".join("x" if cell else "." for cell in row) for row in mask.tolist())

@@ -1,7 +1,7 @@
 """The memory of a streaming agent: keys and values of the last steps, in preallocated ring buffers.
 
 Place in the pipeline: in play the backbone sees one step at a time. Every layer's keys and values are kept here, and
-each call attends to them under the very mask of training (``masks.may_attend``). The published system's memory holds
+each call attends to them under the very mask of training (``masks.may_attend``). The reference's memory holds
 ``window`` steps including the current one; older steps roll off, while what is kept still carries their context.
 
 One backbone pass a frame is enough: the action tokens of the previous step enter together with the observation of

@@ -8,7 +8,8 @@ Place in the pipeline::
                              '------------------------> decoder <--- output at action_out --------------'
                                                            '--> logits per group (B,T,n,V) --> bc_loss
 
-In training all of a window is seen at once; in play a session (:mod:`bczoo.models.bc.session`) feeds one step at a time.
+In training all of a window is seen at once; in play a session (:mod:`bczoo.models.bc.session`) feeds one step at a
+time.
 
 Shape legend: B batch, T steps, H = W frame size, E text width, A action tokens, S tokens of a step, D width, I image
 tokens, n tokens and V choices of a group.

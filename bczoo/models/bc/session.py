@@ -1,9 +1,9 @@
 """BCPolicy in play: one step of several games at once, as three stages over tensors: encode, observe, decode.
 
-Place in the pipeline: :meth:`bczoo.BCPolicy.open_session`; the agent (:mod:`bczoo.play.agent`) turns frames, instructions
-and random numbers into tensors and ids into actions; in between, :class:`BCSession` runs the policy over the
-:class:`~bczoo.models.bc.memory.Memory` of the games. One backbone pass a frame is enough: the action tokens of the last
-step enter together with this step's observation.
+Place in the pipeline: :meth:`bczoo.BCPolicy.open_session`; the agent (:mod:`bczoo.play.agent`) turns frames,
+instructions and random numbers into tensors and ids into actions; in between, :class:`BCSession` runs the policy over
+the :class:`~bczoo.models.bc.memory.Memory` of the games. One backbone pass a frame is enough: the action tokens of the
+last step enter together with this step's observation.
 
 On a GPU, :class:`GraphedBCSession` records each stage once as a CUDA graph over fixed tensors and replays it, so that a
 step is three launches whatever the model's size, and takes the same time every time.
@@ -81,7 +81,7 @@ class BCSession(Session):
         mark("encode")
         latent = self.observe(images, text.to(self.device), index)
         mark("backbone")
-        if self.device.type != "mps":  # has no float64: draws on the CPU
+        if self.device.type != "mps":  # has no float64: samples on the CPU
             u = u.to(self.device)
         ids, p = self.decode(latent, u, index)
         mark("decode")

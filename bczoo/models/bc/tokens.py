@@ -19,7 +19,7 @@ SPECIAL_STD = 0.05  # position vectors and special tokens
 
 
 def special(*shape: int) -> nn.Parameter:
-    """A learned vector with the published initialisation."""
+    """A learned vector with the reference initialisation."""
     return nn.Parameter(torch.randn(*shape) * SPECIAL_STD)
 
 

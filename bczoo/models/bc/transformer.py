@@ -1,7 +1,7 @@
 """The policy transformer: the backbone over the tokens of a window.
 
-Place in the pipeline: step tokens (B, L, D) come in from ``bczoo.models.bc.tokens``, outputs of the same shape go to the
-decoder. There is no norm after the last block (paper 2601.04575, section 3).
+Place in the pipeline: step tokens (B, L, D) come in from ``bczoo.models.bc.tokens``, outputs of the same shape go to
+the decoder. There is no norm after the last block (paper 2601.04575, section 3).
 
 Shape legend: B batch, T steps, S tokens of a step, L = T * S, D width.
 """

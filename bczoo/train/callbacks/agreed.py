@@ -44,7 +44,7 @@ class Agreed:
         self._asked.append((host, event, note))
 
     def answers(self, all: bool = False) -> list[Any]:
-        """Notes of the questions that were answered with yes, oldest first; each answer is told once.
+        """Notes of the questions that were answered with yes, oldest first; each answer is reported once.
 
         Args:
             all: wait for the last one too.

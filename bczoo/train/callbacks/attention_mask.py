@@ -1,4 +1,4 @@
-"""A look at the attention mask before the first step of a training.
+"""Whether a policy sees what it must not, before the first step of a training.
 
 Place in the pipeline: a callback in any YAML; hands the first batch to :func:`bczoo.causality.leaks.check_mask`, which
 probes the policy on its device, in its precision and at its window, before anything is learned from it.
@@ -15,9 +15,11 @@ from bczoo.core.errors import UserError
 
 
 class AttentionMaskCheck(L.Callback):
-    """Stops the training if a token sees what it must not; the error names layer, query and key.
+    """Stops the training if a policy sees what it must not; the error says what.
 
-    Costs one forward per layer's mask and a few of a short window, once, before the first training step.
+    Of a BCPolicy every layer's mask is read off its attention, and the error names layer, query and key. Of every
+    family the logits are looked at: none may depend on a later frame, nor on the action that it is to predict. Costs
+    one forward per layer's mask and some of a short window, once, before the first training step.
 
     Args:
         every_n_validations: look again at the first batch of every n-th validation; null for the start alone.

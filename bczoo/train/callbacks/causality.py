@@ -31,7 +31,7 @@ class CausalityScore(L.Callback):
     ``repeat_accuracy`` and ``change_repeat_accuracy`` (the baseline that repeats the last action), ``persistence`` and
     ``relative_cross_entropy`` (:mod:`bczoo.train.metrics`).
 
-    What is swapped comes from windows that are drawn from all validation recordings and read before the first batch
+    What is swapped comes from windows that are sampled from all validation recordings and read before the first batch
     (:mod:`bczoo.causality.donors`), so the score depends neither on the batch size nor on the number of processes. With
     loaders that are not a RecordingDataModule's it comes from the same batch.
 
@@ -87,7 +87,7 @@ class CausalityScore(L.Callback):
 
     def _log(self, pl_module: Any, part: str) -> None:
         metrics = self._metrics[part]
-        # every rank takes part, also one without a counted step: computing reduces over ranks
+        # every rank takes part, also one without a step that counts: computing reduces over ranks
         values = {f"{part}/{name}": value for name, value in metrics.compute().items()}
         pl_module.log_dict(values, sync_dist=True)
         metrics.reset()

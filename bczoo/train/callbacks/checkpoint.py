@@ -40,10 +40,10 @@ SHARDED = ("meta.pt", "checkpoint")  # one of them is in a checkpoint that a str
 
 
 class ResumableCheckpoint(Checkpoint):
-    """Keeps ``last.ckpt`` up to date: every so many optimiser steps, at the end, and when the run is told to stop.
+    """Keeps ``last.ckpt`` up to date: every so many optimiser steps, at the end, and when the run is asked to stop.
 
     The checkpoint of an earlier run in the same folder is kept as ``before-<time>.ckpt``, never overwritten. One
-    training at a time writes to the folder. A save that fails, because the disk is full, is told and made up for by
+    training at a time writes to the folder. A save that fails, because the disk is full, is reported and made up for by
     the next; if it is the last one, it is an error.
 
     Ctrl-C and SIGTERM end the training behind the step that it is in, or within a validation, with a checkpoint of
@@ -65,7 +65,7 @@ class ResumableCheckpoint(Checkpoint):
         self._own = False  # last.ckpt is of this run
         self._generators: list[dict[str, torch.Tensor]] = []  # states by rank, as of the last save
         self._restore = False  # set the generators back before the next batch
-        self._signal = 0  # that told this process to stop
+        self._signal = 0  # that asked this process to stop
         self._handlers: dict[int, Any] = {}  # of signals, before training
         self._stop = Agreed()
         self._after_step: tuple[dict[str, Any], list[dict[str, torch.Tensor]]] | None = None  # loops, generators
@@ -205,7 +205,7 @@ class ResumableCheckpoint(Checkpoint):
     # ------------------------------------------------------------------ saving
 
     def _save(self, trainer: L.Trainer, must: bool = False) -> None:
-        """Write ``last.ckpt``; all processes do. A failure of the disk is told, or is an error if it ``must`` work."""
+        """Write ``last.ckpt``; all processes do. A disk's failure is reported, or an error if it ``must`` work."""
         if self._in_validation and self._after_step is not None:
             self._generators = self._after_step[1]
         else:
@@ -270,8 +270,8 @@ class ResumableCheckpoint(Checkpoint):
         if trainer.world_size == 1:
             return bool(self._signal)
         if not all:
-            told = torch.full((), float(self._signal != 0), device=trainer.strategy.root_device)
-            self._stop.ask(trainer, told, True)
+            signalled = torch.full((), float(self._signal != 0), device=trainer.strategy.root_device)
+            self._stop.ask(trainer, signalled, True)
         return bool(self._stop.answers(all))
 
     def _end(self, trainer: L.Trainer) -> None:

@@ -30,7 +30,7 @@ class NonFiniteError(UserError):
 
 
 class _Seen(NamedTuple):
-    """What is needed to tell what went wrong in a batch."""
+    """What is needed to say what went wrong in a batch."""
 
     step: int
     loss: Tensor
@@ -42,7 +42,7 @@ class FiniteCheck(L.Callback):
     """Stops training at the first loss or gradient that is not finite, in all processes at once.
 
     A gradient that a gradient scaler (``16-mixed``) finds infinite is no failure: the scaler leaves that step out and
-    scales less. On a GPU the failure is told one step late, so that no step waits for the device; before a checkpoint
+    scales less. On a GPU the failure is raised a step late, so that no step waits for the device; before a checkpoint
     it is waited for. Costs one pass over the gradients in a step and one over the weights in a save.
 
     Raises:
@@ -98,12 +98,12 @@ class FiniteCheck(L.Callback):
             return
         first: _Seen = failures[0]
         loss = None if bool(first.loss.isfinite()) else f"the loss is {float(first.loss)}"
-        told: list[Any] = [(loss, *_recordings(trainer, first.batches))]
+        reports: list[Any] = [(loss, *_recordings(trainer, first.batches))]
         if trainer.world_size > 1:
-            told = told * trainer.world_size
-            torch.distributed.all_gather_object(told, told[0])
+            reports = reports * trainer.world_size
+            torch.distributed.all_gather_object(reports, reports[0])
         # gradients are exchanged, so a bad loss of one process spoils those of all; it is the one to look at
-        failed = [t for t in told if t[0]] or told
+        failed = [t for t in reports if t[0]] or reports
         found = failed[0][0] or "the norm of the gradients is not finite"
         guilty, present = (sorted({name for t in failed for name in t[i]}) for i in (1, 2))
         if guilty:

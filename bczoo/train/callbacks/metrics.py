@@ -21,8 +21,8 @@ class LogMetrics(L.Callback):
 
     Args:
         metrics: by name a torchmetrics Metric whose ``update`` takes logits per group (B, T, n, V), recorded ids per
-            group (B, T, n) and the mask (B, T) of the steps that count. One that computes a dict logs each of its entries
-            as ``<name>/<entry>``.
+            group (B, T, n) and the mask (B, T) of the steps that count. One that computes a dict logs each of its
+            entries as ``<name>/<entry>``.
     """
 
     def __init__(self, metrics: dict[str, Metric]) -> None:

@@ -1,7 +1,7 @@
 """Playing the game with the policy that was just trained.
 
 Place in the pipeline: a callback that, at the end of training, plays unseen games in closed loop, compares with the
-expert and with random play, and draws a video of its own play.
+expert and with random play, and writes a video of its own play.
 """
 
 from __future__ import annotations

@@ -16,12 +16,12 @@ DRAWN = StepLayout(text=1, image=1, thinking=1, actions=2)
 def test_the_drawing_in_the_docstring_is_the_mask():
     rows = re.findall(r"^    ((?:[x.] ){12})", masks.__doc__ + "\n", flags=re.M)
     assert len(rows) == 12
-    assert "\n".join(r.strip() for r in rows) == masks.draw(masks.dense_mask(DRAWN, 2, history=1))
+    assert "\n".join(r.strip() for r in rows) == masks.as_text(masks.dense_mask(DRAWN, 2, history=1))
 
 
 def test_causal_actions():
     layout = StepLayout(text=0, image=1, thinking=0, actions=3, causal_actions=True)
-    assert masks.draw(masks.dense_mask(layout, 1, history=0)) == "\n".join(
+    assert masks.as_text(masks.dense_mask(layout, 1, history=0)) == "\n".join(
         ["x . . . .", "x x . . .", "x . x . .", "x . x x .", "x . x x x"]
     )
 

@@ -24,7 +24,7 @@ from bczoo.studies.confusion_report import (
 
 @pytest.fixture(autouse=True)
 def few_draws(monkeypatch):
-    monkeypatch.setattr("bczoo.studies.confusion_report.DRAWS", 200)
+    monkeypatch.setattr("bczoo.studies.confusion_report.RESAMPLES", 200)
 
 
 def made_up(count, seed=0, **columns):

@@ -11,10 +11,10 @@ from bczoo.causality.donors import Donors
 from bczoo.causality.metrics import CausalityMetrics, divergence, evaluate
 from bczoo.causality.perturb import perturbations
 from bczoo.causality.scores import action_reliance, causality, kl
-from bczoo.causality.streams import stream_length, streams_mask
 from bczoo.core.errors import UserError
+from bczoo.models.bc.counterfactual import stream_length, streams_mask
 from bczoo.models.bc.layout import StepLayout
-from bczoo.models.bc.masks import dense_mask, draw
+from bczoo.models.bc.masks import as_text, dense_mask
 
 
 def step_by_step(policy, batch, other_images, m):
@@ -44,22 +44,22 @@ def replace(kind, policy, batch, images):
     return perturbations([kind])[kind](policy, batch, images, Donors.of_batch(batch, images))
 
 
-VARIANTS = {
-    "published": {},
-    "independent heads": {"decoder": IndependentHeads},
-    "no decoder": {"decoder": BackboneHeads},
-    "sinks and histories": {"transformer": {"sinks": 2, "history": [3, 1]}},
-    "many tokens": {"encoder": {"tokens": 3}, "thinking_tokens": 2},
-    "no text": {"text_dim": None},
-    "no past actions": {"past_actions": False},
-}
+VARIANTS = [
+    "reference",
+    "independent heads",
+    "backbone heads",
+    "sinks, histories",
+    "many tokens",
+    "no text",
+    "no past actions",
+]
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without")
 @pytest.mark.parametrize("backend", ["sdpa", "flex"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_one_pass_equals_one_forward_per_step(variant, backend):
-    options = {"decoder": ActionDecoder, **VARIANTS[variant]}
+    options = {"decoder": ActionDecoder, **tiny.VARIANTS[variant]}
     options["transformer"] = {**options.get("transformer", {}), "attention": backend}
     policy = tiny.tiny_policy(**options).eval()
     with torch.no_grad():
@@ -70,7 +70,7 @@ def test_one_pass_equals_one_forward_per_step(variant, backend):
         plain = policy(batch["frames"], batch["actions"], batch.get("text"))
         for m in (1, 2, 4):
             for kind in KINDS if m == 1 else ["swap"]:
-                other = replace(kind, policy, batch, images).images
+                other = replace(kind, policy, batch, images).encoded
                 fast, logits = causality(policy, images, other, batch, m)
                 slow = step_by_step(policy, batch, other, m)
                 for name in fast:
@@ -85,15 +85,15 @@ def test_one_pass_equals_one_forward_per_step_on_the_golden_policy():
         "frames": given["frames"],
         "actions": given["actions"],
         "text": given["text"],
-        "user": given["counted"],
-        "valid": torch.ones_like(given["counted"]),
+        "user": given["mask"],
+        "valid": torch.ones_like(given["mask"]),
         "recording": torch.arange(2),
         "start": torch.zeros(2, dtype=torch.long),
     }
     with torch.no_grad():
         images = policy.encode(batch["frames"])
         for kind in KINDS:
-            other = replace(kind, policy, batch, images).images
+            other = replace(kind, policy, batch, images).encoded
             fast, logits = causality(policy, images, other, batch)
             slow = step_by_step(policy, batch, other, 1)
             for name in fast:
@@ -104,21 +104,21 @@ def test_one_pass_equals_one_forward_per_step_on_the_golden_policy():
 def test_the_mask_of_a_stream_is_the_mask_of_the_steps_it_replaces():
     """Streams of one step beside a window of three: the recorded part is as always, each stream a row block of it."""
     layout = StepLayout(text=1, image=1, thinking=0, actions=2)
-    steps, size, ride = 3, layout.length, stream_length(layout, 1)
-    length = steps * (size + ride)
+    steps, size, stream = 3, layout.length, stream_length(layout, 1)
+    length = steps * (size + stream)
     q, kv = torch.arange(length)[:, None], torch.arange(length)[None]
     mask = streams_mask(layout, steps, steps, 1)(0, 0, q, kv)
     window = dense_mask(layout, steps, steps)
     recorded = steps * size
     assert torch.equal(mask[:recorded, :recorded], window) and not mask[:recorded, recorded:].any()
     for t in range(steps):
-        rows = slice(recorded + t * ride, recorded + (t + 1) * ride)
-        same = window[t * size : t * size + ride]
-        assert torch.equal(mask[rows, : t * size], same[:, : t * size]), draw(mask)
+        rows = slice(recorded + t * stream, recorded + (t + 1) * stream)
+        same = window[t * size : t * size + stream]
+        assert torch.equal(mask[rows, : t * size], same[:, : t * size]), as_text(mask)
         assert not mask[rows, t * size : recorded].any()
         others = mask[rows, recorded:].clone()
-        assert torch.equal(others[:, t * ride : (t + 1) * ride], same[:, t * size : t * size + ride])
-        others[:, t * ride : (t + 1) * ride] = False
+        assert torch.equal(others[:, t * stream : (t + 1) * stream], same[:, t * size : t * size + stream])
+        others[:, t * stream : (t + 1) * stream] = False
         assert not others.any()
 
 
@@ -198,13 +198,13 @@ def test_replacements_are_pictures_from_elsewhere():
         shown = {kind: replace(kind, policy, batch, images) for kind in KINDS}
     assert not shown["swap"].where[1, 4] and shown["swap"].where.sum() == 9
     for b, t in shown["swap"].where.nonzero().tolist():
-        assert not torch.equal(shown["swap"].images[b, t], images[b, t])
+        assert not torch.equal(shown["swap"].encoded[b, t], images[b, t])
     assert not shown["freeze"].where[:, :2].any()  # half a second is longer than this window, so half of it
-    assert torch.equal(shown["freeze"].images[0, 4], images[0, 2]) and shown["freeze"].where[0, 2:].all()
-    assert torch.equal(shown["freeze"].images[:, :2], images[:, :2])
-    assert torch.equal(shown["blank"].images[0, 0], shown["blank"].images[0, 4])
+    assert torch.equal(shown["freeze"].encoded[0, 4], images[0, 2]) and shown["freeze"].where[0, 2:].all()
+    assert torch.equal(shown["freeze"].encoded[:, :2], images[:, :2])
+    assert torch.equal(shown["blank"].encoded[0, 0], shown["blank"].encoded[0, 4])
     again = replace("noise", policy, {k: v[1:] if not isinstance(v, dict) else v for k, v in batch.items()}, images[1:])
-    torch.testing.assert_close(again.images[0], shown["noise"].images[1])
+    torch.testing.assert_close(again.encoded[0], shown["noise"].encoded[1])
 
 
 def test_validation_logs_the_score_and_leaves_the_policy_alone():

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from test_causality import step_by_step
 
-from bczoo.causality.donors import Donors, draw_donors
+from bczoo.causality.donors import Donors, sample_donors
 from bczoo.causality.metrics import evaluate
 from bczoo.causality.perturb import perturbations
 from bczoo.causality.report import RecordingSums, causality_report, measure
@@ -115,7 +115,7 @@ def slow(policy, root, kinds):
         logits = policy(batch["frames"], ids)
         for kind, replacement in perturbations(kinds, freeze_steps=2).items():
             other = replacement(policy, batch, images, donors)
-            nats = step_by_step(policy, batch, other.images, 1)
+            nats = step_by_step(policy, batch, other.encoded, 1)
             for t in (counted & other.where.numpy()[0]).nonzero()[0]:
                 for group, values in nats.items():
                     seen[name][f"{kind}/{group}"].append(values[0, t].item())
@@ -196,7 +196,7 @@ def test_the_report_is_that_of_single_steps(policy, folder, root, capsys):
 
 def test_donors_are_windows_of_other_recordings_whatever_the_batches(policy, root):
     index = open_index(root, SPACE, 20.0, None)
-    keys = draw_donors(Plan(index, index.usable, 5, 4, shuffle=False))
+    keys = sample_donors(Plan(index, index.usable, 5, 4, shuffle=False))
     assert Counter(keys) == Counter((r, s) for r in index.usable for s in range(0, int(index.n_frames[r]) - 1, 5))
     assert {r for r, _ in keys[:4]} == {0, 1, 2, 3}, "recordings take turns"
     assert all(s + 5 < index.n_frames[r] for r, s in keys[:4]), "full windows come first"
@@ -223,7 +223,7 @@ def test_donors_are_windows_of_other_recordings_whatever_the_batches(policy, roo
     assert not where[1].any()
     # and what a loader hands out does not matter, only what it has
     other = Donors.read(policy, loader_of(policy, root, batch_size=2, rank=1, world_size=2))
-    torch.testing.assert_close(other.images, donors.images)
+    torch.testing.assert_close(other.encoded, donors.encoded)
     assert other.start.tolist() == donors.start.tolist()
 
 

@@ -9,7 +9,6 @@ import torch
 from torch.nn.attention.flex_attention import create_block_mask
 from torch.utils.data import DataLoader
 
-from bczoo import BackboneHeads, IndependentHeads
 from bczoo.causality.leaks import (
     AttentionLeakError,
     Leak,
@@ -28,19 +27,19 @@ from bczoo.train.callbacks.attention_mask import AttentionMaskCheck
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without")
 STEPS = 5
-VARIANTS = {
-    "published": {},
-    "no decoder": {"decoder": BackboneHeads},
-    "independent heads": {"decoder": IndependentHeads},
-    "sinks, histories, grouped queries": {"transformer": {"sinks": 2, "history": [3, 1], "kv_heads": 2}},
-    "many tokens": {"encoder": {"tokens": 3}, "thinking_tokens": 2},
-    "no text": {"text_dim": None},
-    "no past actions": {"past_actions": False},
-}
+VARIANTS = [
+    "reference",
+    "backbone heads",
+    "independent heads",
+    "sinks, histories, grouped queries",
+    "many tokens",
+    "no text",
+    "no past actions",
+]
 
 
-def policy_of(variant="published", backend="sdpa", **options):
-    options = {**VARIANTS[variant], **options}
+def policy_of(variant="reference", backend="sdpa", **options):
+    options = {**tiny.VARIANTS[variant], **options}
     options["transformer"] = {"layers": 2, **options.get("transformer", {}), "attention": backend}
     return tiny.tiny_policy(**options)
 
@@ -71,7 +70,7 @@ def plant(policy, layer, query, key, steps=STEPS):
 
 @pytest.mark.parametrize(
     ("variant", "backend"),
-    [*((v, "sdpa") for v in VARIANTS), ("no decoder", "flex"), ("sinks, histories, grouped queries", "flex")],
+    [*((v, "sdpa") for v in VARIANTS), ("backbone heads", "flex"), ("sinks, histories, grouped queries", "flex")],
 )
 def test_a_sound_policy_passes(variant, backend):
     policy = policy_of(variant, backend)

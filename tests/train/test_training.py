@@ -53,13 +53,31 @@ def test_a_plain_trainer_learns_what_the_picture_tells(recordings):
     assert sum(w == (i % 2 == 0) for i, w in enumerate(walked)) >= 17
 
 
-def test_two_processes_train_one_policy(recordings):
+class NoteWeights(L.Callback):
+    """Writes a rank's weights and how its batches read to a file, after every step."""
+
+    def __init__(self, folder):
+        self.folder, self.seen = folder, []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.seen.append((batch["recording"].tolist(), batch["start"].tolist()))
+        weights = torch.cat([p.detach().flatten() for p in pl_module.parameters()])
+        torch.save((weights, self.seen), self.folder / f"{trainer.global_rank}.pt")
+
+
+def test_two_processes_train_one_policy(recordings, tmp_path):
+    """Both have the same weights after every step, each has seen windows of its own, and the policy got them back."""
     policy = tiny.tiny_policy(text_dim=None)
     data = RecordingDataModule(root=str(recordings), batch_size=2, val_fraction=0.25)
-    trainer = L.Trainer(max_steps=3, devices=2, strategy="ddp_spawn", val_check_interval=2, **QUIET)
-    before = {k: v.clone() for k, v in policy.state_dict().items()}
+    several = {"devices": 2, "strategy": "ddp_spawn", "val_check_interval": 2}
+    trainer = L.Trainer(max_steps=3, callbacks=[NoteWeights(tmp_path)], **several, **QUIET)
+    before = torch.cat([p.detach().flatten() for p in policy.parameters()])
     trainer.fit(policy, data)
-    assert any(not torch.equal(v, before[k]) for k, v in policy.state_dict().items())
+    (one, seen), (other, elsewhere) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert torch.equal(one, other) and (one - before).abs().max() > 1e-5
+    assert torch.equal(one, torch.cat([p.detach().flatten() for p in policy.parameters()]))
+    windows = [{w for batch in part for w in zip(*batch, strict=True)} for part in (seen, elsewhere)]
+    assert len(seen) == len(elsewhere) == 3 and not windows[0] & windows[1]
     assert 0 < trainer.callback_metrics["val/loss"] < 100
 
 

@@ -38,8 +38,18 @@ def test_the_report_relates_what_was_measured():
     assert 0.5 * report.latency["step"]["mean"] < stages <= report.latency["step"]["mean"]
 
 
-def test_bandwidth_is_that_of_memory():
-    assert 1e8 < bench.bandwidth(torch.device("cpu")) < 1e13
+def test_bandwidth_is_the_bytes_read_over_the_median_time(monkeypatch):
+    """Of a clock that is known: seven readings, one of them held up, of all bytes once."""
+    seconds, read = iter([0.5, 0.25, 0.25, 9.0, 0.25, 0.5, 0.25]), []
+    monkeypatch.setattr(bench, "_seconds", lambda work, device: (read.append(work().item()), next(seconds))[1])
+    assert bench.bandwidth(torch.device("cpu")) == bench.MEASURED_BYTES / 0.25
+    assert read == [bench.MEASURED_BYTES // 4] * 7  # the sum of as many ones: every byte was read
+
+
+def test_reading_twice_as_much_takes_longer():
+    small, large = (torch.ones(n) for n in (1 << 16, 1 << 23))
+    times = [min(bench._seconds(data.sum, data.device) for _ in range(5)) for data in (small, large)]
+    assert times[1] > 4 * times[0]
 
 
 @pytest.mark.parametrize(

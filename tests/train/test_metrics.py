@@ -13,7 +13,7 @@ from bczoo.causality.metrics import CausalityMetrics, divergence
 from bczoo.causality.scores import kl
 from bczoo.core.actions import ActionSpace, BinnedGroup, HeldGroup
 from bczoo.train.loss import bc_loss
-from bczoo.train.metrics import ActionMetrics, StepMeans, bootstrap, masked_sum, summarise
+from bczoo.train.metrics import ActionMetrics, StepMeans
 
 SPACE = ActionSpace(
     "small", (HeldGroup("keys", ("_none", "w", "a", "d"), tokens=2), BinnedGroup("turn", (-1.0, 1.0), low=-9, high=9))
@@ -21,7 +21,7 @@ SPACE = ActionSpace(
 
 
 def random_batch(seed, batch=3, steps=7):
-    """Logits, ids that often stay the same, and counted steps."""
+    """Logits, ids that often stay the same, and the mask of the steps that count."""
     torch.manual_seed(seed)
     ids, logits = {}, {}
     for g in SPACE.groups:
@@ -40,10 +40,10 @@ def mean(values):
 def slow(batches):
     """All metrics by their definitions, token by token."""
     seen = defaultdict(list)
-    for logits, actions, counted in batches:
+    for logits, actions, mask in batches:
         p = {name: group.double().softmax(-1).tolist() for name, group in logits.items()}
         ids = {name: group.tolist() for name, group in actions.items()}
-        for b, row in enumerate(counted.tolist()):
+        for b, row in enumerate(mask.tolist()):
             for t, counts in enumerate(row):
                 followed = counts and t > 0 and row[t - 1]
                 changed = followed and any(group[b][t] != group[b][t - 1] for group in ids.values())
@@ -85,8 +85,8 @@ def test_metrics_of_the_epoch_are_those_of_single_tokens():
     batches = [random_batch(seed, batch=seed + 1) for seed in range(3)]
     batches.append((*random_batch(9)[:2], torch.zeros(3, 7, dtype=torch.bool)))
     metrics = ActionMetrics(SPACE)
-    for logits, ids, counted in batches:
-        metrics.update(logits, ids, counted)
+    for logits, ids, mask in batches:
+        metrics.update(logits, ids, mask)
     out, expected = metrics.compute(), slow(batches)
     together = [{k: torch.cat([b[i][k] for b in batches]) for k in batches[0][i]} for i in (0, 1)]
     expected["loss"] = bc_loss(*together, torch.cat([b[2] for b in batches])).total.item()
@@ -101,9 +101,9 @@ def test_a_change_needs_a_counted_step_before_it_and_repeating_is_counted_by_han
     """One key of a single group over eight steps; step 4 does not count."""
     space = ActionSpace("keys", (HeldGroup("keys", ("_none", "w", "a", "d"), tokens=1),))
     ids = torch.tensor([1, 1, 2, 2, 3, 1, 1, 2]).view(1, 8, 1)
-    counted = torch.tensor([[1, 1, 1, 1, 0, 1, 1, 1]]).bool()
+    mask = torch.tensor([[1, 1, 1, 1, 0, 1, 1, 1]]).bool()
     metrics = ActionMetrics(space)
-    metrics.update({"keys": torch.nn.functional.one_hot(ids, 4) * 3.0}, {"keys": ids}, counted)
+    metrics.update({"keys": torch.nn.functional.one_hot(ids, 4) * 3.0}, {"keys": ids}, mask)
     out = metrics.compute()
     # followed steps 1 2 3 6 7, of which 1 3 6 repeat; changes are 2 and 7
     assert out["repeat_accuracy/keys"].item() == pytest.approx(3 / 5)
@@ -141,25 +141,25 @@ def test_persistence_is_zero_for_a_calibrated_policy_and_positive_for_one_that_r
 
 
 def test_relative_cross_entropy_is_one_for_frequencies_alone_and_zero_for_certainty():
-    _, ids, counted = random_batch(4, batch=6)
+    _, ids, mask = random_batch(4, batch=6)
     frequencies, certain = {}, {}
     for g in SPACE.groups:
         ones = torch.nn.functional.one_hot(ids[g.name], g.choices).float()
-        frequencies[g.name] = ones[counted].mean(0).log().expand(ones.shape)
+        frequencies[g.name] = ones[mask].mean(0).log().expand(ones.shape)
         certain[g.name] = ones * 100
     for logits, expected in ((frequencies, 1.0), (certain, 0.0)):
         metrics = ActionMetrics(SPACE)
-        metrics.update(logits, ids, counted)
+        metrics.update(logits, ids, mask)
         out = metrics.compute()
         for g in SPACE.groups:
             assert out[f"relative_cross_entropy/{g.name}"].item() == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_group_that_never_changes_has_no_relative_cross_entropy():
-    logits, ids, counted = random_batch(4)
+    logits, ids, mask = random_batch(4)
     ids["turn"][:] = 1
     metrics = ActionMetrics(SPACE)
-    metrics.update(logits, ids, counted)
+    metrics.update(logits, ids, mask)
     out = metrics.compute()
     assert out["relative_cross_entropy/turn"].isnan() and not out["relative_cross_entropy/keys"].isnan()
 
@@ -188,16 +188,16 @@ def test_scores_of_a_policy_that_is_no_bcpolicy():
         return {g.name: heads[g.name](x).unflatten(-1, (g.tokens, g.choices)) for g in SPACE.groups}
 
     _, ids, _ = random_batch(0, 2, 5)
-    counted = torch.ones(2, 5).bool()
-    counted[0, 3:] = False
+    mask = torch.ones(2, 5).bool()
+    mask[0, 3:] = False
     logits, instead = predict(frames), predict(other)
     actions, causality = ActionMetrics(SPACE), CausalityMetrics(SPACE, reliance=False)
-    actions.update(logits, ids, counted)
-    causality.update(divergence("causality", kl(logits, instead), counted))
-    out, expected = actions.compute(), slow([(logits, ids, counted)])
+    actions.update(logits, ids, mask)
+    causality.update(divergence("causality", kl(logits, instead), mask))
+    out, expected = actions.compute(), slow([(logits, ids, mask)])
     assert out["perplexity/keys"].item() == pytest.approx(expected["perplexity/keys"], rel=1e-5)
     nats = []
-    for b, t in counted.nonzero().tolist():
+    for b, t in mask.nonzero().tolist():
         of_step = 0.0
         for g in SPACE.groups:
             p, q = (x[g.name][b, t].double().softmax(-1) for x in (logits, instead))
@@ -210,13 +210,13 @@ def test_scores_of_a_policy_that_is_no_bcpolicy():
 def test_visual_share_compares_the_means():
     metrics = CausalityMetrics(SPACE, ["blank", "swap"])
     one = torch.ones(1, 4)
-    counted, some = torch.ones(1, 4).bool(), torch.tensor([[True, False, False, False]])
-    metrics.update({"causality": (3 * one, some), "causality_swap": (9 * one, counted)})
-    metrics.update({"action_reliance": (one, counted)})
+    mask, some = torch.ones(1, 4).bool(), torch.tensor([[True, False, False, False]])
+    metrics.update({"causality": (3 * one, some), "causality_swap": (9 * one, mask)})
+    metrics.update({"action_reliance": (one, mask)})
     out = metrics.compute()
     assert out["visual_share"].item() == 0.75 and out["causality_swap"].item() == 9
     still = CausalityMetrics(SPACE)
-    still.update({"causality": (0 * one, counted), "action_reliance": (0 * one, counted)})
+    still.update({"causality": (0 * one, mask), "action_reliance": (0 * one, mask)})
     assert still.compute()["visual_share"].isnan()
 
 
@@ -239,12 +239,12 @@ CASES = ("uneven", "one rank counts nothing", "one rank has no batch")
 
 def reduce(case, rank):
     actions, causality = ActionMetrics(SPACE), CausalityMetrics(SPACE, ["swap", "blank"])
-    for logits, ids, counted in share_of(case, rank):
-        actions.update(logits, ids, counted)
+    for logits, ids, mask in share_of(case, rank):
+        actions.update(logits, ids, mask)
         instead = {name: group.flip(1) for name, group in logits.items()}
-        measures = divergence("causality", kl(logits, instead), counted)
-        measures |= divergence("causality_blank", kl(logits, instead), counted & (torch.arange(7) > 3))
-        causality.update(measures | divergence("action_reliance", kl(instead, logits), counted))
+        measures = divergence("causality", kl(logits, instead), mask)
+        measures |= divergence("causality_blank", kl(logits, instead), mask & (torch.arange(7) > 3))
+        causality.update(measures | divergence("action_reliance", kl(instead, logits), mask))
     return actions.compute() | causality.compute()
 
 
@@ -267,48 +267,3 @@ def test_two_processes_give_what_one_with_all_batches_gives(tmp_path):
             assert reduced[case].keys() == expected.keys()
             for name, value in expected.items():
                 torch.testing.assert_close(reduced[case][name], value, rtol=1e-5, atol=1e-6)
-
-
-# ---------------------------------------------------------------------- intervals
-
-
-def sums_of(recordings):
-    """Sums and counts per recording of random numbers; ``recordings`` lists how many steps each has."""
-    torch.manual_seed(0)
-    measures = []
-    for i, n in enumerate(recordings):
-        p = torch.softmax(torch.randn(1, max(recordings), 2, 3) + i, -1)
-        where = (torch.arange(max(recordings)) < n)[None]
-        measures.append({"cross_entropy/x": (torch.rand(where.shape) + i, where), "marginal/x": (p, where)})
-    sums, counts = {}, {}
-    for name in measures[0]:
-        both = [masked_sum(*one[name]) for one in measures]
-        sums[name], counts[name] = (torch.cat(x) for x in zip(*both, strict=True))
-    return sums, counts
-
-
-def test_intervals_are_those_of_recordings_drawn_one_by_one():
-    sums, counts = sums_of([3, 8, 5, 1])
-    ends = bootstrap(sums, counts, draws=300)
-    drawn = np.random.default_rng(0).multinomial(4, np.full(4, 0.25), size=300)
-    values = defaultdict(list)
-    for times in drawn:
-        picked = np.repeat(np.arange(4), times)
-        means = {name: sum(sums[name][i].double() for i in picked) / counts[name][picked].sum() for name in sums}
-        for name, value in summarise(means).items():
-            values[name].append(value.item())
-    assert ends.keys() == values.keys() == {"perplexity/x", "relative_cross_entropy/x"}
-    for name, (low, high) in ends.items():
-        np.testing.assert_allclose([low, high], np.percentile(values[name], [2.5, 97.5]), rtol=1e-6)
-        assert low < summarise({k: sums[k].sum(0) / counts[k].sum() for k in sums})[name] < high
-
-
-def test_what_one_or_few_recordings_have_gets_no_interval():
-    assert all(end.isnan() for ends in bootstrap(*sums_of([4])).values() for end in ends)
-    values, steps = torch.arange(20.0), torch.full((20,), 3.0)
-    rare, common = steps.clone(), steps.clone()
-    rare[2:] = 0
-    common[10:] = 0
-    for counts, known in ((rare, False), (common, True)):
-        low, high = bootstrap({"score": values * counts}, {"score": counts})["score"]
-        assert (low.isfinite() and low < high) if known else (low.isnan() and high.isnan())

@@ -8,7 +8,6 @@ import pytest
 import tiny
 import torch
 
-from bczoo import BackboneHeads
 from bczoo.causality.attention import (
     KINDS,
     attention_report,
@@ -21,20 +20,15 @@ from bczoo.causality.attention import (
 from bczoo.core.errors import UserError
 from bczoo.data.errors import NoRecordingsError
 
-sys.path.append(str(Path(__file__).parent / "data"))
+sys.path.append(str(Path(__file__).parents[1] / "data"))
 from synthetic import write_recordings
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without")
-VARIANTS = {
-    "published": {},
-    "no decoder": {"decoder": BackboneHeads},
-    "sinks, histories, grouped queries": {"transformer": {"sinks": 2, "history": [3, 1], "kv_heads": 2}},
-    "no text, many tokens": {"text_dim": None, "encoder": {"tokens": 3}, "thinking_tokens": 2},
-}
+VARIANTS = ["reference", "backbone heads", "sinks, histories, grouped queries", "no text, many tokens"]
 
 
-def policy_of(variant="published", backend="sdpa", **options):
-    options = VARIANTS[variant] | options
+def policy_of(variant="reference", backend="sdpa", **options):
+    options = tiny.VARIANTS[variant] | options
     options["transformer"] = {**options.get("transformer", {}), "attention": backend}
     return tiny.tiny_policy(**options).eval()
 
