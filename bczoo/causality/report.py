@@ -136,10 +136,10 @@ def causality_report(
         "batch_size": batch_size,
         "bootstrap_draws": DRAWS,
     }
-    result = CausalityResult.of(settings, spec.action_space, [str(index.names[r]) for r in recordings], sums, drawn)
+    result = CausalityResult.of(settings, spec.actions, [str(index.names[r]) for r in recordings], sums, drawn)
     folder = Path(out)
     write_json(folder / "causality.json", result.to_dict(), indent=1, allow_nan=False)
-    draw(drawn, folder / "causality.png", f"{policy} on {drawn.name}", kinds[0], spec.action_space)
+    draw(drawn, folder / "causality.png", f"{policy} on {drawn.name}", kinds[0], spec.actions)
     print(f"\n{policy} on {data}\n\n{result.table()}\n\n{READING}")
     if edited is not None:
         name = causality_name("counterfactual", kinds)

@@ -141,6 +141,7 @@ class Plan:
         world_size: number of processes.
         spread: without shuffle, take the windows in an order drawn from name and start, so that the first ones come
             from everywhere. Which ones they are depends on their number, not on how it is cut into batches.
+        drop_system: leave out full windows of nothing but the policy's own actions.
     """
 
     index: Index
@@ -152,6 +153,7 @@ class Plan:
     rank: int = 0
     world_size: int = 1
     spread: bool = False
+    drop_system: bool = True
 
     def n_windows(self) -> int:
         """Windows of an epoch before any are dropped or filled in (of epoch 0 where shuffled)."""
@@ -191,4 +193,4 @@ class Plan:
     def _windows(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         n_frames, hashes = self.index.n_frames[self.recordings], self.index.hashes[self.recordings]
         first = first_starts(n_frames, self.window, hashes, self.seed, epoch) if self.shuffle else None
-        return list_windows(self.index, self.recordings, self.window, first)
+        return list_windows(self.index, self.recordings, self.window, first, self.drop_system)
