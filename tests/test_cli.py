@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from recordings import write_moving
 from safetensors.torch import load_file
 
 from bczoo import BCPolicy
 from bczoo.cli import main
 from bczoo.core import configs
-from bczoo.data.recording import RecordingWriter
 
 REPOSITORY = Path(__file__).parent.parent
 QUIET = [
@@ -33,21 +33,7 @@ NO_LUCK = ["--model.encoder.init_args.drop_path", "0", "--trainer.num_sanity_val
 
 @pytest.fixture(scope="module")
 def recordings(tmp_path_factory):
-    root = tmp_path_factory.mktemp("recordings")
-    rng = np.random.default_rng(0)
-    for i in range(6):
-        with RecordingWriter(root / f"rec_{i}", size=96) as writer:
-            for t in range(60):
-                frame = np.full((96, 96, 3), (t * 4) % 256, np.uint8)
-                frame[:, :48] = rng.integers(0, 256)
-                values = {
-                    "keys": ["w"] if t % 3 else [],
-                    "mouse_buttons": [],
-                    "mouse_dx": int(t % 7) - 3,
-                    "mouse_dy": 0,
-                }
-                writer.add(frame, user=values)
-    return root
+    return write_moving(tmp_path_factory.mktemp("recordings"), 6, 60)
 
 
 @pytest.fixture(autouse=True)

@@ -23,6 +23,7 @@ import pytest
 import tiny
 import torch
 from huggingface_hub import ModelCard, metadata_load
+from recordings import write_moving
 from safetensors.torch import load_file, save_file
 
 from bczoo import (
@@ -39,7 +40,6 @@ from bczoo import (
 from bczoo.cli import main
 from bczoo.core.actions import Decision
 from bczoo.core.errors import UserError
-from bczoo.data.recording import RecordingWriter
 from bczoo.hub import folder as hub_folder
 from bczoo.hub.state import read_checkpoint
 
@@ -1182,13 +1182,7 @@ def test_loading_takes_the_memory_of_the_weights_once(policy, plain, tmp_path):
 
 @pytest.fixture(scope="module")
 def recordings(tmp_path_factory):
-    root = tmp_path_factory.mktemp("recordings")
-    for i in range(4):
-        with RecordingWriter(root / f"rec_{i}", size=96) as writer:
-            for t in range(40):
-                frame = np.full((96, 96, 3), (40 * i + 4 * t) % 256, np.uint8)
-                writer.add(frame, user={"keys": ["w"] if t % 3 else [], "mouse_dx": t % 7 - 3})
-    return root
+    return write_moving(tmp_path_factory.mktemp("recordings"), 4, 40)
 
 
 def bczoo(*words: object) -> int:

@@ -138,10 +138,10 @@ def causality_report(
         "batch_size": batch_size,
         "bootstrap_draws": RESAMPLES_OF_METRICS,
     }
-    result = CausalityResult.of(settings, spec.action_space, [str(index.names[r]) for r in recordings], sums, excerpt)
+    result = CausalityResult.of(settings, spec.actions, [str(index.names[r]) for r in recordings], sums, excerpt)
     folder = Path(out)
     write_json(folder / "causality.json", result.to_dict(), indent=1, allow_nan=False)
-    plot(excerpt, folder / "causality.png", f"{policy} on {excerpt.name}", kinds[0], spec.action_space)
+    plot(excerpt, folder / "causality.png", f"{policy} on {excerpt.name}", kinds[0], spec.actions)
     print(f"\n{policy} on {data}\n\n{result.table()}\n\n{READING}")
     if edited is not None:
         name = causality_name("counterfactual", kinds)

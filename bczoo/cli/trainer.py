@@ -95,6 +95,8 @@ class TrainerCLI(LightningCLI):
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        if subcommand == "predict" and kwargs.get("return_predictions") is None:
+            kwargs["return_predictions"] = False  # they are written as they come; nobody reads them here
         if subcommand == "fit" and self._keeper is not None:
             self._keeper.claim(self.trainer)  # before it is read what there is to resume
         if kwargs.get("ckpt_path") == "last":

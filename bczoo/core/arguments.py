@@ -1,8 +1,8 @@
 """Checks of arguments that may be anyone's: from a YAML file, a command line, or the config of a foreign policy.
 
-Place in the pipeline: the constructors of a policy's parts (:mod:`bczoo.model`), of action spaces and of
-:class:`bczoo.core.spec.InputSpec` check their arguments here before they use them, so that a wrong value is refused where
-it is read and not in the middle of a game. ``True`` is no number, NaN and infinity are none either.
+Place in the pipeline: the constructors of a policy's parts, of action spaces and of
+:class:`bczoo.core.spec.InputSpec` check their arguments here before they use them, so that a wrong value is refused
+where it is read and not in the middle of a game. ``True`` is no number, NaN and infinity are none either.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""What flows between recordings, policies and games: the shape of a batch, and what a policy asks of its input.
+"""What flows between recordings, models and games: the shape of a batch, and what a model asks of its input.
+
+Place in the pipeline: a model holds an :class:`InputSpec`; the data module brings recordings into that form and hands
+out a :class:`Batch`, games are brought into it in play. :func:`loss_mask` says which steps of a batch count.
 
 Shape legend: B batch, T time steps, H = W frame size in pixels, n tokens of a group, D text width.
 """
@@ -13,25 +16,28 @@ from torch import Tensor
 
 from bczoo.core import arguments
 from bczoo.core.actions import ActionSpace
+from bczoo.core.errors import UserError
 from bczoo.core.frames import FILTERS
 
 SLOWEST, FASTEST = 0.1, 1000  # steps per second
+SUPERVISION = ("user", "any", "none")  # whose actions are learned from
+FIELDS = ("frames",)  # what is read for a batch only if the model asks for it
 
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What a policy needs its input to be; recordings and games are brought into this form.
+    """What a model needs its input to be; recordings and games are brought into this form.
 
     Args:
-        action_space: what can be pressed and moved.
+        action_space: what can be pressed and moved; None for a model that takes and predicts no actions.
         frame_size: height and width of a frame in pixels.
         fps: steps per second, 0.1 to 1000.
         window: steps of a training window, and of the memory in play.
-        text_dim: values of a text embedding; None if the policy takes no text.
+        text_dim: values of a text embedding; None if the model takes no text.
         resize: filter that brings frames of another size to ``frame_size``, in training and in play.
     """
 
-    action_space: ActionSpace
+    action_space: ActionSpace | None
     frame_size: int = 192
     fps: float = 20.0
     window: int = 200
@@ -46,6 +52,13 @@ class InputSpec:
             arguments.whole("text_dim", self.text_dim, 1)
         arguments.one_of("resize", self.resize, FILTERS)
 
+    @property
+    def actions(self) -> ActionSpace:
+        """The action space, for what needs one; a UserError where the model has none."""
+        if self.action_space is None:
+            raise UserError("this model takes and predicts no actions (its action_space is None), so it cannot act")
+        return self.action_space
+
 
 FILL = -1  # recording number of a window that only fills up a batch
 
@@ -53,8 +66,8 @@ FILL = -1  # recording number of a window that only fills up a batch
 class Batch(TypedDict):
     """A batch of windows; :func:`loss_mask` says which steps count."""
 
-    frames: Tensor  # (B, T, 3, H, W) uint8, RGB
-    actions: dict[str, Tensor]  # per group (B, T, n) int64, the action taken after seeing the frame
+    frames: NotRequired[Tensor]  # (B, T, 3, H, W) uint8, RGB; not there if the model asks for none
+    actions: dict[str, Tensor]  # per group (B, T, n) int64, the action taken after seeing the frame; {} without a space
     text: NotRequired[Tensor]  # (B, T, D) float32, all zero where there is no instruction
     user: Tensor  # (B, T) bool, the action is a person's (and not the policy's)
     system: Tensor  # (B, T) bool, the action is the policy's own
@@ -85,6 +98,14 @@ def window_batch(frames: Tensor, actions: dict[str, Tensor], text: Tensor | None
     return batch if text is None else {**batch, "text": text}
 
 
-def loss_mask(batch: Batch) -> Tensor:
-    """Steps (B, T) that count in loss and metrics: with a person's action and a frame that could be read."""
-    return batch["user"] & batch["valid"]
+def loss_mask(batch: Batch, supervision: str = "user") -> Tensor:
+    """Steps (B, T) that count in loss and metrics: with a frame that could be read, and with the action asked for.
+
+    Args:
+        batch: the windows.
+        supervision: ``user`` counts steps with a person's action, ``any`` those with a policy's own too, ``none`` all.
+    """
+    if supervision == "none":
+        return batch["valid"]
+    acted = batch["user"] | batch["system"] if supervision == "any" else batch["user"]
+    return acted & batch["valid"]

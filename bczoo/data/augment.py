@@ -1,8 +1,8 @@
 """Augmentations of training clips, constant over a clip.
 
 Place in the pipeline: the data module applies them to training batches on the batch's device. A transform is
-drawn once for all frames of a clip: two identical frames stay identical, so motion stays what the actions say
-it is. In YAML every transform is usable by its ``class_path``, and the published set as
+sampled once for all frames of a clip: two identical frames stay identical, so motion stays what the actions say
+it is. In YAML every transform is usable by its ``class_path``, and the set of the paper's system as
 ``bczoo.PublishedAugmentations``.
 
 Shape legend: B clips, T frames of a clip, H = W frame size in pixels.
@@ -21,7 +21,7 @@ from torchvision.transforms import v2
 
 
 class PublishedAugmentations(v2.Compose):
-    """The set that the published policies were trained with.
+    """The set that the policies of paper 2601.04575 were trained with.
 
     Args:
         erasing: also erase a random rectangle.
@@ -46,10 +46,10 @@ class PublishedAugmentations(v2.Compose):
 
 
 class ClipAugment(nn.Module):
-    """Applies transforms to every clip of a batch, with draws that depend on the clip's key alone.
+    """Applies transforms to every clip of a batch, with random numbers that depend on the clip's key alone.
 
     Args:
-        transforms: applied in order to clips (T, 3, H, W) uint8; they must draw once per call, and from the CPU's
+        transforms: applied in order to clips (T, 3, H, W) uint8; they must sample once per call, and from the CPU's
             generator, as torchvision's do.
     """
 
@@ -61,7 +61,7 @@ class ClipAugment(nn.Module):
         """Augmented copy of ``frames`` (B, T, 3, H, W) uint8; ``keys`` has one key (of plain values) per
         clip.
 
-        The generators that training draws from are left as they were.
+        The generators that training samples from are left as they were.
         """
         if frames.dtype != torch.uint8 or frames.ndim != 5 or len(keys) != len(frames):
             raise ValueError(
@@ -69,7 +69,7 @@ class ClipAugment(nn.Module):
                 f"got {frames.dtype} {tuple(frames.shape)} and {len(keys)} keys"
             )
         clips = []
-        # torch.manual_seed would also seed every accelerator, from which dropout draws.
+        # torch.manual_seed would also seed every accelerator, from which dropout samples.
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             for clip, key in zip(frames, keys, strict=True):
                 digest = hashlib.blake2b(repr(key).encode(), digest_size=7).digest()

@@ -22,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from bczoo.core.actions import ActionSpace, BinnedGroup, HeldGroup
-from bczoo.core.files import write_json
+from bczoo.core.files import sweep, write_json
 from bczoo.data.errors import RecordingError, printable
 from bczoo.data.index import Index, open_index
 from bczoo.data.index_build import start_method
@@ -102,7 +102,7 @@ class Report:
             lines.append(f"{len(self.broken)} broken:")
             lines += [f"  {name}: {reason}" for name, reason in self.broken.items()]
         else:
-            lines.append("nothing is broken" + ("" if self.decoded else " as far as headers tell"))
+            lines.append("nothing is broken" + ("" if self.decoded else " as far as headers show"))
         return "\n".join(lines)
 
 
@@ -129,7 +129,7 @@ def check(
         processes: processes that decode; as many as there are processor cores if left out.
     """
     processes = os.cpu_count() or 1 if processes is None else processes
-    index = open_index(root, ActionSpace.of(action_space), fps, text_dim, processes=processes)
+    index = open_index(root, ActionSpace.of(action_space), fps, text_dim, processes=processes, verify=True)
     report = Report(printable(root), recordings=len(index), decoded=decode)
     report.broken = {str(index.names[i]): str(index.problems[i]) for i in np.flatnonzero(index.problems != "")}
     report.unknown_names = dict(index.unknown.most_common())
@@ -145,6 +145,7 @@ def check(
                 report.broken[str(index.names[recording])] = reason
     print(report)
     if json is not None:
+        sweep(Path(json).parent)
         write_json(json, dataclasses.asdict(report), indent=1)
     return report
 
@@ -162,6 +163,7 @@ def _count(index: Index, recording: int, report: Report) -> None:
         has_text[begin : begin + length] = True
     report.text_steps += int(has_text.sum())
     space = index.target.space
+    assert space is not None
     for group in space.groups:
         tokens = ids[kind == USER][:, space.slices[group.name]]
         counts = report.actions.setdefault(group.name, {})

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from bczoo.core.spec import FILL, Batch
+from bczoo.core.spec import FIELDS, FILL, Batch
 from bczoo.data.errors import FrameReadError
 from bczoo.data.index import Index
 from bczoo.data.recording import SYSTEM, USER
@@ -39,16 +39,24 @@ class WindowDataset(Dataset[Batch]):
         frame_size: height and width of the frames in pixels.
         strict: raise where frames cannot be decoded.
         resize: filter that brings frames of another size to ``frame_size``.
+        fields: what is read beyond the index; without ``frames`` no video is opened, and batches have none.
     """
 
     def __init__(
-        self, index: Index, window: int, frame_size: int, strict: bool = False, resize: str = "hamming"
+        self,
+        index: Index,
+        window: int,
+        frame_size: int,
+        strict: bool = False,
+        resize: str = "hamming",
+        fields: Sequence[str] = FIELDS,
     ) -> None:
         self.index = index
         self.window = window
         self.frame_size = frame_size
         self.strict = strict
         self.resize = resize
+        self.fields = tuple(fields)
         self._unreadable = multiprocessing.Value("q", 0)
         self._warned = torch.zeros(len(index), dtype=torch.uint8).share_memory_()
 
@@ -65,8 +73,8 @@ class WindowDataset(Dataset[Batch]):
         """A batch of windows; a recording of -1 gives an empty window of invalid steps."""
         B, T, size = len(keys), self.window, self.frame_size
         target = self.index.target
-        frames = np.zeros((B, T, size, size, 3), np.uint8)
-        ids = np.zeros((B, T, target.space.tokens), np.int64)
+        frames = np.zeros((B, T, size, size, 3), np.uint8) if "frames" in self.fields else None
+        ids = np.zeros((B, T, target.tokens), np.int64)
         kind, valid = np.zeros((B, T), np.uint8), np.zeros((B, T), bool)
         text = None if target.text_dim is None else np.zeros((B, T, target.text_dim), np.float32)
         for b, (recording, start) in enumerate(keys):
@@ -76,18 +84,19 @@ class WindowDataset(Dataset[Batch]):
             all_ids, all_kinds = self.index.steps(recording)
             ids[b, :steps] = all_ids[start + 1 : start + 1 + steps]
             kind[b, :steps] = all_kinds[start + 1 : start + 1 + steps]
-            valid[b, : self._read_frames(frames[b], recording, start, steps)] = True
+            valid[b, : steps if frames is None else self._read_frames(frames[b], recording, start, steps)] = True
             if text is not None:
                 self._paint_text(text[b], recording, start)
         batch = Batch(
-            frames=torch.from_numpy(frames).permute(0, 1, 4, 2, 3).contiguous(),  # (B, T, 3, H, W)
-            actions={name: torch.from_numpy(ids[..., s]).contiguous() for name, s in target.space.slices.items()},
+            actions={name: torch.from_numpy(ids[..., s]).contiguous() for name, s in target.slices.items()},
             user=torch.from_numpy(kind == USER),
             system=torch.from_numpy(kind == SYSTEM),
             valid=torch.from_numpy(valid),
             recording=torch.tensor([r for r, _ in keys]),
             start=torch.tensor([s for _, s in keys]),
         )
+        if frames is not None:
+            batch["frames"] = torch.from_numpy(frames).permute(0, 1, 4, 2, 3).contiguous()  # (B, T, 3, H, W)
         if text is not None:
             batch["text"] = torch.from_numpy(text)
         return batch

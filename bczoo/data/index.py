@@ -21,27 +21,30 @@ import numpy as np
 
 from bczoo.core.actions import ActionSpace
 from bczoo.data.errors import NoRecordingsError, RecordingError
-from bczoo.data.index_build import Build, Target, find_recordings, open_arrays, total_unknown, update
+from bczoo.data.index_build import update, walk_recordings
+from bczoo.data.index_files import Build, Target, open_arrays, total_unknown
 from bczoo.data.video import choose_video
 
 
 def open_index(
     roots: str | Path | Sequence[str | Path],
-    space: ActionSpace,
+    space: ActionSpace | None,
     fps: float = 20.0,
     text_dim: int | None = 768,
     scan: bool = True,
     processes: int = 0,
+    verify: bool = False,
 ) -> Index:
     """The index of all recordings under one or several folders.
 
     Args:
         roots: folders of recordings.
-        space: action space that actions are mapped to.
+        space: action space that actions are mapped to; None reads only whose the actions are.
         fps: steps per second that recordings must have.
         text_dim: values of a text embedding; None reads no text.
         scan: look for new and changed recordings; False takes the last index as it is, if there is one.
         processes: parallel processes for parsing new recordings.
+        verify: compare the index on disk with its checksums first.
 
     Raises:
         NoRecordingsError: a root does not exist or holds no recording; says how to get some.
@@ -49,10 +52,11 @@ def open_index(
     target = Target(space, fps, text_dim)
     builds = []
     for root in as_paths(roots):
-        build = None if scan else Build.open(root, target)
+        build = None if scan else Build.open(root, target, verify)
+        if build is None and root.is_dir():
+            build = update(root, target, processes, verify)
         if build is None:
-            require_recordings(root)
-            build = update(root, target, processes)
+            raise _no_recordings(root)
         builds.append((root, build))
     return Index(builds, target)
 
@@ -63,21 +67,27 @@ def as_paths(roots: str | Path | Sequence[str | Path]) -> list[Path]:
 
 
 def require_recordings(roots: str | Path | Sequence[str | Path]) -> None:
-    """Raise a NoRecordingsError that says how to get recordings, unless every root has some."""
+    """Raise a NoRecordingsError that says how to get recordings, unless every root has some.
+
+    Looks no further than the first recording of each.
+    """
     for root in as_paths(roots):
-        if root.is_dir() and find_recordings(root):
-            continue
-        if packed := sorted(root.glob("*.tar.gz")):
-            raise NoRecordingsError(
-                f"{root} holds {len(packed)} packed batches ({packed[0].name}, ...), which are not read. "
-                f"Unpack them first: for f in {root}/*.tar.gz; do tar -xzf $f -C {root}; done"
-            )
-        what = "holds no recordings" if root.is_dir() else "(data.root) is not a folder"
-        raise NoRecordingsError(
-            f"{root} {what}. Record some: "
-            f"bczoo record --env doom/defend_the_center --agent expert --episodes 20 --out {root}; "
-            "or unpack batches of the public Pixels2Play dataset (8,300 h, on the Hugging Face Hub) there."
+        if not root.is_dir() or next(walk_recordings(root), None) is None:
+            raise _no_recordings(root)
+
+
+def _no_recordings(root: Path) -> NoRecordingsError:
+    if packed := sorted(root.glob("*.tar.gz")):
+        return NoRecordingsError(
+            f"{root} holds {len(packed)} packed batches ({packed[0].name}, ...), which are not read. "
+            f"Unpack them first: for f in {root}/*.tar.gz; do tar -xzf $f -C {root}; done"
         )
+    what = "holds no recordings" if root.is_dir() else "(data.root) is not a folder"
+    return NoRecordingsError(
+        f"{root} {what}. Record some: "
+        f"bczoo record --env doom/defend_the_center --agent expert --episodes 20 --out {root}; "
+        "or unpack batches of the public Pixels2Play dataset (8,300 h, on the Hugging Face Hub) there."
+    )
 
 
 class Index:
@@ -189,7 +199,7 @@ class Index:
             if warn:
                 warnings.warn(f"{text}; they are skipped.", stacklevel=2)
         if self.unknown:
-            space = self.target.space.name
+            space = self.target.space.name if self.target.space else ""
             most = ", ".join(f"{name} ({steps} steps)" for name, steps in self.unknown.most_common(5))
             text = f"the action space {space!r} lacks names that the recordings hold: {most}"
             if strict:

@@ -1,94 +1,53 @@
 """Builds the index of one folder of recordings: finds them, parses what is new, writes flat arrays.
 
-Place in the pipeline: `index.py` asks here for an up-to-date index and serves it to training. Annotations are
-parsed once; of videos only headers are read. A build copies what is unchanged from the build before, writes
-into a folder of its own and then switches the file ``current`` over to it, so readers never see half an
-index. A build that a power cut or a stranger damaged is noticed when it is opened, and made anew.
+Place in the pipeline: `index.py` asks here for an up-to-date index and serves it to training; `index_files.py` says how
+it lies on disk and opens it. Annotations are parsed once; of videos only headers are read. A build copies what is
+unchanged from the build before, writes into a folder of its own and then switches the file ``current`` over to it, so
+readers never see half an index.
 
-    <root>/.bczoo/index/<key>/current                 name of the valid build
-    <root>/.bczoo/index/<key>/<build>/table.json      one row a recording: name, frames, problem, file stamps
-    <root>/.bczoo/index/<key>/<build>/<array>.npy     arrays of all recordings, one after the other, see
-    ARRAYS
-
-The key stands for everything that the arrays depend on: action space, rate, text width, format.
-
-Shape legend: N steps of all recordings, A action tokens per step, E text events, D text width, S system runs.
+Shape legend: S system runs.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import multiprocessing
 import os
 import time
 import uuid
-import warnings
-from collections import Counter
+import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from bczoo.core.actions import ActionSpace
 from bczoo.core.errors import UserError
 from bczoo.core.files import PartialPath, remove, sweep, write_text
 from bczoo.data.errors import RecordingError, printable
-from bczoo.data.reading import open_regular
+from bczoo.data.index_files import Build, Row, Target, cache_folders, layout, write_table
 from bczoo.data.recording import ANNOTATION_FILE, SYSTEM, Steps, parse_steps, read_annotation
 from bczoo.data.video import ANY_SIZE_NAME, SIZED_NAME, probe
 
-FORMAT = 2
-ARRAYS = ("ids", "kind", "text_start", "text_steps", "text", "system_runs")
 KEEP_SECONDS = 3600  # for which a build stays at least
 DEEPEST = 4  # levels of folders below the root in which recordings are looked for
 MISSING = [-1, 0]  # size and time of a file that is listed but not there, such as a link to nothing
 
 
-@dataclass(frozen=True)
-class Target:
-    """What recordings are brought to; the index depends on nothing else but the files."""
-
-    space: ActionSpace
-    fps: float
-    text_dim: int | None
-
-    def __post_init__(self) -> None:
-        if not 0 < self.fps < float("inf"):
-            raise UserError(f"recordings have a positive number of steps per second, got fps {self.fps}")
-        if self.text_dim is not None and self.text_dim < 1:
-            raise UserError(f"a text embedding has 1 or more values, got text_dim {self.text_dim}")
-
-    @property
-    def key(self) -> str:
-        text = json.dumps([FORMAT, self.space.to_dict(), self.fps, self.text_dim], sort_keys=True)
-        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-
-
-@dataclass
-class Row:
-    """One recording of the table."""
-
-    path: str  # folder below the root, "." for the root itself
-    name: str  # the same, printable
-    videos: list[str]
-    stamp: list[list]  # [file, bytes, mtime in ns] of every file that counts
-    n_frames: int = 0  # 0 if there is a problem
-    n_texts: int = 0
-    n_runs: int = 0
-    problem: str = ""
-    without_embedding: int = 0
-    unknown: dict[str, int] = field(default_factory=dict)
-
-
 def find_recordings(root: Path) -> list[Row]:
     """Rows (files only) of all recordings, broken ones too, in order of their paths.
+
+    Raises:
+        RecordingError: the root cannot be read.
+    """
+    return sorted(walk_recordings(root), key=lambda row: row.path)
+
+
+def walk_recordings(root: Path) -> Iterator[Row]:
+    """The same one by one, as they are found; who only asks whether there are any stops at the first.
 
     A recording is a folder with an annotation. A video alone is one that lost its annotation, unless it lies
     among the recordings: in the root or beside other folders. A folder that cannot be read counts as a broken
@@ -97,7 +56,6 @@ def find_recordings(root: Path) -> list[Row]:
     Raises:
         RecordingError: the root cannot be read.
     """
-    rows: list[Row] = []
     pending: list[tuple[Path, tuple[tuple[int, int], ...]]] = [(root, ())]  # a folder and the identities of those above
     while pending:
         folder, above = pending.pop()
@@ -118,14 +76,13 @@ def find_recordings(root: Path) -> list[Row]:
             if folder == root:
                 raise RecordingError(root, f"the folder cannot be read ({error.strerror})") from error
             if os.path.lexists(folder):  # or it was removed a moment ago
-                rows.append(_found(root, folder, [], []))
+                yield _found(root, folder, [], [])
             continue
         annotated = len(stamp) > len(videos)
         if annotated or (videos and not below and folder != root):
-            rows.append(_found(root, folder, videos, stamp))
+            yield _found(root, folder, videos, stamp)
         else:
             pending += below
-    return sorted(rows, key=lambda row: row.path)
 
 
 def _found(root: Path, folder: Path, videos: list[str], stamp: list[list]) -> Row:
@@ -190,141 +147,23 @@ def _parse(folder: Path, row: Row, target: Target) -> Steps:
     return parse_steps(annotation, target.space, target.fps, target.text_dim, where=folder)
 
 
-def cache_folders(root: Path, target: Target) -> list[Path]:
-    """Where the index of a root may lie: in the root, or in the user's cache if the root cannot be written."""
-    inside = root / ".bczoo" / "index" / target.key
-    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    root_id = hashlib.blake2b(os.fsencode(root.resolve()), digest_size=8).hexdigest()
-    return [inside, user_cache / "bczoo" / "index" / root_id / target.key]
-
-
-@dataclass
-class Build:
-    """An index on disk, opened: its table and its arrays (memory-mapped)."""
-
-    rows: list[Row]
-    arrays: dict[str, np.ndarray]
-    folder: Path
-
-    @classmethod
-    def open(cls, root: Path, target: Target) -> Build | None:
-        """The newest valid build, or None if there is none; warns of a damaged one."""
-        damage = ""
-        for _ in range(5):  # another process may switch builds and remove this one while it is opened
-            named = []
-            for cache in cache_folders(root, target):
-                # Names begin with the time of the build. After a while on a read-only or full disk, the build in the
-                # user's cache is the newer one.
-                with suppress(OSError), open_regular(cache / "current") as file:
-                    named.append((file.read(100).decode(errors="replace").strip(), cache))
-            damage = ""
-            for name, cache in sorted(named, reverse=True):
-                try:
-                    return cls.read(cache / name, target)
-                except (OSError, ValueError) as error:
-                    damage = damage or str(error)
-            if not damage:
-                return None
-        warnings.warn(printable(f"the index of {root} is damaged ({damage}); it is built anew"), stacklevel=2)
-        return None
-
-    @classmethod
-    def read(cls, folder: Path, target: Target) -> Build:
-        """The build in a folder.
-
-        Raises:
-            OSError, ValueError: it is damaged or not there.
-        """
-        rows = _read_table(folder / "table.json")
-        arrays = open_arrays(folder)
-        counts = {
-            "steps": sum(row.n_frames for row in rows),
-            "texts": sum(row.n_texts for row in rows),
-            "runs": sum(row.n_runs for row in rows),
-        }
-        for name, (dtype, row_shape, of) in layout(target).items():
-            shape = (counts[of], *row_shape)
-            if arrays[name].dtype != dtype or arrays[name].shape != shape:
-                raise ValueError(
-                    f"{name}.npy holds {arrays[name].dtype} {arrays[name].shape}, table.json says {dtype} {shape}"
-                )
-        return cls(rows, arrays, folder)
-
-    def slices(self) -> Iterator[tuple[Row, slice, slice, slice]]:
-        """Per recording its row and where its steps, text events and system runs lie."""
-        step = text = run = 0
-        for row in self.rows:
-            yield (
-                row,
-                slice(step, step := step + row.n_frames),
-                slice(text, text := text + row.n_texts),
-                slice(run, run := run + row.n_runs),
-            )
-
-
-def layout(target: Target) -> dict[str, tuple[np.dtype, tuple[int, ...], str]]:
-    """Type of every array of a build, shape of one row, and what its rows are: steps, texts or system runs."""
-    token = np.uint8 if max(g.choices for g in target.space.groups) <= 256 else np.uint16
-    return {
-        "ids": (np.dtype(token), (target.space.tokens,), "steps"),
-        "kind": (np.dtype(np.uint8), (), "steps"),
-        "text_start": (np.dtype(np.int64), (), "texts"),
-        "text_steps": (np.dtype(np.int64), (), "texts"),
-        "text": (np.dtype(np.float32), (target.text_dim or 0,), "texts"),
-        "system_runs": (np.dtype(np.int64), (2,), "runs"),
-    }
-
-
-def _read_table(path: Path) -> list[Row]:
-    """The rows of a build; a ValueError if they are none."""
-    try:
-        with open_regular(path) as file:
-            rows = [Row(**row) for row in json.loads(file.read())]
-    except TypeError as error:
-        raise ValueError(f"table.json: {error}") from error
-    for row in rows:
-        counts = (row.n_frames, row.n_texts, row.n_runs, row.without_embedding, *dict(row.unknown).values())
-        texts = (row.path, row.name, row.problem, *row.videos, *row.unknown)
-        if not all(type(n) is int and n >= 0 for n in counts) or not all(isinstance(t, str) for t in texts):
-            raise ValueError(f"table.json has a row that is none: {str(row)[:200]}")
-    return rows
-
-
-def open_arrays(folder: Path) -> dict[str, np.ndarray]:
-    """The arrays of a build; empty ones cannot be memory-mapped.
-
-    Raises:
-        OSError, ValueError: one is damaged or not there.
-    """
-
-    def load(path: Path) -> np.ndarray:
-        with open_regular(path) as file:
-            np.lib.format.read_magic(file)
-            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-        return np.empty(shape, dtype) if 0 in shape else np.load(path, mmap_mode="r")
-
-    arrays = {}
-    for name in ARRAYS:
-        try:
-            arrays[name] = load(folder / f"{name}.npy")
-        except (ValueError, EOFError) as error:
-            raise ValueError(f"{name}.npy: {error}") from error
-    return arrays
-
-
-def update(root: Path, target: Target, processes: int = 0) -> Build:
-    """An index of the root as it is now; only new and changed recordings are parsed.
+def update(root: Path, target: Target, processes: int = 0, verify: bool = False) -> Build | None:
+    """An index of the root as it is now, or None if it holds no recording; only new and changed ones are parsed.
 
     Args:
         root: folder of recordings.
         target: what to bring them to.
         processes: parallel processes; 0 parses in this one.
+        verify: read all arrays of the index on disk and compare them with their checksums.
 
     Raises:
+        RecordingError: the root cannot be read.
         UserError: the index can be written neither in the root nor in the user's cache.
     """
     found = find_recordings(root)
-    old = Build.open(root, target)
+    if not found:
+        return None
+    old = Build.open(root, target, verify)
     if old and [(r.path, r.stamp) for r in old.rows] == [(r.path, r.stamp) for r in found]:
         return old
     refused = []
@@ -358,7 +197,7 @@ def _build(root: Path, found: list[Row], old: Build | None, cache: Path, target:
                     rows.append(writer.copy(old, *entry))
                 else:
                     rows.append(writer.add(*next(fresh)))
-        (partial.path / "table.json").write_text(json.dumps([vars(row) for row in rows]))
+        write_table(partial.path, rows, writer.checksums)
     write_text(cache / "current", name)
     _remove_old_builds(cache)
     return Build.read(cache / name, target)
@@ -447,6 +286,11 @@ class _ArrayWriter:
                 self._rows[name].append(old.arrays[name][where])
         return row
 
+    @property
+    def checksums(self) -> dict[str, int]:
+        """CRC-32 of the rows of every array."""
+        return {name: rows.checksum for name, rows in self._rows.items()}
+
     def __enter__(self) -> _ArrayWriter:
         return self
 
@@ -464,6 +308,7 @@ class _NpyRows:
         self._dtype = dtype
         self._row_shape = row_shape
         self._count = 0
+        self.checksum = 0
         self._write_header()
         self._header_bytes = self._file.tell()
 
@@ -479,7 +324,9 @@ class _NpyRows:
     def append(self, rows: np.ndarray) -> None:
         if rows.shape[1:] != self._row_shape:
             raise ValueError(f"{self._file.name} has rows of shape {self._row_shape}, got {rows.shape[1:]}")
-        self._file.write(np.ascontiguousarray(rows, self._dtype).tobytes())
+        data = np.ascontiguousarray(rows, self._dtype).tobytes()
+        self._file.write(data)
+        self.checksum = zlib.crc32(data, self.checksum)
         self._count += len(rows)
 
     def close(self) -> None:
@@ -493,11 +340,3 @@ def system_runs(kind: np.ndarray) -> np.ndarray:
     """First and last-plus-one annotation of every unbroken run of system actions, (S, 2)."""
     edges = np.diff(np.concatenate(([0], kind == SYSTEM, [0])).astype(np.int8))
     return np.stack([np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)], axis=1)
-
-
-def total_unknown(rows: Iterable[Row]) -> Counter[str]:
-    """Names that the action space lacks, and how many steps hold them."""
-    total: Counter[str] = Counter()
-    for row in rows:
-        total.update(row.unknown)
-    return total

@@ -5,8 +5,13 @@ purpose, so that trainers neither replace its sampler in distributed runs nor wr
 one inside.
 
 Lightning saves ``state_dict`` with its checkpoints, gives it back to a resumed run before the first batch,
-tells the epoch through ``sampler.set_epoch``, and creates the iterator before it has told the epoch. So an
-iterator here decides where to start only when its first batch is asked for.
+sets the epoch through ``sampler.set_epoch``, and creates the iterator before that. So an iterator here decides where to
+start only when its first batch is asked for.
+
+torchdata's ``StatefulDataLoader`` (0.11) was tried in its place. It resumes as exactly, but only with the number of
+workers that the state was saved with: between none and some it fails. Its state is the position of every worker, where
+(epoch, batch) is enough here, because a plan is a function of the epoch; and the sampler that the trainer leaves alone,
+the warning about changed data and stopped workers would be needed as before.
 """
 
 from __future__ import annotations
@@ -24,7 +29,7 @@ from bczoo.data.windows import Key, Plan
 
 
 class _Batches:
-    """What the inner loader draws batches of keys from."""
+    """What the inner loader takes batches of keys from."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -62,7 +67,7 @@ class WindowLoader:
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
             collate_fn=as_batch,
-            generator=torch.Generator(),  # or its draws would shift the global generator, and so dropout
+            generator=torch.Generator(),  # or its random numbers would shift the global generator, and so dropout
         )
         self._position = 0  # batches of this epoch that were handed out
         self._resume: tuple[int, int] | None = None  # (epoch, batch) to go on from

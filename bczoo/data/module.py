@@ -1,8 +1,9 @@
 """The data module: recordings in folders become batches for a trainer.
 
 Place in the pipeline: `bczoo fit --config ...` builds it from the ``data`` section of a configuration. It
-asks the policy which input it needs (:class:`bczoo.core.spec.InputSpec`), brings the index up to date, splits
-recordings, and hands out loaders whose order depends on the seed and the epoch alone.
+asks the model which input it needs (:class:`bczoo.core.spec.InputSpec`, ``supervision`` and ``fields`` of
+:class:`bczoo.models.model.Model`), brings the index up to date, splits recordings, and hands out loaders whose order
+depends on the seed and the epoch alone.
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ import numpy as np
 import torch
 from torchvision.transforms.v2 import Transform
 
+from bczoo.core import arguments
 from bczoo.core.actions import ActionSpace
 from bczoo.core.errors import UserError
-from bczoo.core.spec import Batch, InputSpec
+from bczoo.core.spec import FIELDS, SUPERVISION, Batch, InputSpec
 from bczoo.data.augment import ClipAugment
 from bczoo.data.dataset import WindowDataset
 from bczoo.data.index import Index, as_paths, open_index
 from bczoo.data.loader import WindowLoader
-from bczoo.data.recording import USER
+from bczoo.data.recording import SYSTEM, USER
 from bczoo.data.source import RecordingSource
 from bczoo.data.summary import report, summarise
 from bczoo.data.windows import Plan, list_windows, split, subset
@@ -36,20 +38,18 @@ class RecordingDataModule(L.LightningDataModule):
     Args:
         root: folder of recordings, or several.
         batch_size: windows per batch and process.
-        window: steps of a window; asked from the policy if left out.
-        frame_size: height and width of the frames in pixels; asked from the policy if left out.
-        action_space: name of an action space, or its dict; asked from the policy if left out.
+        window: steps of a window; asked from the model if left out.
+        frame_size: height and width of the frames in pixels; asked from the model if left out.
+        action_space: name of an action space, or its dict; asked from the model if left out.
         val_root: folder of validation recordings; if left out, a part of root is kept for validation.
         test_root: folder of test recordings; if left out, tests run on the validation recordings.
-        val_fraction: share of root's recordings kept for validation, drawn by name, where val_root is left
-            out.
+        val_fraction: share of root's recordings kept for validation, chosen by name, where val_root is left out.
         fraction: share of the training frames to use; smaller shares are parts of larger ones.
         seed: of the order of windows and of augmentations.
         num_workers: processes that read windows; also used to index new recordings.
         strict: raise an error at broken recordings and unknown keys, which are otherwise skipped with a
             warning.
-        augment: transforms of training clips, such as bczoo.PublishedAugmentations; none if
-            left out.
+        augment: transforms of training clips, such as bczoo.PublishedAugmentations; none if left out.
         source: produces recordings in root before training, if they are not there yet.
         val_source: the same for val_root.
         pin_memory: page-locked batches; if left out, where the trainer uses a GPU.
@@ -103,8 +103,7 @@ class RecordingDataModule(L.LightningDataModule):
     @property
     def input_spec(self) -> InputSpec:
         """What recordings are brought to: what the policy asks for, or this module's arguments."""
-        module = self.trainer.lightning_module if self.trainer is not None else None
-        wish: InputSpec | None = getattr(module, "input_spec", None)
+        wish: InputSpec | None = getattr(self._model, "input_spec", None)
         space = None if self.action_space is None else ActionSpace.of(self.action_space)
         if wish is None:
             spec = InputSpec(space or ActionSpace.keyboard_mouse())
@@ -114,11 +113,29 @@ class RecordingDataModule(L.LightningDataModule):
                 ("frame_size", self.frame_size, wish.frame_size),
             ):
                 if own is not None and own != asked:
-                    raise UserError(f"data.{name} is {own}, but the policy takes {asked}; leave data.{name} out")
+                    raise UserError(f"data.{name} is {own}, but the model takes {asked}; leave data.{name} out")
             spec = wish
         return dataclasses.replace(
             spec, frame_size=self.frame_size or spec.frame_size, window=self.window or spec.window
         )
+
+    @property
+    def supervision(self) -> str:
+        """Whose actions are learned from, as the model says: user, any or none."""
+        supervision: str = getattr(self._model, "supervision", "user")
+        arguments.one_of("supervision", supervision, SUPERVISION)
+        return supervision
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """What is read beyond the index, as the model asks for it."""
+        fields = tuple(getattr(self._model, "fields", FIELDS))
+        if unknown := sorted(set(fields) - set(FIELDS)):
+            raise UserError(
+                f"{type(self._model).__name__} asks for batches with {', '.join(unknown)}; recordings give "
+                f"{', '.join(FIELDS)}"
+            )
+        return fields
 
     def prepare_data(self) -> None:
         """Have missing recordings produced and bring the indexes up to date (one process of each node)."""
@@ -129,9 +146,9 @@ class RecordingDataModule(L.LightningDataModule):
             if len(roots) != 1:
                 raise UserError(f"a source fills one root, but data.root or data.val_root lists {len(roots)}")
             source.prepare(roots[0])
-        for root in (self.root, self.val_root, self.test_root):
-            if root is not None:
-                self._open(root, scan=True)
+        wanted = [root for root in (self.root, self.val_root, self.test_root) if root is not None]
+        for path in dict.fromkeys(path for root in wanted for path in as_paths(root)):
+            self._open(path, scan=True)
 
     def setup(self, stage: str | None = None) -> None:
         """Open the indexes and split the recordings."""
@@ -159,9 +176,11 @@ class RecordingDataModule(L.LightningDataModule):
         overfit = bool(getattr(self.trainer, "overfit_batches", 0))  # trains on the same batches again and again
         loader = self._loader("train", shuffle=not overfit)
         plan = loader.plan
-        if len(plan.recordings) and not any((plan.index.steps(r)[1][1:] == USER).any() for r in plan.recordings):
+        kinds = {"user": [USER], "any": [USER, SYSTEM], "none": []}[self.supervision]
+        if kinds and len(plan.recordings) and not _holds(plan, kinds):
+            whose = "an action of a user" if kinds == [USER] else "a known action"
             raise UserError(
-                f"{self.root}: none of the {len(plan.recordings)} training recordings holds an action of a user, and "
+                f"{self.root}: none of the {len(plan.recordings)} training recordings holds {whose}, and "
                 "only those are learned from; record demonstrations or corrections (bczoo record)"
             )
         if not len(loader):
@@ -191,8 +210,8 @@ class RecordingDataModule(L.LightningDataModule):
         return batch
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Augment training clips on the device; draws depend on the seed, the epoch and the clip."""
-        if self.augment is not None and self._training:
+        """Augment training clips on the device; the random numbers depend on the seed, the epoch and the clip."""
+        if self.augment is not None and self._training and "frames" in batch:
             assert self.trainer is not None
             key = (self.seed, self.trainer.current_epoch)
             batch["frames"] = self.augment(batch["frames"], [(*key, *clip) for clip in self._clips])
@@ -219,7 +238,7 @@ class RecordingDataModule(L.LightningDataModule):
         self.teardown()
 
     def teardown(self, stage: str | None = None) -> None:
-        """Stop worker processes and tell of frames that could not be read."""
+        """Stop worker processes and report frames that could not be read."""
         for part in list(self._loaders):
             self._close(part)
         unreadable, self._unreadable = self._unreadable, 0
@@ -229,6 +248,10 @@ class RecordingDataModule(L.LightningDataModule):
                 f"`bczoo data check {' '.join(str(p) for p in as_paths(self.root))}` lists broken recordings",
                 stacklevel=2,
             )
+
+    @property
+    def _model(self) -> L.LightningModule | None:
+        return self.trainer.lightning_module if self.trainer is not None else None
 
     @property
     def _training(self) -> bool:
@@ -242,8 +265,8 @@ class RecordingDataModule(L.LightningDataModule):
         """What is trained on, in a few lines."""
         spec = self.input_spec
         index, recordings = self._parts["train"]
-        windows = len(list_windows(index, recordings, spec.window)[0])
-        training = summarise(index, recordings, windows, spec.frame_size)
+        windows = len(list_windows(index, recordings, spec.window, drop_system=self.supervision == "user")[0])
+        training = summarise(index, recordings, windows, spec.frame_size if "frames" in self.fields else None)
         held_out, validation = self._parts["val"]
         wanted = self.val_root is not None or self.val_fraction > 0
         return report(training, summarise(held_out, validation) if wanted else None)
@@ -272,11 +295,17 @@ class RecordingDataModule(L.LightningDataModule):
             rank=trainer.global_rank if trainer is not None else 0,
             world_size=trainer.world_size if trainer is not None else 1,
             spread=spread,
+            drop_system=self.supervision == "user",
         )
         pin = self.pin_memory
         if pin is None:
             pin = trainer is not None and torch.device(trainer.strategy.root_device).type == "cuda"
-        dataset = WindowDataset(index, spec.window, spec.frame_size, self.strict, spec.resize)
+        dataset = WindowDataset(index, spec.window, spec.frame_size, self.strict, spec.resize, self.fields)
         self._close(part)  # trainers may ask for new loaders every few epochs
         self._loaders[part] = WindowLoader(dataset, plan, self.num_workers, pin)
         return self._loaders[part]
+
+
+def _holds(plan: Plan, kinds: list[int]) -> bool:
+    """Whether a recording of a plan holds a step of one of these kinds."""
+    return any(np.isin(plan.index.steps(r)[1][1:], kinds).any() for r in plan.recordings)

@@ -25,7 +25,7 @@ from bczoo.core.actions import ActionSpace, HeldGroup, SwitchGroup, Values
 from bczoo.core.errors import UserError
 from bczoo.core.files import PartialPath, telling
 from bczoo.core.frames import resize
-from bczoo.data.errors import RecordingError
+from bczoo.data.errors import RecordingError, printable
 from bczoo.data.reading import Annotation
 from bczoo.data.schema import annotation as pb
 from bczoo.data.video import VideoWriter
@@ -127,13 +127,14 @@ def check_groups(space: ActionSpace) -> None:
 
 
 def parse_steps(
-    annotation: Annotation, space: ActionSpace, fps: float, text_dim: int | None, where: str | Path
+    annotation: Annotation, space: ActionSpace | None, fps: float, text_dim: int | None, where: str | Path
 ) -> Steps:
     """Bring a recording's annotation to an action space.
 
     Args:
         annotation: see :func:`read_annotation`.
-        space: what to map actions to; names it lacks are left out (as published) and counted.
+        space: what to map actions to; names it lacks are left out (as in the paper's system) and counted. None reads
+            only whose the actions are.
         fps: steps per second of the policy; a recording of another rate is refused.
         text_dim: values of a text embedding; None reads no text.
         where: folder, for errors.
@@ -146,13 +147,12 @@ def parse_steps(
         raise RecordingError(where, f"recorded at {recorded_fps:g} frames per second, wanted are {fps:g}")
     frames = annotation.frame_annotations
     kind = np.zeros(len(frames), np.uint8)
-    dtype = np.uint8 if max(g.choices for g in space.groups) <= 256 else np.uint16
-    ids = np.tile(np.array([i for group in space.neutral.values() for i in group], dtype), (len(frames), 1))
-    encode = _Encoder(space)
+    encode = None if space is None else _Encoder(space)
+    ids = np.zeros((len(frames), 0), np.uint8) if encode is None else np.tile(encode.neutral, (len(frames), 1))
     starts, steps, embeddings, without = [], [], [], 0
     for i, frame in enumerate(frames):
         kind[i], action = known_action(frame)
-        if action is not None:
+        if action is not None and encode is not None:
             try:
                 ids[i] = encode(action)
             except ValueError as error:
@@ -171,7 +171,7 @@ def parse_steps(
         text_steps=np.array(steps, np.int64),
         text=np.array(embeddings, np.float32).reshape(len(starts), text_dim or 0),
         without_embedding=without,
-        unknown=encode.unknown,
+        unknown=Counter() if encode is None else encode.unknown,
     )
 
 
@@ -188,6 +188,8 @@ class _Encoder:
     def __init__(self, space: ActionSpace) -> None:
         check_groups(space)
         self.unknown: Counter[str] = Counter()
+        dtype = np.uint8 if max(g.choices for g in space.groups) <= 256 else np.uint16
+        self.neutral = np.array([i for group in space.neutral.values() for i in group], dtype)
         self._space = space
         self._readers = [_READERS[g.name] for g in space.groups]
         self._seen: dict[tuple, tuple[list[int], list[str]]] = {}
@@ -295,7 +297,7 @@ class RecordingWriter:
                 raise
         self._message = pb.VideoAnnotation()
         metadata = self._message.metadata
-        metadata.id = self.folder.name
+        metadata.id = printable(self.folder.name)  # names of folders may hold bytes that are no text
         metadata.timestamp = int(time.time())
         metadata.user = user
         metadata.frames_per_second = fps

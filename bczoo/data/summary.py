@@ -117,7 +117,7 @@ class Summary:
                 names = ", ".join(sample.still[:3]) + (", ..." if len(sample.still) > 3 else "")
                 out.append(
                     f"the picture never changes in {len(sample.still)} of {sample.recordings} recordings that were "
-                    f"looked at ({names}); actions cannot be told from it"
+                    f"looked at ({names}); actions cannot be inferred from it"
                 )
         if self.windows is not None and 0 < self.windows < FEW_WINDOWS:
             out.append(f"training has only {self.windows} windows, too few to learn more than these by heart")
@@ -168,6 +168,8 @@ def _spread(recordings: np.ndarray, most: int) -> np.ndarray:
 def _count_actions(index: Index, recordings: np.ndarray, summary: Summary) -> None:
     """Look at the actions of a user, in as many recordings as the bound allows."""
     space = index.target.space
+    if space is None:
+        return
     neutral = np.array([i for ids in space.neutral.values() for i in ids])
     held = [np.zeros(group.choices if isinstance(group, HeldGroup) else group.tokens, bool) for group in space.groups]
     first: np.ndarray | None = None

@@ -26,7 +26,7 @@ from bczoo.data.index import Index
 
 Key = tuple[int, int]  # (recording, start)
 
-_SPLIT, _ORDER, _OFFSET, _WINDOW = 1, 2, 3, 4  # independent draws from one name
+_SPLIT, _ORDER, _OFFSET, _WINDOW = 1, 2, 3, 4  # independent random numbers from one name
 
 
 def mix(hashes: np.ndarray, *salt: int) -> np.ndarray:
@@ -42,23 +42,23 @@ def mix(hashes: np.ndarray, *salt: int) -> np.ndarray:
 
 
 def split(index: Index, val_fraction: float) -> tuple[np.ndarray, np.ndarray]:
-    """Training and validation recordings, drawn by name, so that adding recordings moves none.
+    """Training and validation recordings, chosen by name, so that adding recordings moves none.
 
     With two or more recordings and a fraction above 0 both sides get at least one.
     """
     usable = index.usable
-    draw = mix(index.hashes[usable], _SPLIT)
-    validation = draw < np.uint64(min(int(val_fraction * 2.0**64), 2**64 - 1))
+    chance = mix(index.hashes[usable], _SPLIT)
+    validation = chance < np.uint64(min(int(val_fraction * 2.0**64), 2**64 - 1))
     if len(usable) > 1 and val_fraction > 0:
         if not validation.any():
-            validation[draw.argmin()] = True
+            validation[chance.argmin()] = True
         elif validation.all():
-            validation[draw.argmax()] = False
+            validation[chance.argmax()] = False
     return usable[~validation], usable[validation]
 
 
 def subset(index: Index, recordings: np.ndarray, fraction: float) -> np.ndarray:
-    """The first recordings, in an order drawn by name, that hold ``fraction`` of the frames.
+    """The first recordings, in an order chosen by name, that hold ``fraction`` of the frames.
 
     Subsets are nested: a smaller fraction's recordings are all among a larger one's.
     """
@@ -121,7 +121,7 @@ def list_windows(
 
 
 def window_hashes(hashes: np.ndarray, start: np.ndarray, *salt: int) -> np.ndarray:
-    """(W,) uint64 drawn from the hashes of the windows' recordings and the windows' first frames."""
+    """(W,) random uint64 from the hashes of the windows' recordings and the windows' first frames."""
     return mix(np.asarray(hashes, np.uint64) ^ start.astype(np.uint64), _WINDOW, *salt)
 
 
@@ -139,8 +139,9 @@ class Plan:
         seed: of the shuffle.
         rank: number of this process.
         world_size: number of processes.
-        spread: without shuffle, take the windows in an order drawn from name and start, so that the first ones come
-            from everywhere. Which ones they are depends on their number, not on how it is cut into batches.
+        spread: without shuffle, take the windows in a random order that names and starts fix, so that the first ones
+            come from everywhere. Which ones they are depends on their number, not on how it is cut into batches.
+        drop_system: leave out full windows of nothing but the policy's own actions.
     """
 
     index: Index
@@ -152,6 +153,7 @@ class Plan:
     rank: int = 0
     world_size: int = 1
     spread: bool = False
+    drop_system: bool = True
 
     def n_windows(self) -> int:
         """Windows of an epoch before any are dropped or filled in (of epoch 0 where shuffled)."""
@@ -191,4 +193,4 @@ class Plan:
     def _windows(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         n_frames, hashes = self.index.n_frames[self.recordings], self.index.hashes[self.recordings]
         first = first_starts(n_frames, self.window, hashes, self.seed, epoch) if self.shuffle else None
-        return list_windows(self.index, self.recordings, self.window, first)
+        return list_windows(self.index, self.recordings, self.window, first, self.drop_system)

@@ -94,8 +94,9 @@ def _introduction(policy: Model, dtype: torch.dtype | None) -> str:
         f"| `{g.name}` | {g.tokens} | {g.choices} | "
         + (f"{g.low:g} to {g.high:g}" if isinstance(g, BinnedGroup) else ", ".join(g.names))
         + " |"
-        for g in spec.action_space.groups
+        for g in (spec.action_space.groups if spec.action_space else ())
     ]
+    table = ["", "| group | tokens | choices | what |", "|---|---:|---:|---|", *groups] if groups else []
     return "\n".join(
         [
             "A behaviour cloning policy for video games, for the Python package `bczoo`: pixels "
@@ -107,11 +108,8 @@ def _introduction(policy: Model, dtype: torch.dtype | None) -> str:
             f"`{spec.resize}` (the agent does it)",
             f"- {spec.fps:g} steps a second, memory of {spec.window} steps",
             f"- text: {'embeddings of ' + str(spec.text_dim) + ' values' if spec.text_dim else 'none'}",
-            f"- action space `{spec.action_space.name}`:",
-            "",
-            "| group | tokens | choices | what |",
-            "|---|---:|---:|---|",
-            *groups,
+            f"- action space `{spec.action_space.name}`:" if spec.action_space else "- no actions",
+            *table,
         ]
     )
 

@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from bczoo.core.configs import load_model, without_imagenet
 from bczoo.core.errors import UserError
 from bczoo.core.parts import Configured, class_path
-from bczoo.core.spec import InputSpec
+from bczoo.core.spec import FIELDS, InputSpec
 from bczoo.hub.build import check_rebuilds
 from bczoo.hub.state import CLASS_PATH
 from bczoo.train.loss import BCLoss, Loss
@@ -47,14 +47,17 @@ class Model(Configured, L.LightningModule):
             bczoo.WarmupCosine; None for a constant rate.
 
     Attributes:
-        supervision: which steps of recordings can be learned from: those with a person's action (``user``), those with
-            any action, also a policy's own (``any``), or all frames (``none``).
+        supervision: which steps of recordings are learned from: those with a person's action (``user``), those with
+            any action, also a policy's own (``any``), or all (``none``), also in recordings without actions. The data
+            module follows it, and so does :func:`bczoo.core.spec.loss_mask`.
+        fields: what is read from recordings only if it is asked for; without ``frames`` no video is decoded.
     """
 
     template = True
     kind: ClassVar[str] = "model"  # what errors call it
     reference: ClassVar[str | None] = None  # the paper of the architecture, as a Markdown link
     supervision: ClassVar[str] = "user"
+    fields: ClassVar[tuple[str, ...]] = FIELDS
     unsaved_arguments: ClassVar[tuple[str, ...]] = ("optimizer", "lr_scheduler")  # of the constructor
 
     def __init__(

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from bczoo.core.actions import ActionSpace
 from bczoo.core.errors import UserError
 from bczoo.core.parts import build_part
 from bczoo.core.spec import FILL, Batch, InputSpec, loss_mask
@@ -75,7 +76,9 @@ class Policy(Model):
         lr_scheduler: Callable[[Optimizer, int], LRScheduler] | None = None,
     ) -> None:
         super().__init__(input_spec, optimizer, lr_scheduler)
-        self.action_space = input_spec.action_space
+        if input_spec.action_space is None:
+            raise UserError(f"{type(self).__name__} is a policy, so its InputSpec needs an action_space")
+        self.action_space: ActionSpace = input_spec.action_space
         self.text_encoder = None if text_encoder is None else build_part("text_encoder", text_encoder, TextEncoder)
         self.z_loss = z_loss
         self.logged = set(LOGGED)
@@ -224,8 +227,8 @@ class Policy(Model):
         return {g.name: math.log(g.choices) for g in self.action_space.groups}
 
     def loss(self, batch: Batch) -> BCLoss:
-        """The behaviour cloning loss of the steps with a person's action."""
-        mask = loss_mask(batch)
+        """The behaviour cloning loss of the steps that :attr:`supervision` names, a person's by default."""
+        mask = loss_mask(batch, self.supervision)
         steps = self.mean_over_processes(mask.sum())
         return bc_loss(self.logits(batch), batch["actions"], mask, self.z_loss, steps, self.loss_scales)
 
@@ -234,7 +237,7 @@ class Policy(Model):
         encoded = self.encode(batch["frames"])
         logits = self.logits_from(encoded, batch)
         windows = batch["recording"] != FILL
-        self.metrics[stage].update(logits, batch["actions"], loss_mask(batch), windows)  # type: ignore[operator]
+        self.metrics[stage].update(logits, batch["actions"], loss_mask(batch, self.supervision), windows)  # type: ignore[operator]
         return {"encoded": encoded, "logits": logits}
 
     def on_validation_epoch_end(self) -> None:

@@ -75,9 +75,9 @@ class PlayResult:
 
 def check_playable(game: Game, spec: InputSpec) -> None:
     """Raise if a policy's action space or rate does not fit a game."""
-    if missing := sorted(game.inputs - inputs_in(spec.action_space)):
+    if missing := sorted(game.inputs - inputs_in(spec.actions)):
         raise UserError(
-            f"{game.name} is played with {missing}, which the policy's action space {spec.action_space.name!r} lacks"
+            f"{game.name} is played with {missing}, which the policy's action space {spec.actions.name!r} lacks"
         )
     if game.fps != spec.fps:
         raise UserError(f"{game.name} runs at {game.fps} steps a second, but the policy at {spec.fps}; set its fps")

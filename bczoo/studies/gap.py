@@ -186,7 +186,7 @@ def action_ids(episode: Episode, spec: InputSpec) -> dict[str, Tensor]:
         episode: what the expert did.
         spec: of the policy.
     """
-    space: ActionSpace = spec.action_space
+    space: ActionSpace = spec.actions
     with tempfile.TemporaryDirectory() as folder:
         recording = _write(episode, Path(folder) / "episode", spec, "yuv444p", LARGEST_CRF)
         steps = parse_steps(read_annotation(recording), space, spec.fps, None, recording)

@@ -64,7 +64,7 @@ def score(policy: Policy, interventions: Interventions, batch: int = 64) -> Scor
         raise UserError(
             f"these interventions were collected for frames of {size} pixels and action space "
             f"{interventions.action_space.name!r}, but the policy takes {spec.frame_size} pixels and "
-            f"{spec.action_space.name!r}; collect some for this policy"
+            f"{spec.actions.name!r}; collect some for this policy"
         )
     policy.eval()
     parts = [

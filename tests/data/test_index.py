@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import shutil
 import subprocess
 import warnings
+from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from synthetic import SIZE, damage, write_recording, write_recordings, write_video
+from synthetic import SIZE, damage, numbered, write_recording, write_recordings, write_video
 
 from bczoo.core import files
 from bczoo.core.actions import ActionSpace
 from bczoo.core.errors import UserError
+from bczoo.core.spec import InputSpec
 from bczoo.data import index_build
 from bczoo.data.check import check
 from bczoo.data.errors import NoRecordingsError, RecordingError
 from bczoo.data.index import open_index, require_recordings
-from bczoo.data.recording import parse_steps, read_annotation
+from bczoo.data.module import RecordingDataModule
+from bczoo.data.recording import RecordingWriter, parse_steps, read_annotation
 from bczoo.data.schema import annotation as pb
 
 KEYBOARD = ActionSpace.keyboard_mouse()
@@ -201,12 +206,37 @@ def pointer_of_bytes(build):
     (build.parent / "current").write_bytes(b"\xff\x00")
 
 
+def flip(path, at=-1):
+    """Another value in a place, of the right type."""
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def other_value(name):
+    def damage(build):
+        flip(build / f"{name}.npy")
+
+    damage.__name__ = f"other_{name}"
+    return damage
+
+
+def other_name(build):
+    (build / "table.json").write_text((build / "table.json").read_text().replace('"rec-3"', '"rec-9"', 2))
+
+
+def by_column(build):
+    path = build / "ids.npy"
+    path.write_bytes(path.read_bytes().replace(b"False,", b"True, ", 1))
+
+
 @pytest.mark.parametrize("scan", [True, False])
 @pytest.mark.parametrize(
     "damage",
     [
         damage_table, damage_row, damage_count, empty_array, cut_array, other_type, other_shape, huge_header,
-        pipe, no_text_array, empty_pointer, pointer_of_bytes,
+        pipe, no_text_array, empty_pointer, pointer_of_bytes, other_name, by_column,
+        *(other_value(name) for name in ("ids", "kind")),
     ],
 )  # fmt: skip
 def test_damaged_cache_is_built_anew_with_one_line(root, damage, scan):
@@ -219,6 +249,34 @@ def test_damaged_cache_is_built_anew_with_one_line(root, damage, scan):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert_same(open_index(root, KEYBOARD, text_dim=4), root)
+
+
+@pytest.mark.parametrize("array", ["ids", "kind", "text", "text_start", "text_steps", "system_runs"])
+def test_another_value_is_noticed_where_the_clock_shows_a_write_and_by_check_everywhere(tmp_path, array):
+    with RecordingWriter(tmp_path / "a", size=SIZE) as writer:
+        for i in range(12):
+            embedding = np.full(4, i // 4, np.float32)
+            action = {"keys": ["w"]}
+            writer.add(
+                numbered(i), **{"user" if i < 6 else "system": action}, text=str(i // 4), text_embedding=embedding
+            )
+    path = open_index(tmp_path, KEYBOARD, text_dim=4)._folders[0] / f"{array}.npy"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        os.utime(path)  # touched, as a copy is: the same content is taken
+        assert open_index(tmp_path, KEYBOARD, text_dim=4)._folders[0] == path.parent
+    stamps = json.loads((path.parent / "table.json").read_text())["arrays"][array]
+    flip(path)
+    os.utime(path, ns=(stamps[1], stamps[1]))  # as a bit that rots: nothing but the content differs
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        open_index(tmp_path, KEYBOARD, text_dim=4)
+    with pytest.warns(UserWarning, match=rf"damaged \({array}.npy is not what was written.*built anew"):
+        check(str(tmp_path), text_dim=4, processes=1)
+    assert_same(open_index(tmp_path, KEYBOARD, text_dim=4), tmp_path)
+    flip(open_index(tmp_path, KEYBOARD, text_dim=4)._folders[0] / f"{array}.npy")
+    with pytest.warns(UserWarning, match=f"{array}.npy is not what was written"):
+        open_index(tmp_path, KEYBOARD, text_dim=4, scan=False)
 
 
 def full_disk(monkeypatch, *folders):
@@ -402,6 +460,44 @@ def test_unknown_keys_are_reported(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         open_index(tmp_path, ActionSpace.keyboard_mouse(extra_keys=["F12"])).report(strict=True)
+
+
+def test_every_folder_is_scanned_once_before_the_first_step(root, tmp_path, monkeypatch):
+    """By the command line, which looks before a model is built, and the data module, which looks at every root."""
+    write_recordings(tmp_path / "val", 3)
+    open_index([root, tmp_path / "val"], ActionSpace.keyboard_mouse(), text_dim=4)
+    scanned: Counter[str] = Counter()
+    scandir = os.scandir
+
+    def counting(path="."):
+        if ".bczoo" not in str(path):
+            scanned[os.path.relpath(path, tmp_path)] += 1
+        return scandir(path)
+
+    monkeypatch.setattr(index_build.os, "scandir", counting)
+    require_recordings(str(root))
+    assert len(scanned) == 2, "the root and one recording"
+    scanned.clear()
+    module = RecordingDataModule(str(root), val_root=str(tmp_path / "val"), test_root=str(tmp_path / "val"))
+    spec = InputSpec(KEYBOARD, frame_size=SIZE, window=6, text_dim=4)
+    module.trainer = SimpleNamespace(
+        lightning_module=SimpleNamespace(input_spec=spec), is_global_zero=True, global_rank=0, world_size=1
+    )
+    module.prepare_data()
+    module.setup("fit")
+    assert len(scanned) == 2 + 8 + 3 and set(scanned.values()) == {1}
+
+
+def test_check_sweeps_beside_its_report(root, tmp_path):
+    """What a killed check left while it wrote."""
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    with files.PartialPath(tmp_path / "other.json") as mine:
+        mine.path.write_text("{}")
+    left = tmp_path / mine.path.name.replace(f"-{os.getpid()}-", f"-{dead.pid}-").replace("other", "report")
+    left.write_text("{")
+    check(str(root), json=str(tmp_path / "report.json"), decode=False, processes=1)
+    assert not left.exists() and json.loads((tmp_path / "report.json").read_text())["recordings"] == 8
 
 
 def test_no_recordings_says_how_to_get_some(tmp_path):

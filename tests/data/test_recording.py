@@ -228,3 +228,10 @@ def test_annotation_that_is_cut_off_empty_or_missing(tmp_path):
         file.unlink() if content is None else file.write_bytes(content)
         with pytest.raises(RecordingError, match=reason):
             read_annotation(folder)
+
+
+def test_a_folder_whose_name_is_no_text(tmp_path):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/game-\xff"))
+    with RecordingWriter(folder, size=SIZE) as writer:
+        writer.add(numbered(1), user={"keys": ["w"]})
+    assert read_annotation(folder).metadata.id == "game-\\xff"

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
+import pytest
+from google.protobuf import descriptor_pb2
 from synthetic import GOLDEN
 
+from bczoo.data import schema
 from bczoo.data.schema import annotation, inference, shared
+
+DATA = Path(schema.__file__).parent
+FILES = [DATA / f"{name}.proto" for name in ("shared", "video_annotation", "video_inference")]
 
 
 def test_bytes_of_a_minimal_exchange():
@@ -61,6 +69,33 @@ def test_numbers_and_types_of_fields_in_which_messages_differ():
     assert fields["GamePadAction.right_trigger"] == (5, 2)
     assert fields["VideoAnnotation.metadata"] == (2, 11)
     assert fields["VideoAnnotation.version"] == (6, 5)
+
+
+def test_the_files_are_what_protoc_reads(tmp_path):
+    """Where grpcio-tools is installed, which is not asked for."""
+    protoc = pytest.importorskip("grpc_tools.protoc")
+    assert protoc.main(["", f"-I{DATA}", f"--descriptor_set_out={tmp_path / 'set'}", *map(str, FILES)]) == 0
+    theirs = descriptor_pb2.FileDescriptorSet.FromString((tmp_path / "set").read_bytes())
+    for file in theirs.file:
+        for message in file.message_type:
+            for part in (message, *message.nested_type):
+                for field in part.field:
+                    field.ClearField("json_name")
+        assert schema._parse((DATA / file.name).read_text(), file.name) == file
+
+
+def test_every_field_of_the_files_is_read():
+    for path, messages in zip(FILES, (shared, annotation, inference), strict=True):
+        numbers = re.findall(r"(\w+) = (\d+);", path.read_text())
+        fields = [field for message in vars(messages).values() for field in message.DESCRIPTOR.fields]
+        assert sorted((f.name, str(f.number)) for f in fields) == sorted(numbers) and numbers
+
+
+@pytest.mark.parametrize("line", ["optional int32 x = 1;", "enum Colour {", "int32 x = 1; int32 y = 2;"])
+def test_a_line_beyond_the_part_of_the_language_is_refused(line):
+    text = f'syntax = "proto3";\npackage p;\nmessage M {{\n{line}\n}}'
+    with pytest.raises(ValueError, match=re.escape(repr(line))):
+        schema._parse(text, "p.proto")
 
 
 def test_import_is_light():

@@ -18,10 +18,11 @@ import numpy as np
 from disk import PAGE
 from mutate import arrays_equal
 from process import Run, bczoo, new_folder
+from recordings import write_moving
 
 from bczoo.core.actions import ActionSpace
 from bczoo.data.index import open_index
-from bczoo.data.recording import RecordingWriter, read_annotation
+from bczoo.data.recording import read_annotation
 from bczoo.data.video import probe
 from bczoo.data.windows import list_windows
 from bczoo.hub.source import locate
@@ -94,17 +95,6 @@ def leftovers(folder: Path) -> list[str]:
     ]
 
 
-def write_recordings(root: Path, count: int = 3, steps: int = 40) -> None:
-    """Recordings in which the picture changes and so do the actions."""
-    rng = np.random.default_rng(0)
-    for i in range(count):
-        with RecordingWriter(root / f"rec_{i}", size=SIZE) as writer:
-            for t in range(steps):
-                frame = np.full((SIZE, SIZE, 3), t * 4 % 256, np.uint8)
-                frame[:, :48] = rng.integers(0, 256)
-                writer.add(frame, user={"keys": ["w"] if t % 3 else [], "mouse_dx": t % 7 - 3})
-
-
 class Fit(Work):
     """Steps, checkpoints, validation and closing games; result: the trained weights."""
 
@@ -118,7 +108,7 @@ class Fit(Work):
         ]  # fmt: skip
 
     def prepare(self, folder: Path) -> None:
-        write_recordings(folder / "data")
+        write_moving(folder / "data", 3, 40)
 
     def check_whole(self, folder: Path) -> None:
         if (folder / CHECKPOINT).exists():
@@ -199,7 +189,7 @@ class Index(Work):
     argv = ["data", "check", "data", "--decode", "false", "--processes", 1, "--json", "report.json"]  # noqa: RUF012
 
     def prepare(self, folder: Path) -> None:
-        write_recordings(folder / "data", 1)
+        write_moving(folder / "data", 1, 40)
         assert bczoo(*self.argv, folder=folder)[0] == 0
         (folder / "report.json").unlink()
         shutil.copytree(folder / "data" / "rec_0", folder / "data" / "rec_1")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from recordings import write_telling
 
 import bczoo
 from bczoo import (
@@ -25,7 +26,6 @@ from bczoo import (
 )
 from bczoo.causality.metrics import evaluate
 from bczoo.core.errors import UserError
-from bczoo.data.recording import RecordingWriter
 from bczoo.models.session import WindowSession
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -68,15 +68,7 @@ def make(request, lstm):
 
 @pytest.fixture(scope="module")
 def recordings(tmp_path_factory):
-    """Two games of 24 steps on 64-pixel frames."""
-    root, rng = tmp_path_factory.mktemp("recordings"), np.random.default_rng(0)
-    for i in range(3):
-        with RecordingWriter(root / f"rec_{i}", size=tiny.SIZE) as writer:
-            for _ in range(24):
-                bright = rng.random() < 0.5
-                frame = np.full((tiny.SIZE, tiny.SIZE, 3), 220 if bright else 30, np.uint8)
-                writer.add(frame, user={"keys": ["w"] if bright else [], "mouse_dx": 0 if bright else 20})
-    return str(root)
+    return str(write_telling(tmp_path_factory.mktemp("recordings"), 3, 24))
 
 
 def test_it_is_rebuilt_from_plain_json(make):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from recordings import write_telling
 
 from bczoo import ActionDecoder, ActionSpace, BCPolicy, CausalityScore, RecordingDataModule
 from bczoo.data.index import open_index
@@ -28,16 +29,7 @@ QUIET = {
 
 @pytest.fixture(scope="module")
 def recordings(tmp_path_factory):
-    """Games in which the picture tells the action: bright frames walk, dark frames turn."""
-    root = tmp_path_factory.mktemp("recordings")
-    rng = np.random.default_rng(0)
-    for i in range(4):
-        with RecordingWriter(root / f"rec_{i}", size=tiny.SIZE) as writer:
-            for _ in range(80):
-                bright = rng.random() < 0.5
-                frame = np.full((tiny.SIZE, tiny.SIZE, 3), 220 if bright else 30, np.uint8)
-                writer.add(frame, user={"keys": ["w"] if bright else [], "mouse_dx": 0 if bright else 20})
-    return root
+    return write_telling(tmp_path_factory.mktemp("recordings"), 4, 80)
 
 
 def test_a_plain_trainer_learns_what_the_picture_tells(recordings):

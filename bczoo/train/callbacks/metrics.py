@@ -34,7 +34,9 @@ class LogMetrics(L.Callback):
         if not isinstance(outputs, Mapping) or "logits" not in outputs:
             raise UserError(f"{type(pl_module).__name__} gives no logits in validation, which LogMetrics measures")
         for metric in self.metrics[part].values():
-            metric.to(pl_module.device).update(outputs["logits"], batch["actions"], loss_mask(batch))
+            metric.to(pl_module.device).update(
+                outputs["logits"], batch["actions"], loss_mask(batch, getattr(pl_module, "supervision", "user"))
+            )
 
     def _log(self, pl_module: Any, part: str) -> None:
         for name, metric in self.metrics[part].items():

@@ -1,0 +1,266 @@
+"""The index on disk: what lies where, how it is opened, and how damage is noticed.
+
+Place in the pipeline: `index_build.py` writes builds in this layout, `index.py` serves them.
+
+    <root>/.bczoo/index/<key>/current                 name of the valid build
+    <root>/.bczoo/index/<key>/<build>/table.json      checksums, and one row a recording: name, frames, problem, stamps
+    <root>/.bczoo/index/<key>/<build>/<array>.npy     arrays of all recordings, one after the other, see ARRAYS
+
+The key stands for everything that the arrays depend on: action space, rate, text width, format.
+
+A build that a power cut or a stray write damaged is noticed when it is opened, and made anew. The table is compared
+with its checksum every time. Of every array it keeps the size, the time of the last change and a CRC-32. An array whose
+size and time are as recorded is taken as it is, another one is read once and compared with its CRC-32; ``bczoo data
+check`` reads and compares all. 1 GB takes 0.7 s where it is in memory, 100,000 recordings can have 10 GB, and every
+process of a training opens them: too slow for every start. So a write that changed a value is always noticed, and what
+rots on the device without a write is noticed by ``bczoo data check``.
+
+Shape legend: N steps of all recordings, A action tokens per step, E text events, D text width, S system runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from bczoo.core.actions import ActionSpace
+from bczoo.core.errors import UserError
+from bczoo.data.errors import printable
+from bczoo.data.reading import open_regular
+
+FORMAT = 3
+ARRAYS = ("ids", "kind", "text_start", "text_steps", "text", "system_runs")
+CHUNK = 2**24  # bytes that are read at once to compare checksums
+
+
+@dataclass(frozen=True)
+class Target:
+    """What recordings are brought to; the index depends on nothing else but the files. Without a space actions are not
+    read, only whose they are."""
+
+    space: ActionSpace | None
+    fps: float
+    text_dim: int | None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fps < float("inf"):
+            raise UserError(f"recordings have a positive number of steps per second, got fps {self.fps}")
+        if self.text_dim is not None and self.text_dim < 1:
+            raise UserError(f"a text embedding has 1 or more values, got text_dim {self.text_dim}")
+
+    @property
+    def key(self) -> str:
+        text = json.dumps([FORMAT, self.space and self.space.to_dict(), self.fps, self.text_dim], sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+    @property
+    def tokens(self) -> int:
+        """Action tokens A of a step."""
+        return self.space.tokens if self.space else 0
+
+    @property
+    def slices(self) -> dict[str, slice]:
+        """Where the tokens of every action group lie among the A."""
+        return self.space.slices if self.space else {}
+
+    @property
+    def id_type(self) -> np.dtype:
+        """Type of the smallest integers that hold all ids."""
+        return np.dtype(np.uint16 if self.space and max(g.choices for g in self.space.groups) > 256 else np.uint8)
+
+
+@dataclass
+class Row:
+    """One recording of the table."""
+
+    path: str  # folder below the root, "." for the root itself
+    name: str  # the same, printable
+    videos: list[str]
+    stamp: list[list]  # [file, bytes, mtime in ns] of every file that counts
+    n_frames: int = 0  # 0 if there is a problem
+    n_texts: int = 0
+    n_runs: int = 0
+    problem: str = ""
+    without_embedding: int = 0
+    unknown: dict[str, int] = field(default_factory=dict)
+
+
+def cache_folders(root: Path, target: Target) -> list[Path]:
+    """Where the index of a root may lie: in the root, or in the user's cache if the root cannot be written."""
+    inside = root / ".bczoo" / "index" / target.key
+    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    root_id = hashlib.blake2b(os.fsencode(root.resolve()), digest_size=8).hexdigest()
+    return [inside, user_cache / "bczoo" / "index" / root_id / target.key]
+
+
+@dataclass
+class Build:
+    """An index on disk, opened: its table and its arrays (memory-mapped)."""
+
+    rows: list[Row]
+    arrays: dict[str, np.ndarray]
+    folder: Path
+
+    @classmethod
+    def open(cls, root: Path, target: Target, verify: bool = False) -> Build | None:
+        """The newest valid build, or None if there is none; warns of a damaged one.
+
+        Args:
+            root: folder of recordings.
+            target: what they were brought to.
+            verify: compare all arrays with their checksums, also those that look untouched.
+        """
+        damage = ""
+        for _ in range(5):  # another process may switch builds and remove this one while it is opened
+            named = []
+            for cache in cache_folders(root, target):
+                # Names begin with the time of the build. After a while on a read-only or full disk, the build in the
+                # user's cache is the newer one.
+                with suppress(OSError), open_regular(cache / "current") as file:
+                    named.append((file.read(100).decode(errors="replace").strip(), cache))
+            damage = ""
+            for name, cache in sorted(named, reverse=True):
+                try:
+                    return cls.read(cache / name, target, verify)
+                except (OSError, ValueError) as error:
+                    damage = damage or str(error)
+            if not damage:
+                return None
+        warnings.warn(printable(f"the index of {root} is damaged ({damage}); it is built anew"), stacklevel=2)
+        return None
+
+    @classmethod
+    def read(cls, folder: Path, target: Target, verify: bool = False) -> Build:
+        """The build in a folder.
+
+        Raises:
+            OSError, ValueError: it is damaged or not there.
+        """
+        rows, stamps = _read_table(folder / "table.json")
+        arrays = open_arrays(folder)
+        counts = {
+            "steps": sum(row.n_frames for row in rows),
+            "texts": sum(row.n_texts for row in rows),
+            "runs": sum(row.n_runs for row in rows),
+        }
+        for name, (dtype, row_shape, of) in layout(target).items():
+            shape = (counts[of], *row_shape)
+            if arrays[name].dtype != dtype or arrays[name].shape != shape:
+                raise ValueError(
+                    f"{name}.npy holds {arrays[name].dtype} {arrays[name].shape}, table.json says {dtype} {shape}"
+                )
+        for name in ARRAYS:
+            _check_content(folder / f"{name}.npy", arrays[name], stamps[name], verify)
+        return cls(rows, arrays, folder)
+
+    def slices(self) -> Iterator[tuple[Row, slice, slice, slice]]:
+        """Per recording its row and where its steps, text events and system runs lie."""
+        step = text = run = 0
+        for row in self.rows:
+            yield (
+                row,
+                slice(step, step := step + row.n_frames),
+                slice(text, text := text + row.n_texts),
+                slice(run, run := run + row.n_runs),
+            )
+
+
+def layout(target: Target) -> dict[str, tuple[np.dtype, tuple[int, ...], str]]:
+    """Type of every array of a build, shape of one row, and what its rows are: steps, texts or system runs."""
+    return {
+        "ids": (target.id_type, (target.tokens,), "steps"),
+        "kind": (np.dtype(np.uint8), (), "steps"),
+        "text_start": (np.dtype(np.int64), (), "texts"),
+        "text_steps": (np.dtype(np.int64), (), "texts"),
+        "text": (np.dtype(np.float32), (target.text_dim or 0,), "texts"),
+        "system_runs": (np.dtype(np.int64), (2,), "runs"),
+    }
+
+
+def write_table(folder: Path, rows: Iterable[Row], checksums: Mapping[str, int]) -> None:
+    """Complete a build, whose arrays are written, with its table.
+
+    Args:
+        folder: of the build.
+        rows: one a recording.
+        checksums: CRC-32 of the rows of every array.
+    """
+    arrays = {name: [*_stamp(folder / f"{name}.npy"), checksum] for name, checksum in checksums.items()}
+    content = json.dumps({"arrays": arrays, "rows": [vars(row) for row in rows]})[1:]
+    (folder / "table.json").write_text(f'{{"crc32": {zlib.crc32(content.encode())},\n{content}')  # json.dumps is ASCII
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Size and time of the last change of a file."""
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _read_table(path: Path) -> tuple[list[Row], dict[str, list[int]]]:
+    """The rows of a build, and size, time and checksum of its arrays; a ValueError if they are none."""
+    with open_regular(path) as file:
+        data = file.read()
+    try:
+        table = json.loads(data)
+        intact = table["crc32"] == zlib.crc32(data.partition(b"\n")[2])
+        rows, stamps = [Row(**row) for row in table["rows"]], table["arrays"]
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"table.json: {type(error).__name__}: {error}") from error
+    if not intact:
+        raise ValueError("table.json is not what was written: its checksum differs")
+    return rows, stamps
+
+
+def open_arrays(folder: Path) -> dict[str, np.ndarray]:
+    """The arrays of a build; empty ones cannot be memory-mapped.
+
+    Raises:
+        OSError, ValueError: one is damaged or not there.
+    """
+
+    def load(path: Path) -> np.ndarray:
+        with open_regular(path) as file:
+            np.lib.format.read_magic(file)
+            shape, by_column, dtype = np.lib.format.read_array_header_1_0(file)
+        if by_column and len(shape) > 1:
+            raise ValueError("rows and columns are exchanged")
+        return np.empty(shape, dtype) if 0 in shape else np.load(path, mmap_mode="r")
+
+    arrays = {}
+    for name in ARRAYS:
+        try:
+            arrays[name] = load(folder / f"{name}.npy")
+        except (ValueError, EOFError) as error:
+            raise ValueError(f"{name}.npy: {error}") from error
+    return arrays
+
+
+def _check_content(path: Path, array: np.ndarray, stamp: list[int], always: bool) -> None:
+    """Raise a ValueError if an array is not the one that was written: see the module's docstring."""
+    size, changed, checksum = stamp
+    if not always and (size, changed) == _stamp(path):
+        return
+    found = 0
+    data = array.reshape(-1).view(np.uint8) if array.size else np.empty(0, np.uint8)
+    for start in range(0, len(data), CHUNK):
+        found = zlib.crc32(data[start : start + CHUNK].data, found)
+    if found != checksum:
+        raise ValueError(f"{path.name} is not what was written: its checksum differs")
+
+
+def total_unknown(rows: Iterable[Row]) -> Counter[str]:
+    """Names that the action space lacks, and how many steps hold them."""
+    total: Counter[str] = Counter()
+    for row in rows:
+        total.update(row.unknown)
+    return total
