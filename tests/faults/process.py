@@ -197,7 +197,7 @@ def _serve() -> None:
     import bczoo.cli.trainer
     import bczoo.data.check
     import bczoo.hub.commands
-    import bczoo.record.demonstrations
+    import bczoo.record.command
     import bczoo.train.callbacks.play
     from bczoo import __all__ as names
 

@@ -13,9 +13,9 @@ from multiprocessing.connection import Connection
 import pytest
 from test_pool import session, wait_for
 
+from bczoo.core import workers
 from bczoo.core.errors import UserError
-from bczoo.games import workers
-from bczoo.games.workers import WorkerError, in_processes
+from bczoo.core.workers import WorkerError, in_processes
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kills processes")
 
@@ -90,7 +90,7 @@ def test_a_worker_that_does_not_end_is_killed(monkeypatch):
 
 ORPHANED = """
 import os, sys, time
-from bczoo.games import workers
+from bczoo.core import workers
 
 workers.CLOSING_S = 0.5
 stubborn = sys.argv[2] == "stubborn"

@@ -19,8 +19,8 @@ from bczoo.data.recording import SYSTEM, UNKNOWN, USER, action_values, known_act
 from bczoo.games.game import Game
 from bczoo.nn.text import TextEncoder
 from bczoo.play.agent import Agent
+from bczoo.record.command import record
 from bczoo.record.corrections import TakeoverRule, Takeovers
-from bczoo.record.demonstrations import record
 from bczoo.train.loss import bc_loss
 
 CATCH = "tiny_game:catch"
@@ -332,7 +332,7 @@ def test_an_episode_that_another_process_has_recorded_stays(policy, monkeypatch,
     (first,) = correct(policy, "one")
     before = (Path(first) / "annotation.proto").read_bytes()
 
-    def recording_of(game, folder, *others, make=corrections.recording_of):
+    def recording_of(game, folder, *others, make=corrections.episode_writer):
         def copy():
             if folder.name == Path(first).name:
                 shutil.copytree(first, folder)
@@ -343,7 +343,7 @@ def test_an_episode_that_another_process_has_recorded_stays(policy, monkeypatch,
         copy()
         return writer
 
-    monkeypatch.setattr(corrections, "recording_of", recording_of)
+    monkeypatch.setattr(corrections, "episode_writer", recording_of)
     folders = correct(policy, episodes=3, parallel=2)
     assert sorted(str(p) for p in Path("out").iterdir()) == folders and len(folders) == 3
     assert (Path(folders[0]) / "annotation.proto").read_bytes() == before

@@ -17,8 +17,8 @@ import tiny_game
 from bczoo.core.actions import Decision
 from bczoo.core.errors import UserError
 from bczoo.games import ExpertPlayer, Game
+from bczoo.play.envs import GameCrashError, SubprocessEnvs, SyncEnvs
 from bczoo.play.episodes import play
-from bczoo.play.pool import GameCrashError, GamePool, GamesHere
 
 HERE = Path(__file__).parent
 
@@ -94,7 +94,7 @@ class Telling(tiny_game.Catch):
 def test_only_who_needs_infos_gets_them():
     game = Game("telling", Telling, tiny_game.catch().bindings)
     for privileged in (False, True):
-        with GamePool(game, 1, privileged) as there, GamesHere(game, 1, privileged) as here:
+        with SubprocessEnvs(game, 1, privileged) as there, SyncEnvs(game, 1, privileged) as here:
             for games in (there, here):
                 games.reset(0, 5)
                 assert games.see(0).info == {}
@@ -105,7 +105,7 @@ def test_only_who_needs_infos_gets_them():
 
 
 def test_all_games_step_before_any_is_waited_for():
-    games, orders = GamePool(tiny_game.catch(), 2), []
+    games, orders = SubprocessEnvs(tiny_game.catch(), 2), []
     games.send = lambda row, order: orders.append(row)
     games.step(0, {}), games.step(1, {})
     assert orders == [0, 1], "an order waits for nothing"

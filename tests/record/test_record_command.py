@@ -24,8 +24,10 @@ from bczoo.data.recording import action_values, read_annotation
 from bczoo.data.video import probe, read_frames
 from bczoo.games import Game, PlayedRecordings, RandomPlayer
 from bczoo.games.bindings import VectorBindings
-from bczoo.games.players import Holding
-from bczoo.record.demonstrations import Bursts, episode_name, record
+from bczoo.games.players import ActionRepeat
+from bczoo.record.command import record
+from bczoo.record.demonstrations import ActionNoise
+from bczoo.record.episode import episode_name
 
 CATCH = "tiny_game:catch"
 
@@ -231,7 +233,7 @@ def test_names_tell_everything_that_changes_an_episode():
 
 def test_noise_turns_in_bursts_and_leaves_the_held_keys():
     game = Game("g", tiny_game.Catch, VectorBindings({"w": 0, "mouse_dx": 1}, 2))
-    bursts = Bursts(game, 0.05, seed=0)
+    bursts = ActionNoise(game, 0.05, seed=0)
     clean = {"keys": ["w"], "mouse_buttons": [], "mouse_dx": 7.5}
     executed = [bursts(clean) for _ in range(4000)]
     disturbed = np.array([v != clean for v in executed])
@@ -241,7 +243,7 @@ def test_noise_turns_in_bursts_and_leaves_the_held_keys():
     assert lengths.min() >= 2
     assert 3 < lengths.mean() < 9
     assert 0.15 < disturbed.mean() < 0.35
-    assert [Bursts(game, 0.0, seed=0)(clean) for _ in range(100)] == [clean] * 100
+    assert [ActionNoise(game, 0.0, seed=0)(clean) for _ in range(100)] == [clean] * 100
 
 
 def test_the_label_under_noise_is_the_clean_action():
@@ -252,10 +254,10 @@ def test_the_label_under_noise_is_the_clean_action():
             executed.append(action)
             return super().step(action)
 
-    from bczoo.record.demonstrations import record_episode
+    from bczoo.record.demonstrations import demonstrate_episode
 
     game = Game("catch", Watched, tiny_game.catch().bindings, tiny_game.CatchExpert)
-    record_episode(game, "expert", 0, "noisy", 32, 0.2)
+    demonstrate_episode(game, "expert", 0, "noisy", 32, 0.2)
     labels = [game.bindings(v) for v in steps("noisy")]
     assert len(labels) == len(executed)
     assert 0.1 < np.mean([a != b for a, b in zip(labels, executed, strict=True)]) < 0.7
@@ -294,8 +296,8 @@ def test_games_side_by_side_hold_their_own_decisions():
             self.count += 1
             return [Decision({"keys": [f"{row}:{self.count}"]}) for row in rows]
 
-    player = Holding(Counting(), 2)
-    assert player.privileged and not Holding(RandomPlayer(tiny_game.catch()), 2).privileged
+    player = ActionRepeat(Counting(), 2)
+    assert player.privileged and not ActionRepeat(RandomPlayer(tiny_game.catch()), 2).privileged
     player.start(2, seed=0)
     player.reset(0, 0)
     player.reset(1, 1)
