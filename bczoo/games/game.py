@@ -121,7 +121,7 @@ class Game:
             return self.random(rng)
         if not self.inputs:
             raise UserError(
-                f"game {self.name!r} has bindings that do not tell their inputs, so the random player "
+                f"game {self.name!r} has bindings that do not say their inputs, so the random player "
                 "cannot know what to press; give its Game random=..., or use bczoo.games.bindings"
             )
         values: Values = {}
@@ -278,7 +278,7 @@ def _call(name: str, factory: Any, called: str) -> Game:
 def _arguments_needed(factory: Callable[..., Any]) -> list[str]:
     try:
         parameters = inspect.signature(factory).parameters.values()
-    except (TypeError, ValueError):  # some callables tell no signature
+    except (TypeError, ValueError):  # some callables have no signature
         return []
     optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return [p.name for p in parameters if p.default is p.empty and p.kind not in optional]

@@ -59,7 +59,7 @@ class ExpertPlayer:
 
 
 class RandomPlayer:
-    """Presses what :meth:`Game.random_values` draws; an episode's draws depend on its seed alone."""
+    """Presses what :meth:`Game.random_values` samples; that depends on the episode's seed alone."""
 
     def __init__(self, game: Game) -> None:
         self.game = game

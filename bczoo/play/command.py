@@ -77,7 +77,8 @@ def play_policy(
     if video and Path(video).suffix != ".mp4":
         raise UserError(f"a video is an mp4 file, got {video!r}")
     opened = open_policy(policy, revision, device, dtype, text, temperature, top_p)
-    game = as_game(env or _measured_in(opened.record))
+    env = env or _measured_in(opened.record)
+    game = as_game(env)
     check_playable(game, opened.policy.input_spec)
     player = PolicyPlayer(opened.for_play(threads), opened.text, temperature=temperature, top_p=top_p, greedy=greedy)
     with _watching(game, player.action_space, watch_port) if watch else contextlib.nullcontext() as on_step:
@@ -93,7 +94,8 @@ def play_policy(
             realtime=realtime,
             measure=True,
         )
-    print(f"\n{game.name}, {episodes} games each, seeds from {seed}\n{score_table(results)}\n")
+    name = env if isinstance(env, str) else game.name
+    print(f"\n{name}, {episodes} games each, seeds from {seed}\n{score_table(results)}\n")
     print(_format_speed(results["policy"]))
     if video:
         Path(video).parent.mkdir(parents=True, exist_ok=True)

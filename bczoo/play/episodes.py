@@ -22,7 +22,7 @@ from bczoo.core.errors import UserError
 from bczoo.core.statistics import interval_over_episodes
 from bczoo.core.workers import Parcel, closing_on_sigterm, in_processes
 from bczoo.games.bindings import inputs_in
-from bczoo.games.game import MAKE_IT_THERE, Game
+from bczoo.games.game import MAKE_IT_THERE, Game, as_game
 from bczoo.games.players import Player, make_player
 from bczoo.games.render import render_decision
 from bczoo.play.envs import SubprocessEnvs, SyncEnvs
@@ -66,7 +66,7 @@ class PlayResult:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % interval of the mean return: bootstrap over episodes, 10,000 draws."""
+        """95 % interval of the mean return: bootstrap over episodes, 10,000 resamples."""
         return interval_over_episodes(np.asarray(self.returns), np.ones(len(self.returns)))
 
     @property
@@ -87,7 +87,7 @@ def check_playable(game: Game, spec: InputSpec) -> None:
 
 
 def play(
-    game: Game,
+    game: Game | str,
     player: Player,
     episodes: int,
     seed: int = 0,
@@ -104,7 +104,7 @@ def play(
     ``processes``.
 
     Args:
-        game: what is played; sent to other processes where it runs in them (:func:`bczoo.core.workers.pack`).
+        game: what is played, or its name; sent to other processes where it runs in them.
         player: who plays, in this process.
         episodes: how many; episode i has the seed ``seed + i``, whatever runs beside it.
         seed: seed of the first episode.
@@ -117,6 +117,7 @@ def play(
         realtime: let the games (in processes) run on the wall clock, see :mod:`bczoo.play.realtime`.
         measure: report the latency by stage, as is always done in real time. The player is warmed up before.
     """
+    game = as_game(game)
     if episodes < 1 or parallel < 1:
         raise UserError(f"episodes and parallel must be at least 1, got {episodes} and {parallel}")
     num_envs, privileged = min(parallel, episodes), getattr(player, "privileged", False)
@@ -136,18 +137,19 @@ def play(
 
 
 def play_in_processes(
-    game: Game, player: str, episodes: int, seed: int = 0, workers: int | None = None, progress: bool = True
+    game: Game | str, player: str, episodes: int, seed: int = 0, workers: int | None = None, progress: bool = True
 ) -> PlayResult:
     """The same as :func:`play` for the players ``expert`` and ``random``, spread over processes.
 
     Args:
-        game: what is played; sent to other processes.
+        game: what is played, or its name; sent to other processes.
         player: ``expert`` or ``random``.
         episodes: how many; episode i has the seed ``seed + i``.
         seed: seed of the first episode.
         workers: processes; None takes one per processor core.
         progress: show a progress bar.
     """
+    game = as_game(game)
     make_player(player, game)
     started = time.perf_counter()
     share = max(1, min(10, episodes // 4))  # episodes per task: few enough to keep every process busy to the end
@@ -204,7 +206,7 @@ def score_table(results: Mapping[str, PlayResult]) -> str:
 def play_to_video(
     game: Game, player: Player, path: str | Path, seed: int = 0, max_seconds: float = 60.0, size: int = 384
 ) -> float:
-    """Write a video of one episode, with what the player pressed drawn beside every frame.
+    """Write a video of one episode, with what the player pressed beside every frame.
 
     Args:
         game: what is played.

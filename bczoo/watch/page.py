@@ -4,7 +4,7 @@ Place in the pipeline: whoever plays calls :meth:`Watch.show` with every frame a
 :class:`~bczoo.core.actions.Decision` that answers it. Only the newest is kept. A thread per viewer turns it into JPEG
 and JSON when the viewer can take it, so that a slow viewer, or none, costs the game nothing but a copy of the frame.
 
-``GET /`` is the page (``watch.html``); ``GET /stream`` is what it reads, one JSON object a line, told apart by its
+``GET /`` is the page (``watch.html``); ``GET /stream`` is what it reads, one JSON object a line, distinguished by its
 ``kind``: ``hello`` (title and action space), ``step``, ``waiting`` (once a second without a new frame) and ``end``.
 """
 

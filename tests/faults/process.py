@@ -167,7 +167,7 @@ class _Nursery:
     """Starts the process that forks the children."""
 
     def __init__(self) -> None:
-        paths = [str(TESTS.parent), str(TESTS), str(TESTS / "games")]
+        paths = [str(TESTS.parent), str(TESTS)]
         self._process = subprocess.Popen(
             [sys.executable, __file__],
             stdin=subprocess.PIPE,

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
-import textwrap
 from functools import partial
-from pathlib import Path
 
 import lightning as L
 import numpy as np
 import pytest
 import tiny
 import torch
+from extending import block
 
 import bczoo
 from bczoo import (
@@ -33,15 +31,8 @@ from bczoo.data.recording import RecordingWriter
 from bczoo.models.session import WindowSession
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
 QUIET = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
 QUIET["enable_checkpointing"] = False
-
-
-def block(name: str) -> str:
-    """A marked block of docs/extending.md, without its indentation."""
-    found = re.findall(rf"<!-- {name}:begin -->\n(.*?)<!-- {name}:end -->", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    return textwrap.dedent(found[0]).strip() + "\n"
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import types
 
 import numpy as np
@@ -56,8 +57,8 @@ def test_running_games_are_asked_together_and_results_do_not_depend_on_how_many_
     assert player.games == 4 and player.calls[0] == [0, 1, 2, 3]
     assert len(player.calls) < 0.5 * sum(many.lengths), "one call for several games"
     assert player.resets[:4] == [(0, 3), (1, 4), (2, 5), (3, 6)] and len(player.resets) == 7
-    one = play(game, Copycat(), 7, seed=3, parallel=1, progress=False)
-    spread = play_in_processes(game, "expert", 7, seed=3, workers=2, progress=False)
+    one = play("tiny_game:catch", Copycat(), 7, seed=3, parallel=1, progress=False)
+    spread = play_in_processes("tiny_game:catch", "expert", 7, seed=3, workers=2, progress=False)
     assert (many.returns, many.lengths, many.seeds) == (one.returns, one.lengths, one.seeds)
     assert (many.returns, many.lengths, many.seeds) == (spread.returns, spread.lengths, spread.seeds)
 
@@ -90,8 +91,9 @@ def test_games_are_closed_when_the_player_fails():
 
 
 def test_a_game_that_cannot_be_sent_to_other_processes_says_why():
-    game = Game("g", lambda: tiny_game.Catch(), tiny_game.catch().bindings, tiny_game.CatchExpert)
-    with pytest.raises(UserError, match=r"lambda.*package.module:function.*partial.*workers=1"):
+    held = threading.Lock()
+    game = Game("g", lambda: held and tiny_game.Catch(), tiny_game.catch().bindings, tiny_game.CatchExpert)
+    with pytest.raises(UserError, match=r"cannot send the game.*lock.*package.module:function.*workers=1"):
         play_in_processes(game, "expert", 4, workers=2, progress=False)
     assert play_in_processes(game, "expert", 4, workers=1, progress=False).mean > 4
 

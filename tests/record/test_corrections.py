@@ -262,17 +262,15 @@ class Lengths(TextEncoder):
 
 
 def test_the_instruction_is_written_with_its_embedding(monkeypatch):
-    from bczoo.record import corrections
-
     loaded = tiny_policy(text_encoder=Lengths())
 
     class Found:
         record = {"instruction": "catch the dot"}  # noqa: RUF012
 
-        def load(self, device):
+        def load(self, device, dtype):
             return loaded
 
-    monkeypatch.setattr(corrections, "locate", lambda source, revision: Found())
+    monkeypatch.setattr("bczoo.play.open.locate", lambda source, revision: Found())
     (folder,) = correct("somewhere", expert="expert", takeover=0.3)
     assert read_annotation(folder).frame_annotations[1].frame_text_annotation[0].instruction == "catch the dot"
     (other,) = correct("somewhere", expert="expert", takeover=0.3, text="catch")

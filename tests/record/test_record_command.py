@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_game
-from test_pool import wait_for
+from processes import wait_for
 
 from bczoo.core.actions import Decision
 from bczoo.core.errors import UserError
@@ -158,7 +158,7 @@ def slow():
 def command(*options: str, before=None) -> subprocess.Popen:
     """``bczoo record`` in a process; ``before`` is called in it."""
     Path("slow_game.py").write_text(SLOW)
-    path = os.pathsep.join([str(Path.cwd()), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(Path.cwd()), str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     arguments = ["record", "--env", "slow_game:slow", "--out", "out", "--workers", "2", *options]
     return subprocess.Popen(
         [sys.executable, "-m", "bczoo", *arguments],
@@ -320,6 +320,16 @@ def test_source_for_training_plays_once(capsys):
 def test_a_game_out_of_lambdas_reaches_the_workers_by_its_name():
     folders = record("tiny_game:with_lambdas", "out", episodes=2, size=32, workers=2)
     assert all(steps(folder) for folder in folders)
+
+
+def test_a_game_object_is_recorded_as_one_by_name():
+    game = Game(
+        "ab/short", lambda: tiny_game.Catch(), tiny_game.catch().bindings, tiny_game.CatchExpert, time_limit_s=1.0
+    )
+    folders = record(game, "out", episodes=2, size=32, workers=2)
+    assert [Path(f).name for f in folders] == [f"ab-short_expert_32px_00000{i}" for i in range(2)]
+    assert [len(steps(f)) for f in folders] == [20, 20]
+    assert record(game, "out", episodes=2, size=32) == folders
 
 
 def test_wrong_arguments_are_named():
