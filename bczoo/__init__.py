@@ -65,7 +65,7 @@ _EXPORTS = {
     "LoRA": "bczoo.train.finetune.lora",
     "RecordingDataModule": "bczoo.data.module",
     "PublishedAugmentations": "bczoo.data.augment",
-    "PlayedRecordings": "bczoo.record.demonstrations",
+    "PlayedRecordings": "bczoo.record.command",
     "ResumableCheckpoint": "bczoo.train.callbacks.checkpoint",
     "PlayGame": "bczoo.train.callbacks.play",
     "CausalityScore": "bczoo.train.callbacks.causality",
@@ -109,7 +109,7 @@ if TYPE_CHECKING:
     from bczoo.nn.text import TextEncoder as TextEncoder
     from bczoo.play.agent import Agent as Agent
     from bczoo.play.agent import PolicyPlayer as PolicyPlayer
-    from bczoo.record.demonstrations import PlayedRecordings as PlayedRecordings
+    from bczoo.record.command import PlayedRecordings as PlayedRecordings
     from bczoo.train.callbacks.attention_mask import AttentionMaskCheck as AttentionMaskCheck
     from bczoo.train.callbacks.causality import CausalityScore as CausalityScore
     from bczoo.train.callbacks.checkpoint import ResumableCheckpoint as ResumableCheckpoint

@@ -26,9 +26,9 @@ import numpy as np
 
 from bczoo import BCPolicy
 from bczoo.core.statistics import interval_over_episodes
+from bczoo.core.workers import in_processes
 from bczoo.data.recording import USER, known_action, read_annotation
 from bczoo.games.game import make_game
-from bczoo.games.workers import in_processes
 from bczoo.play.agent import PolicyPlayer
 from bczoo.play.episodes import play
 

@@ -21,15 +21,14 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
 from bczoo.causality.leaks import require_layout, slot_name
-from bczoo.core.devices import usable_device
 from bczoo.core.errors import UserError
 from bczoo.core.files import write_json
 from bczoo.core.spec import Batch
 from bczoo.data.dataset import WindowDataset
 from bczoo.data.index import open_index
-from bczoo.hub.source import locate
 from bczoo.models.bc.layout import StepLayout
 from bczoo.nn.attention import Attend, Sinks, prepend_sinks
+from bczoo.play.open import open_policy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -96,7 +95,7 @@ def attention_report(
         device: where the policy runs, cpu or cuda.
         revision: branch, tag or commit on the Hub.
     """
-    loaded = locate(policy, revision).load(device=usable_device(device))
+    loaded = open_policy(policy, revision, device, text="").policy
     require_layout(loaded)
     batch, name = read_window(loaded, data, recording, start, steps)
     shares = attention_shares(loaded, batch, all_queries)

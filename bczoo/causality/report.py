@@ -28,7 +28,6 @@ from bczoo.causality.donors import Donors
 from bczoo.causality.metrics import causality_name, evaluate, visual_share
 from bczoo.causality.perturb import FREEZE_STEPS, Perturbation, checked_kinds, longest_freeze, perturbations
 from bczoo.core.actions import ActionSpace
-from bczoo.core.devices import usable_device
 from bczoo.core.errors import UserError
 from bczoo.core.files import write_json
 from bczoo.core.spec import loss_mask
@@ -37,9 +36,9 @@ from bczoo.data.dataset import WindowDataset
 from bczoo.data.index import Index, open_index
 from bczoo.data.loader import WindowLoader
 from bczoo.data.windows import Plan, split
-from bczoo.hub.source import locate
 from bczoo.models.policy import Policy
 from bczoo.nn.text import where_untold
+from bczoo.play.open import open_policy
 from bczoo.train.metrics import Measures, action_measures, masked_sum, summarise
 
 READING = (
@@ -108,10 +107,9 @@ def causality_report(
     kinds = _kinds(perturb, counterfactual, replaced, freeze_steps)
     if batch_size < 1 or (limit is not None and limit < 1):
         raise UserError(f"batch_size and limit are numbers from 1 on, got {batch_size} and {limit}")
-    found = locate(policy, revision)
-    loaded = found.load(device=usable_device(device))
+    opened = open_policy(policy, revision, device, text=text)
+    loaded, instruction = opened.policy, opened.embedding()
     spec = loaded.input_spec
-    instruction = text or found.record.get("instruction")
     index = open_index(data, spec.action_space, spec.fps, spec.text_dim, processes=num_workers)
     index.report()
     recordings = _choose(index, part, val_fraction, limit)
@@ -121,9 +119,7 @@ def causality_report(
     loader = WindowLoader(
         windows, Plan(index, recordings, spec.window, batch_size, shuffle=False, spread=True), num_workers
     )
-    sums = measure(
-        loaded, loader, perturbations(kinds, freeze_steps, edited), replaced, excerpt, _embedded(loaded, instruction)
-    )
+    sums = measure(loaded, loader, perturbations(kinds, freeze_steps, edited), replaced, excerpt, instruction)
     settings = {
         "policy": policy,
         "data": data,
@@ -133,7 +129,7 @@ def causality_report(
         "counterfactual": counterfactual,
         "replaced": replaced,
         "freeze_steps": longest_freeze(freeze_steps, spec.window),
-        "text": instruction,
+        "text": opened.text,
         "window": spec.window,
         "batch_size": batch_size,
         "bootstrap_draws": RESAMPLES_OF_METRICS,
@@ -146,7 +142,7 @@ def causality_report(
     if edited is not None:
         name = causality_name("counterfactual", kinds)
         print(f"{result.steps[name]} of {len(edited.paths)} counterfactual frames belong to a step that counts.")
-    if part == "all" and _trained_on(found.record, data):
+    if part == "all" and _trained_on(opened.record, data):
         print("The policy was trained on recordings of this folder; --part val takes only those held out.")
     print(f"\n{folder / 'causality.json'}, {folder / 'causality.png'}")
     return result
@@ -160,15 +156,6 @@ def _kinds(perturb: Sequence[str] | str, counterfactual: str | None, replaced: i
     if not kinds:
         raise UserError("perturb names no perturbation; --perturb swap is the one to begin with")
     return kinds
-
-
-def _embedded(policy: Policy, instruction: str | None) -> Tensor | None:
-    """An instruction as the policy takes it, (E,)."""
-    if instruction is None:
-        return None
-    if policy.text_encoder is None or not policy.input_spec.text_dim:
-        raise UserError(f"the policy has no text encoder, so it cannot follow the instruction {instruction!r}")
-    return policy.text_encoder([instruction])[0].float()
 
 
 def _choose(index: Index, part: str, val_fraction: float, limit: int | None) -> np.ndarray:

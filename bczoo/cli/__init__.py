@@ -13,7 +13,7 @@ from importlib import import_module
 
 # command -> (what it does, "module:function" of a function whose arguments are the options, those without a name)
 FUNCTIONS = {
-    ("record",): ("play a game and write the episodes as recordings", "bczoo.record.demonstrations:record", ()),
+    ("record",): ("play a game and write the episodes as recordings", "bczoo.record.command:record", ()),
     ("play",): ("play a game with a policy and tell its returns", "bczoo.play.command:play_policy", ("policy",)),
     ("serve",): ("let a policy play games that connect to a socket", "bczoo.serve.commands:serve", ("policy",)),
     ("client-test",): (

@@ -39,7 +39,7 @@ def view(recording: str, out: str, start: int = 0, frames: int | None = None) ->
     Returns:
         The path of the video.
     """
-    from bczoo.games.draw import draw_decision
+    from bczoo.games.render import render_decision
 
     folder = Path(recording)
     rows = find_recordings(folder) if folder.is_dir() else []
@@ -65,7 +65,7 @@ def view(recording: str, out: str, start: int = 0, frames: int | None = None) ->
             kind, action = known_action(steps[i + 1]) if i + 1 < len(steps) else (UNKNOWN, None)
             values = action_values(action, groups) if action is not None else _nothing(groups)
             caption = f"{i / fps:.1f} s  {WHO[kind]}  {captions[min(i + 1, len(steps) - 1)]}"
-            writer.add(draw_decision(image, Decision(values), caption.strip()))
+            writer.add(render_decision(image, Decision(values), caption.strip()))
     print(f"wrote {printable(out)}, {stop - start} frames")
     return out
 

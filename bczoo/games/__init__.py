@@ -27,10 +27,10 @@ _EXPORTS = {
     "make_player": "players",
     "PlayResult": "bczoo.play.episodes",
     "play_in_processes": "bczoo.play.episodes",
-    "record_play": "bczoo.play.episodes",
+    "play_to_video": "bczoo.play.episodes",
     "score_table": "bczoo.play.episodes",
-    "draw_decision": "draw",
-    "PlayedRecordings": "bczoo.record.demonstrations",
+    "render_decision": "render",
+    "PlayedRecordings": "bczoo.record.command",
 }
 __all__ = sorted(_EXPORTS)
 

@@ -3,7 +3,7 @@
 Place in the pipeline: a policy, expert or random player answers with *values* of an action space
 (``{"keys": ["w"], "mouse_buttons": ["0"], "mouse_dx": 12}``). Bindings turn them into the action of one
 ``gymnasium.Env``. Anything callable on values will do; the classes here cover the usual action spaces and
-also tell the random player which inputs the game listens to.
+also give the random player the inputs that the game listens to.
 
 Inputs have flat names. A key or gamepad button goes by its own name (``w``, ``south``), mouse buttons are
 ``mouse_left``, ``mouse_right`` and ``mouse_middle`` (bare "1" would be the digit key), numbers go by the name

@@ -36,10 +36,10 @@ import numpy as np
 from bczoo.core import files
 from bczoo.core.errors import UserError
 from bczoo.core.files import PartialPath
+from bczoo.core.workers import PR_SET_PDEATHSIG
 from bczoo.games.bindings import VectorBindings
 from bczoo.games.doom_experts import EXPERTS, PX_PER_DEGREE, SeenObject
 from bczoo.games.game import Game, register_game
-from bczoo.games.workers import PR_SET_PDEATHSIG
 
 TICS_PER_STEP = (2, 2, 2, 1)
 FPS = 35 * len(TICS_PER_STEP) / sum(TICS_PER_STEP)

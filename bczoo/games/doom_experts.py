@@ -1,7 +1,7 @@
 """Scripted experts for the Doom scenarios: they see the engine's objects, and press what a person would.
 
 Place in the pipeline: :class:`bczoo.games.doom.DoomEnv` with ``see_objects`` puts :class:`SeenObject` into
-``info``; an expert answers with values of keyboard and mouse, which :mod:`bczoo.record.demonstrations` stores beside
+``info``; an expert answers with values of keyboard and mouse, which :mod:`bczoo.record` stores beside
 the bare frame.
 
 Bearings are in degrees, positive to the right. Mouse motion is rounded to the centres of the published mouse

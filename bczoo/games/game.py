@@ -2,7 +2,7 @@
 
 Place in the pipeline: :func:`make_game` finds a :class:`Game` by name; :meth:`Game.open` starts it;
 :mod:`bczoo.play.episodes` asks a player (policy, expert, random) for values and steps it;
-:mod:`bczoo.record.demonstrations` writes what was played as recordings.
+:mod:`bczoo.record` writes what was played as recordings.
 
 A new game is a function that returns a :class:`Game`. It needs no change here: name it
 ``package.module:function`` wherever a game is asked for, or give it a short name with :func:`register_game`.
@@ -20,7 +20,7 @@ import inspect
 import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import gymnasium
 import numpy as np
@@ -31,6 +31,7 @@ from bczoo.games.bindings import Bindings, input_name, inputs_in
 
 FRAME_KEYS = ("frame", "rgb", "image", "screen")
 RANDOM_RANGES = {"mouse_dx": (-60.0, 60.0)}  # px; other numbers use their whole range
+MAKE_IT_THERE = "name the game package.module:function, so that each process makes it itself"
 _BUILT_IN = {"doom": "bczoo.games.doom"}  # first part of the name -> module
 
 
@@ -56,8 +57,8 @@ class Game:
     frame under one of ``frame``, ``rgb``, ``image``, ``screen``; otherwise ``env.render()`` has to return it
     (``render_mode="rgb_array"``).
 
-    Other processes make a game that :func:`make_game` made anew, under its name, so its fields may be anything,
-    lambdas too. A Game that was made otherwise is pickled, for which it needs functions and classes with a name.
+    Other processes make a game that :func:`make_game` made anew, under its name, so its fields may be anything. A Game
+    that was made otherwise is sent to them, lambdas and classes of a notebook too, but no locks and open files.
 
     Args:
         name: the name in tables and recordings.
@@ -120,7 +121,7 @@ class Game:
             return self.random(rng)
         if not self.inputs:
             raise UserError(
-                f"game {self.name!r} has bindings that do not tell their inputs, so the random player "
+                f"game {self.name!r} has bindings that do not say their inputs, so the random player "
                 "cannot know what to press; give its Game random=..., or use bczoo.games.bindings"
             )
         values: Values = {}
@@ -185,6 +186,11 @@ class RunningGame:
         )
 
 
+if TYPE_CHECKING:
+    GameOrName = Game | str
+else:
+    GameOrName = str  # to the parser of the command line
+
 _registry: dict[str, Callable[[], Game]] = {}
 
 
@@ -227,6 +233,11 @@ def make_game(name: str) -> Game:
     return _made_by(game, factory) if _picklable(factory) else game  # other processes need not know the name
 
 
+def as_game(game: Game | str) -> Game:
+    """A Game as it is, or the game of a name."""
+    return make_game(game) if isinstance(game, str) else game
+
+
 def _import_game(name: str) -> Game:
     module_name, _, function = name.partition(":")
     if not module_name or module_name.startswith(".") or not function:
@@ -267,7 +278,7 @@ def _call(name: str, factory: Any, called: str) -> Game:
 def _arguments_needed(factory: Callable[..., Any]) -> list[str]:
     try:
         parameters = inspect.signature(factory).parameters.values()
-    except (TypeError, ValueError):  # some callables tell no signature
+    except (TypeError, ValueError):  # some callables have no signature
         return []
     optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return [p.name for p in parameters if p.default is p.empty and p.kind not in optional]

@@ -1,6 +1,6 @@
 """Players: who decides what to press. Experts and random players are here, policies in :mod:`bczoo.play.agent`.
 
-Place in the pipeline: :func:`bczoo.play.episodes.play` runs several games at once, a game per *row*, and asks
+Place in the pipeline: :func:`bczoo.play.episodes.play` runs several games at once, numbered by their *env_id*, and asks
 the player for all of them in one call, so that a policy answers with one batched forward pass.
 """
 
@@ -20,24 +20,24 @@ KEYBOARD = "keyboard"  # a person, who is no player here; see bczoo.record.keybo
 class Player(Protocol):
     """What plays: an answer for every running game, step by step.
 
-    A player that needs what only ``Game.expert_env`` tells has an attribute ``privileged = True``.
+    A player that needs what only ``Game.expert_env`` shows has an attribute ``privileged = True``.
     """
 
-    def start(self, games: int, seed: int) -> None:
-        """Get ready for ``games`` rows; called once before playing. ``seed`` is the first episode's."""
+    def start(self, num_envs: int, seed: int) -> None:
+        """Get ready for ``num_envs`` games; called once before playing. ``seed`` is the first episode's."""
 
-    def reset(self, row: int, seed: int) -> None:
-        """The episode of this seed begins in ``row``: forget the last one.
+    def reset(self, env_id: int, seed: int) -> None:
+        """The episode of this seed begins in game ``env_id``: forget the last one.
 
-        What is drawn in an episode has to depend on its seed alone, not on its row, nor on what runs beside it.
+        What is sampled in an episode has to depend on its seed alone, not on ``env_id``, nor on what runs beside it.
         """
 
-    def act(self, rows: list[int], frames: list[np.ndarray], infos: list[dict[str, Any]]) -> list[Decision]:
-        """One decision per row of ``rows``, after seeing its frame (uint8, height x width x 3)."""
+    def act(self, env_ids: list[int], frames: list[np.ndarray], infos: list[dict[str, Any]]) -> list[Decision]:
+        """One decision per game of ``env_ids``, after seeing its frame (uint8, height x width x 3)."""
 
 
 class ExpertPlayer:
-    """The expert of a game, one per row."""
+    """The expert of a game, one per game side by side."""
 
     privileged = True
 
@@ -45,68 +45,69 @@ class ExpertPlayer:
         self.game = game
         self._experts: list[Expert] = []
 
-    def start(self, games: int, seed: int) -> None:
-        self._experts = [self.game.make_expert() for _ in range(games)]
+    def start(self, num_envs: int, seed: int) -> None:
+        self._experts = [self.game.make_expert() for _ in range(num_envs)]
 
-    def reset(self, row: int, seed: int) -> None:
-        self._experts[row].reset(seed)
+    def reset(self, env_id: int, seed: int) -> None:
+        self._experts[env_id].reset(seed)
 
-    def act(self, rows: list[int], frames: list[np.ndarray], infos: list[dict[str, Any]]) -> list[Decision]:
+    def act(self, env_ids: list[int], frames: list[np.ndarray], infos: list[dict[str, Any]]) -> list[Decision]:
         return [
-            Decision(self._experts[row].act(frame, info)) for row, frame, info in zip(rows, frames, infos, strict=True)
+            Decision(self._experts[env_id].act(frame, info))
+            for env_id, frame, info in zip(env_ids, frames, infos, strict=True)
         ]
 
 
 class RandomPlayer:
-    """Presses what :meth:`Game.random_values` draws; an episode's draws depend on its seed alone."""
+    """Presses what :meth:`Game.random_values` samples; that depends on the episode's seed alone."""
 
     def __init__(self, game: Game) -> None:
         self.game = game
         self._generators: dict[int, np.random.Generator] = {}
 
-    def start(self, games: int, seed: int) -> None:
+    def start(self, num_envs: int, seed: int) -> None:
         self._generators = {}
 
-    def reset(self, row: int, seed: int) -> None:
-        self._generators[row] = np.random.default_rng(seed)
+    def reset(self, env_id: int, seed: int) -> None:
+        self._generators[env_id] = np.random.default_rng(seed)
 
-    def act(self, rows: list[int], frames: list[np.ndarray], infos: list[dict[str, Any]]) -> list[Decision]:
-        return [Decision(self.game.random_values(self._generators[row])) for row in rows]
+    def act(self, env_ids: list[int], frames: list[np.ndarray], infos: list[dict[str, Any]]) -> list[Decision]:
+        return [Decision(self.game.random_values(self._generators[env_id])) for env_id in env_ids]
 
 
-class Holding:
-    """Another player, asked every few steps only; in between its last decision is held.
+class ActionRepeat:
+    """Action repeat: another player, asked every few steps only; in between its last decision is repeated.
 
-    Its past actions then tell most of its next ones, which tempts an imitator to repeat instead of to look.
+    Its past actions then say most of its next ones, which tempts an imitator to repeat instead of to look.
 
     Args:
         player: who decides.
-        steps: for how many steps each decision is held.
+        steps: for how many steps each decision is executed.
     """
 
     def __init__(self, player: Player, steps: int) -> None:
         self.player = player
         self.steps = steps
         self.privileged = getattr(player, "privileged", False)
-        self._ages: dict[int, int] = {}  # row -> steps since its episode began
-        self._held: dict[int, Decision] = {}
+        self._ages: dict[int, int] = {}  # env_id -> steps since its episode began
+        self._last: dict[int, Decision] = {}
 
-    def start(self, games: int, seed: int) -> None:
-        self.player.start(games, seed)
+    def start(self, num_envs: int, seed: int) -> None:
+        self.player.start(num_envs, seed)
 
-    def reset(self, row: int, seed: int) -> None:
-        self.player.reset(row, seed)
-        self._ages[row] = 0
+    def reset(self, env_id: int, seed: int) -> None:
+        self.player.reset(env_id, seed)
+        self._ages[env_id] = 0
 
-    def act(self, rows: list[int], frames: list[np.ndarray], infos: list[dict[str, Any]]) -> list[Decision]:
-        due = [i for i, row in enumerate(rows) if self._ages[row] % self.steps == 0]
+    def act(self, env_ids: list[int], frames: list[np.ndarray], infos: list[dict[str, Any]]) -> list[Decision]:
+        due = [i for i, env_id in enumerate(env_ids) if self._ages[env_id] % self.steps == 0]
         if due:
-            asked = [rows[i] for i in due]
+            asked = [env_ids[i] for i in due]
             decisions = self.player.act(asked, [frames[i] for i in due], [infos[i] for i in due])
-            self._held.update(zip(asked, decisions, strict=True))
-        for row in rows:
-            self._ages[row] += 1
-        return [self._held[row] for row in rows]
+            self._last.update(zip(asked, decisions, strict=True))
+        for env_id in env_ids:
+            self._ages[env_id] += 1
+        return [self._last[env_id] for env_id in env_ids]
 
 
 def make_player(name: str, game: Game) -> Player:

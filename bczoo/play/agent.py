@@ -1,8 +1,8 @@
 """The streaming agent: one frame in, one action out.
 
 Place in the pipeline: in play (evaluation, servers) frames arrive one at a time. The agent resizes them as in training,
-has the policy's :class:`~bczoo.models.session.Session` decide, and turns the ids that were sampled into keys and pixels.
-Many games can share one agent: one forward steps all of them.
+has the policy's :class:`~bczoo.models.session.Session` decide, and turns the ids that were sampled into keys and
+pixels. Many games can share one agent: one forward steps all of them.
 
 Shape legend: R games, r games of a call, A action tokens, n tokens and V choices of a group, E text width.
 """
@@ -29,7 +29,8 @@ QUEUED = ("encode", "backbone", "decode")  # stages that a GPU works through on 
 
 
 class Agent:
-    """Plays ``num_envs`` games with one policy. State lives in a session, never in the policy; its memory is taken at once.
+    """Plays ``num_envs`` games with one policy. State is in a session, never in the policy; its memory is taken at
+    once.
 
     Args:
         policy: the policy; put into evaluation mode.
@@ -37,7 +38,7 @@ class Agent:
         temperature: divides the logits before sampling.
         top_p: sample only from the most likely choices that together reach this mass.
         mouse: how a mouse bin becomes pixels: ``truncated_normal``, ``mean`` or ``conservative``.
-        seed: of the draws.
+        seed: of the random numbers.
         greedy: take the most likely id instead of sampling.
         cuda_graphs: replay the step from CUDA graphs, recorded at the start. None: on a GPU, if this policy's step can
             be recorded.
@@ -68,14 +69,14 @@ class Agent:
         self.policy = policy.eval()
         self.space, self.num_envs, self.mouse = policy.action_space, num_envs, mouse
         self.sampler = Sampler(max(g.choices for g in self.space.groups), temperature, top_p, greedy)
-        self.rngs = [np.random.default_rng([seed, row]) for row in range(num_envs)]
+        self.rngs = [np.random.default_rng([seed, env_id]) for env_id in range(num_envs)]
         self.times: StageTimes | None = None
         self.session = policy.open_session(num_envs, self.sampler, cuda_graphs)
         self.device = self.session.device
         self._texts: dict[str, Tensor] = {}
 
     def reset(self, env_id: int = 0, seed: int | None = None) -> None:
-        """Start a game anew: nothing of what was seen is remembered; with a seed its draws start anew too."""
+        """Start a game anew: nothing of what was seen is remembered; with a seed its random numbers start anew too."""
         self._check([env_id])
         self.session.reset(env_id)
         if seed is not None:
@@ -119,17 +120,17 @@ class Agent:
         clock = _Clock(self.device) if self.times is not None else None
         pixels = self.pixels(frames)
         text = self.embed(texts or [None] * len(env_ids))
-        u = torch.from_numpy(np.stack([self.rngs[row].random(self.space.tokens) for row in env_ids]))
+        u = torch.from_numpy(np.stack([self.rngs[env_id].random(self.space.tokens) for env_id in env_ids]))
         if clock:
             clock.mark("resize")
         ids, p = self.session.step(env_ids, pixels, text, u, clock.mark if clock else _ignore)
         chosen, probabilities = ids.tolist(), p.cpu().numpy()
         if clock:
-            clock.drawn_in(self.sampler.sampling_s)
-        decisions = [self._decision(row, chosen[i], probabilities[i]) for i, row in enumerate(env_ids)]
+            clock.sampled_in(self.sampler.sampling_s)
+        decisions = [self._decision(env_id, chosen[i], probabilities[i]) for i, env_id in enumerate(env_ids)]
         if clock and self.times is not None:
             clock.mark("sample")
-            clock.tell(self.times)
+            clock.report(self.times)
         return decisions
 
     @torch.no_grad()
@@ -178,12 +179,12 @@ class Agent:
             self._texts[text] = self.policy.embed(text)
         return self._texts[text]
 
-    def _decision(self, row: int, chosen: list[int], p: np.ndarray) -> Decision:
+    def _decision(self, env_id: int, chosen: list[int], p: np.ndarray) -> Decision:
         """Ids (A,) and probabilities (A, V) of one game as the action it takes."""
         ids = {name: chosen[part] for name, part in self.space.slices.items()}
         choices = {g.name: g.choices for g in self.space.groups}
         probabilities = {name: p[part, : choices[name]] for name, part in self.space.slices.items()}
-        return Decision(self.space.decode(ids, mouse=self.mouse, rng=self.rngs[row]), ids, probabilities)
+        return Decision(self.space.decode(ids, mouse=self.mouse, rng=self.rngs[env_id]), ids, probabilities)
 
 
 class _Clock:
@@ -206,14 +207,15 @@ class _Clock:
             self.queued.append((stage, event))
         self.last = now
 
-    def drawn_in(self, seconds: float) -> None:
-        """The results are here; on a CPU, drawing them has taken some of the time of decoding."""
+    def sampled_in(self, seconds: float) -> None:
+        """The results are here; on a CPU, sampling them has taken some of the time of decoding."""
         self.last = time.perf_counter()
         if not self.on_gpu:
             self.stages["decode"] -= seconds
             self.stages["sample"] = seconds
 
-    def tell(self, times: StageTimes) -> None:
+    def report(self, times: StageTimes) -> None:
+        """Add all stages to the durations so far."""
         for (_, before), (stage, after) in zip(self.queued, self.queued[1:], strict=False):
             if stage in QUEUED:
                 times.add(stage, before.elapsed_time(after) / 1e3)
@@ -248,20 +250,20 @@ class PolicyPlayer:
     def times(self, times: StageTimes | None) -> None:
         self._playing.times = times
 
-    def start(self, games: int, seed: int) -> None:
+    def start(self, num_envs: int, seed: int) -> None:
         self.agent = None  # gives its memory back before the next one takes as much
-        self.agent = self.policy.agent(games, **{"seed": seed, **self.options})
+        self.agent = self.policy.agent(num_envs, **{"seed": seed, **self.options})
 
-    def reset(self, row: int, seed: int) -> None:
-        self._playing.reset(row, seed)
+    def reset(self, env_id: int, seed: int) -> None:
+        self._playing.reset(env_id, seed)
 
-    def act(self, rows: list[int], frames: list[np.ndarray], infos: list[dict[str, Any]]) -> list[Decision]:
-        return self._playing.step_many(rows, frames, [self.text] * len(rows))
+    def act(self, env_ids: list[int], frames: list[np.ndarray], infos: list[dict[str, Any]]) -> list[Decision]:
+        return self._playing.step_many(env_ids, frames, [self.text] * len(env_ids))
 
     @property
     def _playing(self) -> Agent:
         if self.agent is None:
-            raise RuntimeError("PolicyPlayer.start(games, seed) must be called before the games")
+            raise RuntimeError("PolicyPlayer.start(num_envs, seed) must be called before the games")
         return self.agent
 
 

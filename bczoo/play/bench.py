@@ -1,8 +1,8 @@
 """``bczoo bench latency``: how long a step of play takes, stage by stage, and how far that is from the floor.
 
-Place in the pipeline: runs an :class:`~bczoo.play.agent.Agent` on frames of noise, without a game, on a trained policy or
-on random weights of any size. The floor is what no implementation can go below for one game: every weight has to come
-from memory once a frame. Bandwidth is measured on the same device, by adding up a large tensor.
+Place in the pipeline: runs an :class:`~bczoo.play.agent.Agent` on frames of noise, without a game, on a trained policy
+or on random weights of any size. The floor is what no implementation can go below for one game: every weight has to
+come from memory once a frame. Bandwidth is measured on the same device, by adding up a large tensor.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import torch
 from torch import nn
 
 from bczoo.core.configs import names
-from bczoo.core.devices import DTYPES, Precision, play_threads, usable_device
+from bczoo.core.devices import DTYPES, Precision, usable_device
 from bczoo.core.errors import UserError
-from bczoo.hub.source import Source, locate
 from bczoo.models.policy import Policy
 from bczoo.nn.packed import PackedLinear
 from bczoo.play.agent import Agent
 from bczoo.play.latency import StageTimes, latency_table
+from bczoo.play.open import OpenedPolicy, open_policy
 
 MEASURED_BYTES = 1 << 30
 FRAME = (240, 320, 3)  # as Doom shows it
@@ -35,7 +35,7 @@ class LatencyReport:
 
     Args:
         latency: milliseconds by stage and for the whole step, see :meth:`bczoo.play.latency.StageTimes.summary`.
-        games: that stepped together.
+        num_envs: games that stepped together.
         weight_bytes: of all weights that a frame needs.
         memory_bytes: keys and values that a frame looks at, over all games.
         bandwidth: bytes a second that the device reads.
@@ -43,7 +43,7 @@ class LatencyReport:
     """
 
     latency: dict[str, dict[str, float]]
-    games: int
+    num_envs: int
     weight_bytes: int
     memory_bytes: int
     bandwidth: float
@@ -62,7 +62,7 @@ class LatencyReport:
             "",
             f"weights {self.weight_bytes / 1e6:.1f} MB, read at {self.bandwidth / 1e9:.1f} GB/s: floor "
             f"{self.floor_ms:.2f} ms; the median step takes {p50 / self.floor_ms:.1f} times as long",
-            f"memory of {self.games} game{'s' * (self.games > 1)}: {self.memory_bytes / 1e6:.1f} MB",
+            f"memory of {self.num_envs} game{'s' * (self.num_envs > 1)}: {self.memory_bytes / 1e6:.1f} MB",
             f"budget {self.budget_ms:.1f} ms: p99 takes {100 * p99 / self.budget_ms:.0f} % of it",
         ]
 
@@ -93,25 +93,23 @@ def latency(
     """
     if steps < 1 or warm_up < 0:
         raise UserError(f"steps must be at least 1 and warm_up at least 0, got {steps} and {warm_up}")
-    where, kind = usable_device(device), DTYPES[dtype] if dtype else None
-    if policy in names():
-        loaded = Policy.from_config(policy, pretrained=False).to(device=where, dtype=kind)
-    else:
-        loaded = _locate(policy, revision).load(device=where, dtype=kind)
-    play_threads(loaded, threads)
-    loaded = loaded.for_play()
+    loaded = _open(policy, revision, device, dtype).for_play(threads)
     agent = loaded.agent(games, cuda_graphs=cuda_graphs)
     report = measure(agent, steps, warm_up)
     weights = next(loaded.parameters()).dtype
     print(f"{policy}, {device}, {str(weights).removeprefix('torch.')}, games {games}, ", end="")
-    print(f"threads {torch.get_num_threads()}, {steps} steps\n" if where.type == "cpu" else f"{steps} steps\n")
+    print(f"threads {torch.get_num_threads()}, {steps} steps\n" if agent.device.type == "cpu" else f"{steps} steps\n")
     print("\n".join(report.lines()))
     return report
 
 
-def _locate(policy: str, revision: str | None) -> Source:
+def _open(policy: str, revision: str | None, device: str, dtype: Precision | None) -> OpenedPolicy:
+    """A trained policy, or one of a size with random weights."""
+    if policy in names():
+        where, kind = usable_device(device), DTYPES[dtype] if dtype else None
+        return OpenedPolicy(Policy.from_config(policy, pretrained=False).to(device=where, dtype=kind).eval(), policy)
     try:
-        return locate(policy, revision)
+        return open_policy(policy, revision, device, dtype, text="")
     except UserError as error:
         sizes = ", ".join(name for name in names() if "/" not in name)
         raise UserError(f"{error}. Sizes with random weights: {sizes}") from error
@@ -120,18 +118,18 @@ def _locate(policy: str, revision: str | None) -> Source:
 def measure(agent: Agent, steps: int, warm_up: int) -> LatencyReport:
     """Let an agent act on noise."""
     frames = np.random.default_rng(0).integers(0, 256, (16, *FRAME), dtype=np.uint8)
-    rows = list(range(agent.num_envs))
+    env_ids = list(range(agent.num_envs))
     times = StageTimes()
     for step in range(warm_up + steps):
-        shown = [frames[(step + row) % len(frames)] for row in rows]
+        shown = [frames[(step + env_id) % len(frames)] for env_id in env_ids]
         agent.times = times if step >= warm_up else None
         started = time.perf_counter()
-        agent.step_many(rows, shown)
+        agent.step_many(env_ids, shown)
         if agent.times is not None:
             times.add("step", time.perf_counter() - started)
     return LatencyReport(
         latency=times.summary(),
-        games=agent.num_envs,
+        num_envs=agent.num_envs,
         weight_bytes=weight_bytes(agent.policy),
         memory_bytes=agent.session.memory_bytes,
         bandwidth=bandwidth(agent.device),

@@ -1,28 +1,27 @@
 """``bczoo play``: a trained policy in closed loop, compared with the game's expert and with random play.
 
-Place in the pipeline: loads a policy from anywhere (:mod:`bczoo.hub.source`), plays with :mod:`bczoo.play.episodes`.
+Place in the pipeline: loads a policy from anywhere (:mod:`bczoo.play.open`), plays with :mod:`bczoo.play.episodes`.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bczoo.core.actions import ActionSpace, Decision
-from bczoo.core.devices import DTYPES, Precision, play_threads, usable_device
+from bczoo.core.devices import Precision
 from bczoo.core.errors import UserError
-from bczoo.games.game import Game, game_names, make_game
-from bczoo.hub.source import Source, locate
-from bczoo.nn.sampling import check_sampling
+from bczoo.games.game import Game, GameOrName, as_game, game_names
 from bczoo.play.agent import PolicyPlayer
-from bczoo.play.episodes import PlayResult, check_playable, play_beside_baselines, record_play, score_table
+from bczoo.play.episodes import PlayResult, check_playable, play_beside_baselines, play_to_video, score_table
 from bczoo.play.latency import latency_table
 from bczoo.play.loop import OnStep
+from bczoo.play.open import open_policy
 
 WATCH_PORT = 8765
 STEPS_UNTIL_NEXT = 10  # of another episode: then the one that is watched is over
@@ -30,7 +29,7 @@ STEPS_UNTIL_NEXT = 10  # of another episode: then the one that is watched is ove
 
 def play_policy(
     policy: str,
-    env: str | None = None,
+    env: GameOrName | None = None,
     episodes: int = 10,
     seed: int = 1_000_000,
     parallel: int = 10,
@@ -55,8 +54,8 @@ def play_policy(
 
     Args:
         policy: a published folder, org/name on the Hugging Face Hub, a run such as runs/quickstart, or a .ckpt file.
-        env: the game, such as doom/defend_the_center, or package.module:function for your own; if left out, the
-            game that the policy was measured in.
+        env: the game, such as doom/defend_the_center, or package.module:function for your own; from Python
+            also a Game; if left out, the game that the policy was measured in.
         episodes: how many games each player plays.
         seed: of the first game.
         parallel: games that the policy plays side by side.
@@ -75,20 +74,14 @@ def play_policy(
         dtype: numbers that the policy computes with; those of its weights if left out.
         revision: branch, tag or commit on the Hub.
     """
-    check_sampling(temperature, top_p)
     if video and Path(video).suffix != ".mp4":
         raise UserError(f"a video is an mp4 file, got {video!r}")
-    found = locate(policy, revision)
-    loaded = found.load(device=usable_device(device), dtype=DTYPES[dtype] if dtype else None)
-    env = env or _measured_in(found)
-    game = make_game(env)
-    check_playable(game, loaded.input_spec)
-    if text is None and (text := found.record.get("instruction")):
-        print(f"instruction: {text}")
-    play_threads(loaded, threads)
-    loaded = loaded.for_play()
-    player = PolicyPlayer(loaded, text, temperature=temperature, top_p=top_p, greedy=greedy)
-    with _watching(game, loaded.action_space, watch_port) if watch else contextlib.nullcontext() as on_step:
+    opened = open_policy(policy, revision, device, dtype, text, temperature, top_p)
+    env = env or _measured_in(opened.record)
+    game = as_game(env)
+    check_playable(game, opened.policy.input_spec)
+    player = PolicyPlayer(opened.for_play(threads), opened.text, temperature=temperature, top_p=top_p, greedy=greedy)
+    with _watching(game, player.action_space, watch_port) if watch else contextlib.nullcontext() as on_step:
         results = play_beside_baselines(
             game,
             player,
@@ -101,18 +94,20 @@ def play_policy(
             realtime=realtime,
             measure=True,
         )
-    print(f"\n{env}, {episodes} games each, seeds from {seed}\n{score_table(results)}\n\n{_told(results['policy'])}")
+    name = env if isinstance(env, str) else game.name
+    print(f"\n{name}, {episodes} games each, seeds from {seed}\n{score_table(results)}\n")
+    print(_format_speed(results["policy"]))
     if video:
         Path(video).parent.mkdir(parents=True, exist_ok=True)
-        record_play(game, player, video, seed, max_seconds=video_seconds)
+        play_to_video(game, player, video, seed, max_seconds=video_seconds)
         print(f"a game of the policy: {video}")
     return results
 
 
-def _measured_in(found: Source) -> str:
+def _measured_in(record: Mapping[str, Any]) -> str:
     """The game that a policy was measured in."""
     # only games by name: a record may be anyone's, and module:function would import what it says
-    known = [name for name in found.record.get("play") or () if name in game_names()]
+    known = [name for name in record.get("play") or () if name in game_names()]
     if not known:
         raise UserError(
             f"which game? No game is known that this policy was measured in; --env is one of "
@@ -121,12 +116,12 @@ def _measured_in(found: Source) -> str:
     return known[0]
 
 
-def _told(played: PlayResult) -> str:
+def _format_speed(played: PlayResult) -> str:
     """How fast the policy was."""
     lines = [latency_table(played.latency or {}), ""]
     lines.append(f"{played.actions_per_second:.0f} actions a second over all games of the policy")
     if played.realtime is not None:
-        lines.append(played.realtime.told())
+        lines.append(played.realtime.summary())
     return "\n".join(lines)
 
 

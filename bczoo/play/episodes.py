@@ -1,8 +1,8 @@
-"""Closed loop: a player plays whole episodes, and the returns are told with their uncertainty.
+"""Closed loop: a player plays whole episodes, and the returns are reported with their uncertainty.
 
 Place in the pipeline: :mod:`bczoo.games.game` gives the game, :mod:`bczoo.games.players` or
 :mod:`bczoo.play.agent` the player; :class:`PlayResult` goes to :func:`score_table`, to callbacks and to model
-cards. Several episodes run side by side (:mod:`bczoo.play.pool`), so that a policy answers all of them with one
+cards. Several episodes run side by side (:mod:`bczoo.play.envs`), so that a policy answers all of them with one
 forward pass. They wait for its answer, or go on without it (:mod:`bczoo.play.realtime`).
 """
 
@@ -20,17 +20,19 @@ from tqdm import tqdm
 from bczoo.core.actions import Decision
 from bczoo.core.errors import UserError
 from bczoo.core.statistics import interval_over_episodes
+from bczoo.core.workers import Parcel, closing_on_sigterm, in_processes
 from bczoo.games.bindings import inputs_in
-from bczoo.games.draw import draw_decision
-from bczoo.games.game import Game
+from bczoo.games.game import MAKE_IT_THERE, Game, as_game
 from bczoo.games.players import Player, make_player
-from bczoo.games.workers import closing_on_sigterm, in_processes
+from bczoo.games.render import render_decision
+from bczoo.play.envs import SubprocessEnvs, SyncEnvs
 from bczoo.play.loop import EpisodeTable, OnStep, in_real_time, in_step
-from bczoo.play.pool import GamePool, GamesHere
-from bczoo.play.realtime import RealTimeGames, RealTimeReport
+from bczoo.play.realtime import RealTimeEnvs, RealTimeReport
 
 if TYPE_CHECKING:
     from bczoo.core.spec import InputSpec  # brings in torch
+
+PLAYED = Parcel("the game", hint=MAKE_IT_THERE)
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class PlayResult:
         seeds: seed of each episode.
         seconds: wall-clock time of all of them together, once the games are open and the player has warmed up (in
             :func:`play_in_processes` from the start on).
-        latency: durations by stage in milliseconds (:meth:`bczoo.play.latency.StageTimes.summary`), if they were measured.
+        latency: durations by stage in milliseconds (:meth:`bczoo.play.latency.StageTimes.summary`), if they were
+            measured.
         realtime: how the player kept up with the clock, if there was one.
     """
 
@@ -63,7 +66,7 @@ class PlayResult:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % interval of the mean return: bootstrap over episodes, 10,000 draws."""
+        """95 % interval of the mean return: bootstrap over episodes, 10,000 resamples."""
         return interval_over_episodes(np.asarray(self.returns), np.ones(len(self.returns)))
 
     @property
@@ -84,7 +87,7 @@ def check_playable(game: Game, spec: InputSpec) -> None:
 
 
 def play(
-    game: Game,
+    game: Game | str,
     player: Player,
     episodes: int,
     seed: int = 0,
@@ -101,7 +104,7 @@ def play(
     ``processes``.
 
     Args:
-        game: what is played; has to be picklable where it runs in processes.
+        game: what is played, or its name; sent to other processes where it runs in them.
         player: who plays, in this process.
         episodes: how many; episode i has the seed ``seed + i``, whatever runs beside it.
         seed: seed of the first episode.
@@ -112,45 +115,47 @@ def play(
             came since the one before.
         processes: run every game in a process of its own; a player that is not ``privileged`` gets no infos then.
         realtime: let the games (in processes) run on the wall clock, see :mod:`bczoo.play.realtime`.
-        measure: tell the latency by stage; always told in real time. The player is warmed up before.
+        measure: report the latency by stage, as is always done in real time. The player is warmed up before.
     """
+    game = as_game(game)
     if episodes < 1 or parallel < 1:
         raise UserError(f"episodes and parallel must be at least 1, got {episodes} and {parallel}")
-    rows, privileged = min(parallel, episodes), getattr(player, "privileged", False)
+    num_envs, privileged = min(parallel, episodes), getattr(player, "privileged", False)
     with closing_on_sigterm(), tqdm(total=episodes, desc=game.name, disable=not progress, unit="ep") as bar:
         table, report = EpisodeTable(player, episodes, seed, bar, on_step, measure or realtime), None
         if realtime:
-            with RealTimeGames(game, rows, privileged) as ticking:
-                player.start(rows, seed)
-                report = in_real_time(ticking, table, rows)
+            with RealTimeEnvs(game, num_envs, privileged) as ticking:
+                player.start(num_envs, seed)
+                report = in_real_time(ticking, table, num_envs)
         else:
-            with (GamePool if processes else GamesHere)(game, rows, privileged) as games:
-                player.start(rows, seed)
-                in_step(games, table, rows)
+            with (SubprocessEnvs if processes else SyncEnvs)(game, num_envs, privileged) as envs:
+                player.start(num_envs, seed)
+                in_step(envs, table, num_envs)
     latency = table.times.summary() if table.measured else None
     seeds = [seed + i for i in range(episodes)]
     return PlayResult(game.name, table.returns, table.lengths, seeds, table.seconds, latency, report)
 
 
 def play_in_processes(
-    game: Game, player: str, episodes: int, seed: int = 0, workers: int | None = None, progress: bool = True
+    game: Game | str, player: str, episodes: int, seed: int = 0, workers: int | None = None, progress: bool = True
 ) -> PlayResult:
     """The same as :func:`play` for the players ``expert`` and ``random``, spread over processes.
 
     Args:
-        game: what is played; has to be picklable.
+        game: what is played, or its name; sent to other processes.
         player: ``expert`` or ``random``.
         episodes: how many; episode i has the seed ``seed + i``.
         seed: seed of the first episode.
         workers: processes; None takes one per processor core.
         progress: show a progress bar.
     """
+    game = as_game(game)
     make_player(player, game)
     started = time.perf_counter()
     share = max(1, min(10, episodes // 4))  # episodes per task: few enough to keep every process busy to the end
     tasks = [(game, player, min(share, episodes - i), seed + i) for i in range(0, episodes, share)]
     with tqdm(total=episodes, desc=f"{game.name} {player}", disable=not progress, unit="ep") as bar:
-        parts = in_processes(_play_some, tasks, workers, lambda part: bar.update(len(part.returns)))
+        parts = in_processes(_play_some, tasks, workers, lambda part: bar.update(len(part.returns)), PLAYED)
     return PlayResult(
         game.name,
         returns=[r for part in parts for r in part.returns],
@@ -198,10 +203,10 @@ def score_table(results: Mapping[str, PlayResult]) -> str:
     return "\n".join(lines)
 
 
-def record_play(
+def play_to_video(
     game: Game, player: Player, path: str | Path, seed: int = 0, max_seconds: float = 60.0, size: int = 384
 ) -> float:
-    """Write a video of one episode, with what the player pressed drawn beside every frame.
+    """Write a video of one episode, with what the player pressed beside every frame.
 
     Args:
         game: what is played.
@@ -222,7 +227,7 @@ def record_play(
         for step, (frame, decision, reward) in enumerate(_episode(game, player, seed)):
             caption = f"{game.name}   {step / game.fps:5.1f} s   return {total:.1f}"
             space = getattr(player, "action_space", game.action_space)  # a policy may know more keys than the game
-            video.add(draw_decision(frame, decision, caption, size, space))
+            video.add(render_decision(frame, decision, caption, size, space))
             total += reward
             bar.update()
             if (step + 1) / game.fps >= max_seconds:

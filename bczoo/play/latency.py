@@ -8,7 +8,7 @@ Place in the pipeline: the agent, the games and the server add their stages to o
     encode    image encoder
     backbone  policy transformer
     decode    action decoder
-    sample    drawing ids (on a GPU that is part of decode), turning them into keys and pixels
+    sample    sampling ids (on a GPU that is part of decode), turning them into keys and pixels
     send      the action on its way to the game
 
 Times are counted in bins 1 % wide, so percentiles are off by at most 1 %; count, mean and maximum are exact.
@@ -66,7 +66,7 @@ class Durations:
 
 
 class StageTimes:
-    """Durations by stage; stages that nothing was added to are not told.
+    """Durations by stage; stages that nothing was added to are left out.
 
     >>> times = StageTimes()
     >>> with times.stage("resize"):

@@ -1,7 +1,7 @@
 """Games on the wall clock: they go on, whether the player has answered or not.
 
-Place in the pipeline: :func:`bczoo.play.episodes.play` with ``realtime`` takes frames from :class:`RealTimeGames` and
-answers them; what that cost is told by a :class:`RealTimeReport`.
+Place in the pipeline: :func:`bczoo.play.episodes.play` with ``realtime`` takes frames from :class:`RealTimeEnvs` and
+answers them; a :class:`RealTimeReport` says what that cost.
 
 A game steps ("ticks") every 1/fps seconds. The deadline of a frame's answer is the next tick, where the game takes
 the newest answer that it has:
@@ -22,7 +22,7 @@ game's.
 An episode's clock starts when its first frame has been answered. So the first step has no deadline, and the first
 frame's latency is not counted.
 
-Times are told by ``time.perf_counter``, which all processes of a machine share on Linux (CLOCK_MONOTONIC).
+Times are those of ``time.perf_counter``, which all processes of a machine share on Linux (CLOCK_MONOTONIC).
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bczoo.core.actions import Values
+from bczoo.core.workers import Failure, next_order
 from bczoo.games.game import Game, RunningGame
-from bczoo.games.workers import Failure, next_order
+from bczoo.play.envs import EnvProcesses
 from bczoo.play.latency import StageTimes
-from bczoo.play.pool import GameProcesses
 
 MOTION = ("mouse_dx", "mouse_dy")  # happens once, where everything else lasts
 
@@ -65,7 +65,7 @@ class RealTimeReport:
     superseded_frames: int
     answers: int
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """Sentences for the terminal."""
         return (
             f"missed deadlines: {_of(self.missed_deadlines, self.ticks)}; frames superseded by a newer one: "
@@ -98,7 +98,7 @@ class Answer(NamedTuple):
 
 @dataclass
 class Episode:
-    """An episode, told by its game when it is over."""
+    """What a game reports of an episode that is over."""
 
     total: float = 0.0
     ticks: int = 0
@@ -107,70 +107,70 @@ class Episode:
     times: StageTimes = field(default_factory=StageTimes)  # send, game and total, as the game has measured them
 
 
-class RealTimeGames(GameProcesses):
+class RealTimeEnvs(EnvProcesses):
     """Games in processes, each on its own clock.
 
     Args:
-        game: what is played; has to be picklable. Its ``fps`` is the clock's.
-        rows: how many of it.
+        game: what is played; has to reach another process. Its ``fps`` is the clock's.
+        num_envs: how many of it.
         privileged: open the game as its expert sees it; ``info`` is empty otherwise.
     """
 
-    def __init__(self, game: Game, rows: int, privileged: bool = False) -> None:
-        super().__init__(game, rows, privileged, _keep_time)
+    def __init__(self, game: Game, num_envs: int, privileged: bool = False) -> None:
+        super().__init__(game, num_envs, privileged, _keep_time)
         self.superseded = 0
-        self._news: dict[int, Any] = {}  # row -> its newest message
+        self._news: dict[int, Any] = {}  # env_id -> its newest message
         self._changed = threading.Condition()
         self._reader = threading.Thread(target=self._read, daemon=True)
 
-    def __enter__(self) -> RealTimeGames:
+    def __enter__(self) -> RealTimeEnvs:
         super().__enter__()
         self._reader.start()
         return self
 
-    def reset(self, row: int, seed: int) -> None:
+    def reset(self, env_id: int, seed: int) -> None:
         """Order the episode of this seed to begin; its clock waits for the first answer."""
-        self.send(row, seed)
+        self.send(env_id, seed)
 
-    def answer(self, row: int, shown: Shown, values: Values) -> None:
+    def answer(self, env_id: int, shown: Shown, values: Values) -> None:
         """Let a game take ``values`` at its next tick, if nothing newer comes."""
-        self.send(row, Answer(shown.number, values, shown.captured, time.perf_counter()))
+        self.send(env_id, Answer(shown.number, values, shown.captured, time.perf_counter()))
 
-    def news(self, rows: Sequence[int] = ()) -> dict[int, Shown | Episode]:
-        """What has happened since the last call, by row in order: the newest frame, or the end of an episode.
+    def news(self, env_ids: Sequence[int] = ()) -> dict[int, Shown | Episode]:
+        """What has happened since the last call, by env_id in order: the newest frame, or the end of an episode.
 
         Args:
-            rows: wait for news of all of these; otherwise for any.
+            env_ids: wait for news of all of these; otherwise for any.
         """
         with self._changed:
-            self._changed.wait_for(lambda: (self._news and all(row in self._news for row in rows)) or self._failed())
+            self._changed.wait_for(lambda: (self._news and self._news.keys() >= set(env_ids)) or self._failed())
             news, self._news = self._news, {}
-        return {row: self.checked(row, self._raised(news[row])) for row in sorted(news)}
+        return {env_id: self.checked(env_id, self._raised(news[env_id])) for env_id in sorted(news)}
 
     def _failed(self) -> bool:
         return any(not isinstance(message, Shown | Episode) for message in self._news.values())
 
     def _raised(self, message: Any) -> Any:
         if isinstance(message, _Ended):
-            raise self.ended(message.row)
+            raise self.ended(message.env_id)
         return message
 
     def _read(self) -> None:
         """Take frames as soon as they come, in a thread, so that no game waits for the player."""
-        rows: dict[Any, int] = {pipe: row for row, pipe in enumerate(self.pipes)}
-        while rows:
-            ready: list[Any] = wait(list(rows))
+        open_pipes: dict[Any, int] = {pipe: env_id for env_id, pipe in enumerate(self.pipes)}
+        while open_pipes:
+            ready: list[Any] = wait(list(open_pipes))
             for pipe in ready:
-                row = rows[pipe]
+                env_id = open_pipes[pipe]
                 try:
                     message = pipe.recv()
                 except Exception:  # also of a process that has ended in the middle of a message
-                    message = _Ended(rows.pop(pipe))
+                    message = _Ended(open_pipes.pop(pipe))
                 with self._changed:
-                    before = self._news.get(row)
+                    before = self._news.get(env_id)
                     self.superseded += isinstance(before, Shown)
                     if not isinstance(before, Failure):  # which is why the process ends
-                        self._news[row] = message
+                        self._news[env_id] = message
                     self._changed.notify()
 
     def _close_pipes(self) -> None:
@@ -180,7 +180,7 @@ class RealTimeGames(GameProcesses):
 
 
 class _Ended(NamedTuple):
-    row: int
+    env_id: int
 
 
 def _keep_time(running: RunningGame, pipe: Connection, privileged: bool) -> None:
@@ -216,7 +216,7 @@ def _play_episode(running: RunningGame, pipe: Connection, privileged: bool, seed
 
 
 class _Answers:
-    """What a game has been told to press."""
+    """What a game is to press."""
 
     def __init__(self, pipe: Connection, episode: Episode) -> None:
         self.pipe, self.episode = pipe, episode

@@ -1,9 +1,9 @@
 """Corrections: a policy plays, an expert takes over at times, and a policy learns from what the expert did.
 
-Place in the pipeline: ``bczoo record --policy P --expert E`` (:mod:`bczoo.record.demonstrations`) loads a policy and comes here;
-the recordings go to ``bczoo fit`` beside the demonstrations. Every frame is marked with whose action followed it: the
-policy's own (system) stay in view as past actions but are not learned from, the expert's (user) are (paper 2601.04575,
-correction data). With ``dagger`` every frame is labelled with what the expert would have done instead.
+Place in the pipeline: ``bczoo record --policy P --expert E`` (:mod:`bczoo.record.command`) loads a policy and comes
+here; the recordings go to ``bczoo fit`` beside the demonstrations. Every frame is marked with whose action followed it:
+the policy's own (system) stay in view as past actions but are not learned from, the expert's (user) are (paper
+2601.04575, correction data). With ``dagger`` every frame is labelled with what the expert would have done instead.
 
 Several games are played side by side, so that the policy answers all of them with one forward pass. A person takes
 over in :mod:`bczoo.record.keyboard`.
@@ -12,27 +12,20 @@ over in :mod:`bczoo.record.keyboard`.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from bczoo.core.actions import Decision, Values
-from bczoo.core.devices import play_threads, usable_device
 from bczoo.core.errors import UserError
+from bczoo.core.workers import closing_on_sigterm
 from bczoo.data.recording import RecordingExistsError
 from bczoo.games.game import Expert, Game, RunningGame
-from bczoo.games.workers import closing_on_sigterm
-from bczoo.hub.source import locate
-from bczoo.models.policy import Policy
-from bczoo.nn.sampling import check_sampling
-from bczoo.play.agent import Agent
 from bczoo.play.episodes import check_playable
-from bczoo.record.demonstrations import Todo, recording_of
+from bczoo.record.episode import Todo, episode_writer
+from bczoo.record.playing import PlayingPolicy
 
 
 @dataclass(frozen=True)
@@ -68,7 +61,7 @@ class TakeoverRule:
 
 
 class Takeovers:
-    """Who plays, step by step, in one episode; its draws depend on the episode's seed alone.
+    """Who plays, step by step, in one episode; what it samples depends on the episode's seed alone.
 
     Args:
         rule: when the expert takes over.
@@ -77,7 +70,7 @@ class Takeovers:
 
     def __init__(self, rule: TakeoverRule, seed: int) -> None:
         self.rule = rule
-        self._rng = np.random.default_rng((seed, 2))  # apart from the policy's draws
+        self._rng = np.random.default_rng((seed, 2))  # apart from the policy's numbers
         self._left = 0  # steps that the expert still plays
 
     def __call__(self) -> bool:
@@ -89,66 +82,6 @@ class Takeovers:
             self._left = int(self._rng.integers(low, high + 1))
         self._left -= 1
         return True
-
-
-@dataclass
-class PlayingPolicy:
-    """A policy that plays while it is recorded.
-
-    Args:
-        policy: the policy.
-        name: tells its weights and how it plays; recordings of different policies have different names.
-        source: where it came from, as the user named it.
-        text: its instruction.
-        embedding: of the instruction, (E,).
-        temperature: of its sampling.
-        greedy: takes the most likely action instead of sampling.
-    """
-
-    policy: Policy
-    name: str
-    source: str
-    text: str | None = None
-    embedding: np.ndarray | None = None
-    temperature: float = 1.0
-    greedy: bool = False
-
-    @classmethod
-    def load(
-        cls, source: str, text: str | None, temperature: float, greedy: bool, device: str, revision: str | None
-    ) -> PlayingPolicy:
-        """The policy of a folder, run, checkpoint or repository; options as of :func:`bczoo.record.demonstrations.record`."""
-        check_sampling(temperature)
-        found = locate(source, revision)
-        policy = found.load(device=usable_device(device))
-        if text is None and (text := found.record.get("instruction")):
-            print(f"instruction: {text}")
-        name = f"policy-{_fingerprint(policy, text, temperature, greedy)}"
-        return cls(
-            policy, name, source, text or None, policy.embed(text).numpy() if text else None, temperature, greedy
-        )
-
-    def agent(self, games: int, seed: int) -> Agent:
-        return self.policy.for_play().agent(games, temperature=self.temperature, greedy=self.greedy, seed=seed)
-
-    @contextlib.contextmanager
-    def suited_threads(self) -> Iterator[None]:
-        """One processor thread while a small policy plays."""
-        threads = torch.get_num_threads()
-        play_threads(self.policy)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(threads)
-
-
-def _fingerprint(policy: Policy, text: str | None, temperature: float, greedy: bool) -> str:
-    """Eight digits that change with the weights, the architecture and the way of playing."""
-    digest = hashlib.sha256(json.dumps([policy.config, text, temperature, greedy], sort_keys=True).encode())
-    for name, tensor in sorted(policy.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:8]
 
 
 def record_corrections(
@@ -176,50 +109,49 @@ def record_corrections(
     """
     if parallel < 1:
         raise UserError(f"parallel must be at least 1, got {parallel}")
-    check_playable(game, playing.policy.input_spec)
-    waiting, rows = iter(todo), range(min(parallel, len(todo)))
+    check_playable(game, playing.opened.policy.input_spec)
+    waiting, env_ids = iter(todo), range(min(parallel, len(todo)))
     returns: list[float | None] = []
     current: dict[int, _Episode] = {}
     with contextlib.ExitStack() as stack:
         stack.enter_context(closing_on_sigterm())
-        stack.enter_context(playing.suited_threads())
-        running = [stack.enter_context(game.open(for_expert=rule is not None)) for _ in rows]
+        running = [stack.enter_context(game.open(for_expert=rule is not None)) for _ in env_ids]
         stack.callback(_discard, current)  # what is cut short
-        agent = playing.agent(len(rows), todo[0][0] if todo else 0)
+        agent = stack.enter_context(playing.agent(len(env_ids), todo[0][0] if todo else 0))
 
-        def begin(row: int) -> None:
+        def begin(env_id: int) -> None:
             for seed, folder in waiting:
                 try:
-                    current[row] = _Episode(game, running[row], playing, rule, seed, folder, size)
+                    current[env_id] = _Episode(game, running[env_id], playing, rule, seed, folder, size)
                 except RecordingExistsError:
                     ended(None)
                 else:
-                    agent.reset(row, seed)
+                    agent.reset(env_id, seed)
                     return
 
         def ended(total: float | None) -> None:
             returns.append(total)
             on_episode()
 
-        for row in rows:
-            begin(row)
+        for env_id in env_ids:
+            begin(env_id)
         while current:
             active = sorted(current)
-            frames = [current[row].frame for row in active]
+            frames = [current[env_id].frame for env_id in active]
             decisions = agent.step_many(active, frames, [playing.embedding] * len(active))
-            for row, decision in zip(active, decisions, strict=True):
-                episode = current[row]
+            for env_id, decision in zip(active, decisions, strict=True):
+                episode = current[env_id]
                 done = episode.step(decision)
                 if episode.executed is not decision.values:
-                    agent.override_last_action(row, episode.executed)
+                    agent.override_last_action(env_id, episode.executed)
                 if done:
                     try:
                         episode.writer.close()
                         ended(episode.total)
                     except RecordingExistsError:
                         ended(None)
-                    del current[row]
-                    begin(row)
+                    del current[env_id]
+                    begin(env_id)
     return returns
 
 
@@ -250,8 +182,8 @@ class _Episode:
         self.total = 0.0
         self.executed: Values = {}  # in the last step
         self.frame, self.info = running.reset(seed)
-        user = f"{playing.source} ({playing.name})" + (" and expert" if rule is not None else "")
-        self.writer = recording_of(game, folder, size, user, playing.text)
+        user = playing.described + (" and expert" if rule is not None else "")
+        self.writer = episode_writer(game, folder, size, user, playing.text)
 
     def step(self, decision: Decision) -> bool:
         """Play and write one step, the policy's decision or the expert's; returns whether the episode is over."""

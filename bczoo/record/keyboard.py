@@ -1,8 +1,8 @@
-"""A person at the keyboard: a window that shows the game in real time and tells what is pressed.
+"""A person at the keyboard: a window that shows the game in real time and reads what is pressed.
 
 Place in the pipeline: ``bczoo record --agent keyboard`` records demonstrations of a person,
 ``bczoo record --policy P --expert keyboard`` a policy that a person corrects. Both come from
-:mod:`bczoo.record.demonstrations`; episodes are played in this process, one after the other.
+:mod:`bczoo.record.command`; episodes are played in this process, one after the other.
 
 A frame is shown for one step of game time; what was pressed by its end is the action that answers it. The window is
 pygame's, which is imported when it opens.
@@ -22,14 +22,14 @@ import numpy as np
 
 from bczoo.core.actions import BinnedGroup, HeldGroup, Values
 from bczoo.core.errors import UserError
+from bczoo.core.workers import closing_on_sigterm
 from bczoo.data.recording import RecordingExistsError
 from bczoo.games.bindings import MOUSE_BUTTON_NAMES, inputs_in
 from bczoo.games.game import Game, RunningGame
-from bczoo.games.workers import closing_on_sigterm
 from bczoo.play.agent import Agent
 from bczoo.play.episodes import check_playable
-from bczoo.record.corrections import PlayingPolicy
-from bczoo.record.demonstrations import Todo, recording_of
+from bczoo.record.episode import Todo, episode_writer
+from bczoo.record.playing import PlayingPolicy
 
 HOLDS_S = 0.5  # a person keeps the controls for so long after the last input
 MOVED_PX = 3  # mouse motion in a step from which on it takes over; a hand at rest moves less
@@ -113,7 +113,7 @@ class Window:
         pygame.display.flip()
 
     def wait(self) -> Pressed:
-        """Wait until the step's time is over and tell what was pressed."""
+        """Wait until the step's time is over; returns what was pressed."""
         now = time.perf_counter()
         if now < self._next_at:
             time.sleep(self._next_at - now)
@@ -205,9 +205,8 @@ def record_by_hand(
         stack.enter_context(closing_on_sigterm())
         agent = None
         if playing is not None:
-            check_playable(game, playing.policy.input_spec)
-            stack.enter_context(playing.suited_threads())
-            agent = playing.agent(1, todo[0][0] if todo else 0)
+            check_playable(game, playing.opened.policy.input_spec)
+            agent = stack.enter_context(playing.agent(1, todo[0][0] if todo else 0))
         window = stack.enter_context(contextlib.closing(Window(game)))
         running = stack.enter_context(game.open())
         for seed, folder in todo:
@@ -236,10 +235,10 @@ def _episode(
     size: int,
 ) -> float:
     """Play and write one episode; if the window is closed nothing is written."""
-    user = "keyboard" if playing is None else f"{playing.source} ({playing.name}) and keyboard"
+    user = "keyboard" if playing is None else f"{playing.described} and keyboard"
     text, embedding = (None, None) if playing is None else (playing.text, playing.embedding)
     total, acting, done = 0.0, agent is None, False
-    with recording_of(running.game, folder, size, user, text) as writer:
+    with episode_writer(running.game, folder, size, user, text) as writer:
         frame, _ = running.reset(seed)
         if agent is not None:
             agent.reset(0, seed)

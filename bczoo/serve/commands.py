@@ -1,6 +1,6 @@
 """``bczoo serve``: a policy plays games that run elsewhere and send their frames.
 
-Place in the pipeline: loads a policy from anywhere (:mod:`bczoo.hub.source`), opens the sockets
+Place in the pipeline: loads a policy from anywhere (:mod:`bczoo.play.open`), opens the sockets
 (:mod:`bczoo.serve.listen`) and runs a :class:`~bczoo.serve.server.Server` until Ctrl-C or SIGTERM.
 """
 
@@ -13,10 +13,10 @@ import socket as sockets
 import sys
 from collections.abc import Callable
 
-from bczoo.core.devices import DTYPES, Precision, play_threads, usable_device
+from bczoo.core.devices import Precision
 from bczoo.core.errors import UserError
-from bczoo.hub.source import locate
 from bczoo.play.latency import latency_table
+from bczoo.play.open import open_policy
 from bczoo.serve.instructions import follow_lines
 from bczoo.serve.listen import PUBLISHED_PATH, listen_on_tcp, listen_on_unix, told_address
 from bczoo.serve.server import Server, Totals
@@ -69,14 +69,10 @@ def serve(
     """
     if clients < 1:
         raise UserError(f"clients must be at least 1, got {clients}")
-    found = locate(policy, revision)
-    loaded = found.load(device=usable_device(device), dtype=DTYPES[dtype] if dtype else None)
-    play_threads(loaded, threads)
-    if text is None:
-        text = found.record.get("instruction")
-    loaded = loaded.for_play()
+    opened = open_policy(policy, revision, device, dtype, text, temperature, top_p, say)
+    loaded = opened.for_play(threads)
     agent = loaded.agent(clients, temperature=temperature, top_p=top_p, greedy=greedy)
-    server = Server(agent, seed, text, say=say)
+    server = Server(agent, seed, opened.text, say=say)
     if text:
         say(f"instruction: {text}")
     if socket is None and tcp is None:

@@ -1,10 +1,9 @@
 """``bczoo study confusion``: many small policies on Doom, measured by everything that claims to see causal confusion.
 
-Place in the pipeline: records demonstrations (:mod:`bczoo.record.demonstrations`), trains one policy per
-:class:`Trial`, and measures each of them in four ways: on held-out recordings (loss, metrics of
-:mod:`bczoo.train.metrics`, causality score), on interventions (:mod:`bczoo.studies.interventions`) and in play.
-:mod:`bczoo.studies.confusion_report` makes tables and plots of the rows. Every trial leaves its row in a file, so an
-interrupted study goes on, and a longer plan adds to it.
+Place in the pipeline: records demonstrations (:mod:`bczoo.record`), trains one policy per :class:`Trial`, and
+measures each of them in four ways: on held-out recordings (loss, metrics of :mod:`bczoo.train.metrics`, causality score), on
+interventions (:mod:`bczoo.studies.interventions`) and in play. :mod:`bczoo.studies.confusion_report` makes tables and
+plots of the rows. Every trial leaves its row in a file, so an interrupted study goes on, and a longer plan adds to it.
 
 Two worlds invite confusion: ``deadly_corridor``, where long stretches of one action follow each other, and
 ``health_gathering`` with an expert that holds every decision for four steps, so that the past action predicts the next
@@ -29,17 +28,17 @@ import torch
 from bczoo.core.devices import usable_device
 from bczoo.core.errors import UserError
 from bczoo.core.files import write_json
+from bczoo.core.workers import default_workers, in_processes
 from bczoo.data.module import RecordingDataModule
 from bczoo.games.game import make_game
-from bczoo.games.players import Holding, make_player
-from bczoo.games.workers import default_workers, in_processes
+from bczoo.games.players import ActionRepeat, make_player
 from bczoo.models.bc.decoder import ActionDecoder, BackboneHeads, Decoder, IndependentHeads
 from bczoo.models.bc.policy import BCPolicy
 from bczoo.models.bc.transformer import PolicyTransformer
 from bczoo.nn.encoders import ImageEncoder
 from bczoo.play.agent import PolicyPlayer
 from bczoo.play.episodes import play
-from bczoo.record.demonstrations import record
+from bczoo.record.command import record
 from bczoo.studies.intervention_scores import accuracy, score
 from bczoo.studies.interventions import Interventions, collect
 from bczoo.train.callbacks.causality import CausalityScore
@@ -264,7 +263,10 @@ def prepare(world: World, plan: Plan, folder: Path, workers: int) -> None:
     path = folder / "baselines.json"
     known = json.loads(path.read_text()) if path.exists() else {}
     if world.name not in known:
-        players = {"expert": Holding(make_player("expert", game), world.hold), "random": make_player("random", game)}
+        players = {
+            "expert": ActionRepeat(make_player("expert", game), world.hold),
+            "random": make_player("random", game),
+        }
         played = {k: play(game, p, world.games, PLAY_SEED, world.games).mean for k, p in players.items()}
         write_json(path, known | {world.name: played}, indent=1)
 

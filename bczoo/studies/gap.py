@@ -27,7 +27,6 @@ from tqdm import tqdm
 
 from bczoo.causality.scores import kl
 from bczoo.core.actions import ActionSpace, Values
-from bczoo.core.devices import usable_device
 from bczoo.core.errors import UserError
 from bczoo.core.files import write_json
 from bczoo.core.frames import FILTERS, resize
@@ -37,10 +36,10 @@ from bczoo.data.recording import RecordingWriter, parse_steps, read_annotation
 from bczoo.data.video import read_frames
 from bczoo.games.game import Game, make_game
 from bczoo.games.players import make_player
-from bczoo.hub.source import locate
 from bczoo.models.bc.decoder import Logits
 from bczoo.models.policy import Policy
 from bczoo.play.episodes import check_playable, play
+from bczoo.play.open import open_policy
 from bczoo.train.loss import bc_loss
 
 GAME = "game"
@@ -591,14 +590,6 @@ def _labels(policies: Sequence[str]) -> list[str]:
 
 
 def _load(source: str, game: Game, device: str, revision: str | None = None) -> Subject:
-    found = locate(source, revision)
-    policy = found.load(device=usable_device(device))
-    check_playable(game, policy.input_spec)
-    instruction = found.record.get("instruction")
-    if not instruction:
-        return Subject(policy)
-    if policy.text_encoder is None:
-        raise UserError(
-            f"{source} was fine-tuned under the instruction {instruction!r}, but has no text_encoder to embed it"
-        )
-    return Subject(policy, policy.text_encoder([instruction])[0].float().cpu())
+    opened = open_policy(source, revision, device)
+    check_playable(game, opened.policy.input_spec)
+    return Subject(opened.policy, opened.embedding())

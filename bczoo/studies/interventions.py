@@ -49,7 +49,7 @@ from bczoo.core.frames import resize
 from bczoo.games.doom import DoomEnv
 from bczoo.games.doom_experts import PX_PER_DEGREE
 from bczoo.games.game import Expert, RunningGame, make_game
-from bczoo.record.demonstrations import Bursts
+from bczoo.record.demonstrations import ActionNoise
 
 CONTROL = "none"
 KINDS = ("turn", "remove", "summon", "history", CONTROL)
@@ -242,8 +242,8 @@ def _check(cases: int, window: int, kinds: Sequence[str], hold: int) -> None:
 
 
 def _play(running: RunningGame, seed: int, size: int, noise: float, hold: int) -> _Played:
-    """The episode as :func:`bczoo.record.demonstrations.record_episode` plays it."""
-    expert, bursts = running.game.make_expert(), Bursts(running.game, noise, seed)
+    """The episode as :func:`bczoo.record.demonstrations.demonstrate_episode` plays it."""
+    expert, bursts = running.game.make_expert(), ActionNoise(running.game, noise, seed)
     played = _Played(seed, [], [], [], [], {})
     frame, info = running.reset(seed)
     expert.reset(seed)

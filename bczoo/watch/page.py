@@ -1,10 +1,10 @@
 """A page on this computer that shows a game while it is played: the picture, what is pressed, how likely it was.
 
 Place in the pipeline: whoever plays calls :meth:`Watch.show` with every frame and the
-:class:`~bczoo.core.actions.Decision` that answers it. Only the newest is kept. A thread per viewer turns it into JPEG and
-JSON when the viewer can take it, so that a slow viewer, or none, costs the game nothing but a copy of the frame.
+:class:`~bczoo.core.actions.Decision` that answers it. Only the newest is kept. A thread per viewer turns it into JPEG
+and JSON when the viewer can take it, so that a slow viewer, or none, costs the game nothing but a copy of the frame.
 
-``GET /`` is the page (``watch.html``); ``GET /stream`` is what it reads, one JSON object a line, told apart by its
+``GET /`` is the page (``watch.html``); ``GET /stream`` is what it reads, one JSON object a line, distinguished by its
 ``kind``: ``hello`` (title and action space), ``step``, ``waiting`` (once a second without a new frame) and ``end``.
 """
 
@@ -37,7 +37,7 @@ from PIL import Image
 
 from bczoo.core.actions import ActionSpace, BinnedGroup, Decision
 from bczoo.core.errors import UserError
-from bczoo.games.draw import BARS, likeliest
+from bczoo.games.render import BARS, likeliest
 
 MOST_VIEWERS = 8
 MOST_CONNECTIONS = 32  # pages that load and viewers together
@@ -369,17 +369,17 @@ class _Handler(BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         if self.headers.get("Host", "").lower() not in self.server.hosts:
             port = self.server.server_port
-            self._tell(HTTPStatus.FORBIDDEN, f"This page answers to http://localhost:{port}/ only.")
+            self._respond(HTTPStatus.FORBIDDEN, f"This page answers to http://localhost:{port}/ only.")
         elif path == "/":
             body, policy = _page()
             self._begin(HTTPStatus.OK, "text/html", policy, len(body))
             self.wfile.write(body)
         elif path != "/stream":
-            self._tell(HTTPStatus.NOT_FOUND, "There is only / here.")
+            self._respond(HTTPStatus.NOT_FOUND, "There is only / here.")
         elif self.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none"):
-            self._tell(HTTPStatus.FORBIDDEN, "Other pages may not watch the game.")
+            self._respond(HTTPStatus.FORBIDDEN, "Other pages may not watch the game.")
         elif not self.server.seats.acquire(blocking=False):
-            self._tell(
+            self._respond(
                 HTTPStatus.SERVICE_UNAVAILABLE, f"{MOST_VIEWERS} viewers are watching; there is no room for more."
             )
         else:
@@ -395,11 +395,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.watch._viewer(self.wfile.write)
 
     def _refuse(self) -> None:
-        self._tell(HTTPStatus.METHOD_NOT_ALLOWED, "This page can only be read.", allow="GET")
+        self._respond(HTTPStatus.METHOD_NOT_ALLOWED, "This page can only be read.", allow="GET")
 
     do_HEAD = do_POST = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = _refuse
 
-    def _tell(self, status: HTTPStatus, text: str, **headers: str) -> None:
+    def _respond(self, status: HTTPStatus, text: str, **headers: str) -> None:
         body = text.encode()
         self._begin(status, "text/plain", length=len(body), **headers)
         if self.command != "HEAD":

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "games"))  # tiny_game
+sys.path.insert(0, str(Path(__file__).parents[1]))  # tiny_game
 collect_ignore_glob = [] if sys.platform == "linux" else ["test_*.py"]
 
 

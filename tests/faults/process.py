@@ -167,7 +167,7 @@ class _Nursery:
     """Starts the process that forks the children."""
 
     def __init__(self) -> None:
-        paths = [str(TESTS.parent), str(TESTS), str(TESTS / "games")]
+        paths = [str(TESTS.parent), str(TESTS)]
         self._process = subprocess.Popen(
             [sys.executable, __file__],
             stdin=subprocess.PIPE,
@@ -197,7 +197,7 @@ def _serve() -> None:
     import bczoo.cli.trainer
     import bczoo.data.check
     import bczoo.hub.commands
-    import bczoo.record.demonstrations
+    import bczoo.record.command
     import bczoo.train.callbacks.play
     from bczoo import __all__ as names
 

@@ -16,8 +16,8 @@ from bczoo.core.actions import ActionSpace
 from bczoo.core.frames import resize
 from bczoo.core.spec import InputSpec
 from bczoo.games import ExpertPlayer, make_game
-from bczoo.games.players import Holding
-from bczoo.record.demonstrations import Bursts
+from bczoo.games.players import ActionRepeat
+from bczoo.record.demonstrations import ActionNoise
 from bczoo.studies.intervention_scores import Scores, accuracy, score
 from bczoo.studies.interventions import Interventions, collect
 
@@ -34,7 +34,7 @@ def cases(request) -> Interventions:
 
 def live(game, running, episode: int, hold: int, until: int, change: str):
     """The expert plays anew, without a replay; yields every frame and decision, the last one after the change."""
-    player, bursts = Holding(ExpertPlayer(game), hold), Bursts(game, NOISE, episode)
+    player, bursts = ActionRepeat(ExpertPlayer(game), hold), ActionNoise(game, NOISE, episode)
     player.start(1, episode)
     frame, info = running.reset(episode)
     player.reset(0, episode)

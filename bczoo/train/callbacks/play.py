@@ -15,7 +15,7 @@ import torch
 from bczoo.core.devices import play_threads
 from bczoo.games.game import Game, make_game
 from bczoo.play.agent import PolicyPlayer
-from bczoo.play.episodes import PlayResult, check_playable, play_beside_baselines, record_play, score_table
+from bczoo.play.episodes import PlayResult, check_playable, play_beside_baselines, play_to_video, score_table
 
 
 class PlayGame(L.Callback):
@@ -74,7 +74,7 @@ class PlayGame(L.Callback):
         self._log(trainer)
         if self.video:
             Path(self.video).parent.mkdir(parents=True, exist_ok=True)
-            record_play(game, player, self.video, self.seed, max_seconds=self.video_seconds)
+            play_to_video(game, player, self.video, self.seed, max_seconds=self.video_seconds)
             print(f"a game of the policy: {self.video}")
 
     def _log(self, trainer: L.Trainer) -> None:

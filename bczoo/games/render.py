@@ -29,7 +29,7 @@ CAPS = 4  # further keys to show, beside w, a, s and d
 LONGEST = 120  # characters of a text to draw
 
 
-def draw_decision(
+def render_decision(
     frame: np.ndarray,
     decision: Decision,
     caption: str | None = None,

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_game
-from test_pool import wait_for
+from processes import wait_for
 
 from bczoo.core.actions import Decision
 from bczoo.core.errors import UserError
@@ -24,8 +24,10 @@ from bczoo.data.recording import action_values, read_annotation
 from bczoo.data.video import probe, read_frames
 from bczoo.games import Game, PlayedRecordings, RandomPlayer
 from bczoo.games.bindings import VectorBindings
-from bczoo.games.players import Holding
-from bczoo.record.demonstrations import Bursts, episode_name, record
+from bczoo.games.players import ActionRepeat
+from bczoo.record.command import record
+from bczoo.record.demonstrations import ActionNoise
+from bczoo.record.episode import episode_name
 
 CATCH = "tiny_game:catch"
 
@@ -156,7 +158,7 @@ def slow():
 def command(*options: str, before=None) -> subprocess.Popen:
     """``bczoo record`` in a process; ``before`` is called in it."""
     Path("slow_game.py").write_text(SLOW)
-    path = os.pathsep.join([str(Path.cwd()), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(Path.cwd()), str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     arguments = ["record", "--env", "slow_game:slow", "--out", "out", "--workers", "2", *options]
     return subprocess.Popen(
         [sys.executable, "-m", "bczoo", *arguments],
@@ -231,7 +233,7 @@ def test_names_tell_everything_that_changes_an_episode():
 
 def test_noise_turns_in_bursts_and_leaves_the_held_keys():
     game = Game("g", tiny_game.Catch, VectorBindings({"w": 0, "mouse_dx": 1}, 2))
-    bursts = Bursts(game, 0.05, seed=0)
+    bursts = ActionNoise(game, 0.05, seed=0)
     clean = {"keys": ["w"], "mouse_buttons": [], "mouse_dx": 7.5}
     executed = [bursts(clean) for _ in range(4000)]
     disturbed = np.array([v != clean for v in executed])
@@ -241,7 +243,7 @@ def test_noise_turns_in_bursts_and_leaves_the_held_keys():
     assert lengths.min() >= 2
     assert 3 < lengths.mean() < 9
     assert 0.15 < disturbed.mean() < 0.35
-    assert [Bursts(game, 0.0, seed=0)(clean) for _ in range(100)] == [clean] * 100
+    assert [ActionNoise(game, 0.0, seed=0)(clean) for _ in range(100)] == [clean] * 100
 
 
 def test_the_label_under_noise_is_the_clean_action():
@@ -252,10 +254,10 @@ def test_the_label_under_noise_is_the_clean_action():
             executed.append(action)
             return super().step(action)
 
-    from bczoo.record.demonstrations import record_episode
+    from bczoo.record.demonstrations import demonstrate_episode
 
     game = Game("catch", Watched, tiny_game.catch().bindings, tiny_game.CatchExpert)
-    record_episode(game, "expert", 0, "noisy", 32, 0.2)
+    demonstrate_episode(game, "expert", 0, "noisy", 32, 0.2)
     labels = [game.bindings(v) for v in steps("noisy")]
     assert len(labels) == len(executed)
     assert 0.1 < np.mean([a != b for a, b in zip(labels, executed, strict=True)]) < 0.7
@@ -294,8 +296,8 @@ def test_games_side_by_side_hold_their_own_decisions():
             self.count += 1
             return [Decision({"keys": [f"{row}:{self.count}"]}) for row in rows]
 
-    player = Holding(Counting(), 2)
-    assert player.privileged and not Holding(RandomPlayer(tiny_game.catch()), 2).privileged
+    player = ActionRepeat(Counting(), 2)
+    assert player.privileged and not ActionRepeat(RandomPlayer(tiny_game.catch()), 2).privileged
     player.start(2, seed=0)
     player.reset(0, 0)
     player.reset(1, 1)
@@ -318,6 +320,16 @@ def test_source_for_training_plays_once(capsys):
 def test_a_game_out_of_lambdas_reaches_the_workers_by_its_name():
     folders = record("tiny_game:with_lambdas", "out", episodes=2, size=32, workers=2)
     assert all(steps(folder) for folder in folders)
+
+
+def test_a_game_object_is_recorded_as_one_by_name():
+    game = Game(
+        "ab/short", lambda: tiny_game.Catch(), tiny_game.catch().bindings, tiny_game.CatchExpert, time_limit_s=1.0
+    )
+    folders = record(game, "out", episodes=2, size=32, workers=2)
+    assert [Path(f).name for f in folders] == [f"ab-short_expert_32px_00000{i}" for i in range(2)]
+    assert [len(steps(f)) for f in folders] == [20, 20]
+    assert record(game, "out", episodes=2, size=32) == folders
 
 
 def test_wrong_arguments_are_named():

@@ -21,7 +21,7 @@ import pytest
 
 from bczoo.core.actions import ActionSpace, Decision
 from bczoo.core.errors import UserError
-from bczoo.games.draw import likeliest
+from bczoo.games.render import likeliest
 from bczoo.watch import page as watch_module
 from bczoo.watch.page import MOST_CONNECTIONS, MOST_VIEWERS, Watch
 

@@ -7,15 +7,16 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from multiprocessing.connection import Connection
 
 import pytest
-from test_pool import session, wait_for
+from processes import session, wait_for
 
+from bczoo.core import workers
 from bczoo.core.errors import UserError
-from bczoo.games import workers
-from bczoo.games.workers import WorkerError, in_processes
+from bczoo.core.workers import WorkerError, in_processes
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kills processes")
 
@@ -44,6 +45,12 @@ def test_a_failure_is_raised_here_with_its_traceback():
         in_processes(failing, [(0,), (1,)], 2)
     with pytest.raises(UserError, match=r"^wrong game$"):
         in_processes(failing, [(0,), (2,)], 2)
+
+
+def test_what_cannot_be_sent_is_named_without_speaking_of_games():
+    with pytest.raises(UserError, match=r"^cannot send a task to other processes \(.*lock.*: use workers=1$"):
+        in_processes(later_first, [(threading.Lock(),), (1,)], 2)
+    assert in_processes(lambda n: n + 1, [(1,), (2,)], 2) == [2, 3], "by value"
 
 
 def ending(how: str, number: int) -> bytes:
@@ -90,7 +97,7 @@ def test_a_worker_that_does_not_end_is_killed(monkeypatch):
 
 ORPHANED = """
 import os, sys, time
-from bczoo.games import workers
+from bczoo.core import workers
 
 workers.CLOSING_S = 0.5
 stubborn = sys.argv[2] == "stubborn"

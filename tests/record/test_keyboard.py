@@ -18,7 +18,7 @@ from bczoo.games.bindings import DictBindings, DiscreteBindings, VectorBindings
 from bczoo.games.game import Game
 from bczoo.play.agent import Agent
 from bczoo.record import keyboard
-from bczoo.record.demonstrations import record
+from bczoo.record.command import record
 from bczoo.record.keyboard import NAMED_KEYS, Window
 
 pygame = pytest.importorskip("pygame")
@@ -185,13 +185,13 @@ def test_escape_ends_an_episode_and_keeps_it_and_closing_the_window_stops(script
 def test_an_episode_that_another_process_has_recorded_stays(script, monkeypatch, capsys):
     (first,) = record(CATCH, "one", agent="keyboard", episodes=1, size=64)
 
-    def recording_of(game, folder, *others, make=keyboard.recording_of):
+    def recording_of(game, folder, *others, make=keyboard.episode_writer):
         writer = make(game, folder, *others)
         if folder.name == Path(first).name:
             shutil.copytree(first, folder)
         return writer
 
-    monkeypatch.setattr(keyboard, "recording_of", recording_of)
+    monkeypatch.setattr(keyboard, "episode_writer", recording_of)
     folders = record(CATCH, "two", agent="keyboard", episodes=2, size=64)
     assert sorted(str(p) for p in Path("two").iterdir()) == folders and len(folders) == 2
     assert "2 episodes of tiny_game:catch in two, 1 of them were already there" in capsys.readouterr().out

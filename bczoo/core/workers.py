@@ -1,13 +1,13 @@
 """Worker processes that leave nothing behind and wait for nobody.
 
-Place in the pipeline: :func:`bczoo.play.episodes.play_in_processes` and :mod:`bczoo.record.demonstrations` spread
-episodes over processes with :func:`in_processes`, :mod:`bczoo.play.pool` runs one game per process; both start, feed
-and end them as :class:`Workers`.
+Place in the pipeline: whatever is spread over processes. :func:`in_processes` shares out tasks (episodes that are
+played or recorded); :mod:`bczoo.play.envs` runs one game per process. Both start, feed and end them as
+:class:`Workers`.
 
 Every process has a pipe of its own and shares nothing else, neither queues nor locks: one that is killed, at whatever
-moment, closes its pipe, and that is all that anybody waits for. Games may run engines as processes of their own, so
-every way to end, short of SIGKILL, has to reach their ``close()``: SIGTERM becomes SystemExit, and a worker whose
-parent has died ends too.
+moment, closes its pipe, and that is all that anybody waits for. What runs in a worker may have started processes of its
+own (games run engines), so every way to end, short of SIGKILL, has to reach its ``finally`` blocks: SIGTERM becomes
+SystemExit, and a worker whose parent has died ends too.
 """
 
 from __future__ import annotations
@@ -30,16 +30,17 @@ from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import Any, TypeVar
 
+import cloudpickle
+
 from bczoo.core.errors import UserError
 
 Result = TypeVar("Result")
-ALONE = "workers=1"  # does without other processes
 CLOSING_S = 10.0  # time that a worker has to end before it is stopped, and then killed
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
 class WorkerError(UserError):
-    """A worker process failed, or has ended; the message holds its traceback, as this process's tells nothing."""
+    """A worker process failed, or has ended; the message holds its traceback, as this process's says nothing."""
 
 
 def default_workers() -> int:
@@ -63,24 +64,47 @@ def closing_on_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def pack(what: Any, instead: str) -> bytes:
-    """Something that holds a game, on its way to another process.
+@dataclass(frozen=True)
+class Parcel:
+    """What is sent to worker processes, for the messages.
 
     Args:
-        what: has to be picklable.
-        instead: argument that does without other processes, for the message.
+        name: what it is.
+        instead: argument that does without other processes.
+        hint: one more way out.
+    """
+
+    name: str = "a task"
+    instead: str = "workers=1"
+    hint: str = ""
+
+    @property
+    def ways_out(self) -> str:
+        return f"{self.hint}; or use {self.instead}" if self.hint else f"use {self.instead}"
+
+
+def pack(what: Any, parcel: Parcel) -> bytes:
+    """Something on its way to another process; :func:`unpack` is the inverse.
+
+    What modules define goes by its name. Lambdas, functions within functions and all that was typed into a notebook go
+    by value, with cloudpickle; a script's own classes do not, since its workers import the script and would have two of
+    each.
     """
     try:
-        return pickle.dumps(what)
+        if not _main_is_importable():
+            return cloudpickle.dumps(what)
+        try:
+            return pickle.dumps(what)
+        except Exception:
+            return cloudpickle.dumps(what)
     except Exception as error:
         raise UserError(
-            f"cannot send the game to other processes ({error}). Name it package.module:function, so that they "
-            "make it themselves; or make its Game out of functions, classes or functools.partial instead of "
-            f"lambdas; or use {instead}"
+            f"cannot send {parcel.name} to other processes ({error}). Locks, open files and the like have to be made "
+            f"where they are used: {parcel.ways_out}"
         ) from error
 
 
-def unpack(packed: bytes, instead: str) -> Any:
+def unpack(packed: bytes, parcel: Parcel) -> Any:
     """Inverse of :func:`pack`, in the other process."""
     try:
         return pickle.loads(packed)
@@ -88,9 +112,16 @@ def unpack(packed: bytes, instead: str) -> Any:
         raise
     except Exception as error:
         raise UserError(
-            f"a worker process cannot make the game ({type(error).__name__}: {error}). Put what it is made of into "
-            f"a module that can be imported, or use {instead}"
+            f"a worker process cannot make {parcel.name} ({type(error).__name__}: {error}). Put what it is made of "
+            f"into a module that can be imported, or use {parcel.instead}"
         ) from error
+
+
+def _main_is_importable() -> bool:
+    """Whether a spawned process runs the same ``__main__``; it cannot where that was typed in."""
+    main = sys.modules["__main__"]
+    file = getattr(main, "__file__", None)
+    return getattr(main, "__spec__", None) is not None or (file is not None and os.path.exists(file))
 
 
 @dataclass(frozen=True)
@@ -98,7 +129,7 @@ class Failure:
     """Why a worker ends: the error where it speaks to the user, and what Python says of any other."""
 
     error: UserError | None
-    told: str
+    traceback: str
 
 
 class Workers:
@@ -124,8 +155,8 @@ class Workers:
 
     def __enter__(self) -> Any:
         try:
-            for row in range(self.count):
-                self._start(row)
+            for worker in range(self.count):
+                self._start(worker)
             self._started()
         except BaseException:
             self._end(at_once=True)
@@ -135,53 +166,53 @@ class Workers:
     def __exit__(self, kind: type[BaseException] | None, *rest: BaseException | TracebackType | None) -> None:
         self._end(at_once=kind is not None)
 
-    def send(self, row: int, order: Any) -> None:
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # what is received next tells why
-            self.pipes[row].send(order)
+    def send(self, worker: int, order: Any) -> None:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # what is received next says why
+            self.pipes[worker].send(order)
 
-    def ready(self, rows: Iterable[int]) -> list[int]:
-        """Those of ``rows`` that have a message; waits for one."""
-        by_pipe = {self.pipes[row]: row for row in rows}
+    def ready(self, workers: Iterable[int]) -> list[int]:
+        """Those of ``workers`` that have a message; waits for one."""
+        by_pipe = {self.pipes[worker]: worker for worker in workers}
         return sorted(by_pipe[pipe] for pipe in wait(list(by_pipe)))  # type: ignore[index]
 
-    def receive(self, row: int) -> Any:
+    def receive(self, worker: int) -> Any:
         """The next message of a worker; its failure is raised here."""
         try:
-            message = self.pipes[row].recv()
+            message = self.pipes[worker].recv()
         except (EOFError, OSError):  # also in the middle of a message
-            raise self.ended(row) from None
-        return self.checked(row, message)
+            raise self.ended(worker) from None
+        return self.checked(worker, message)
 
-    def checked(self, row: int, message: Any) -> Any:
-        """A message, if it does not tell of a failure."""
+    def checked(self, worker: int, message: Any) -> Any:
+        """A message, if it is no failure."""
         if not isinstance(message, Failure):
             return message
         if message.error is not None:
             raise message.error
-        raise self.failure(f"{self._told(row)} failed in its process:\n{message.told}")
+        raise self.failure(f"{self._label(worker)} failed in its process:\n{message.traceback}")
 
-    def ended(self, row: int) -> WorkerError:
+    def ended(self, worker: int) -> WorkerError:
         """The error for a process that ended without a word."""
-        self.processes[row].join(CLOSING_S)
-        status = self.processes[row].exitcode
+        self.processes[worker].join(CLOSING_S)
+        status = self.processes[worker].exitcode
         how = f"signal {-status}" if status is not None and status < 0 else f"status {status}"
         killed = status is not None and -status == getattr(signal, "SIGKILL", None)
         return self.failure(
-            f"the process of {self._told(row)} has ended ({how})"
+            f"the process of {self._label(worker)} has ended ({how})"
             + ("; if the computer ran out of memory, run fewer at once" if killed else "")
         )
 
-    def _told(self, row: int) -> str:
-        return f"{self.name} ({row + 1} of {self.count})"
+    def _label(self, worker: int) -> str:
+        return f"{self.name} ({worker + 1} of {self.count})"
 
     def _started(self) -> None:
         """Called when all processes have been started."""
 
-    def _start(self, row: int) -> None:
+    def _start(self, worker: int) -> None:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         self.pipes.append(ours)
-        process = context.Process(target=_be_worker, args=(theirs, *self._work), name=f"{self.name} {row}")
+        process = context.Process(target=_be_worker, args=(theirs, *self._work), name=f"{self.name} {worker}")
         self.processes.append(process)
         resource_tracker.ensure_running()  # it would unblock Ctrl-C
         try:
@@ -192,11 +223,11 @@ class Workers:
 
     def _end(self, at_once: bool) -> None:
         started = [process for process in self.processes if process.pid is not None]
-        for row in range(len(started)):
+        for worker in range(len(started)):
             if at_once:
-                started[row].terminate()
+                started[worker].terminate()
             else:
-                self.send(row, None)
+                self.send(worker, None)
         for process in started:
             for stop in (process.terminate, process.kill):
                 process.join(CLOSING_S)
@@ -226,14 +257,16 @@ def in_processes(
     tasks: Sequence[tuple[Any, ...]],
     workers: int | None = None,
     on_result: Callable[[Result], object] | None = None,
+    parcel: Parcel | None = None,
 ) -> list[Result]:
     """Call ``function(*task)`` for every task in spawned processes.
 
     Args:
-        function: a picklable function.
-        tasks: its arguments, picklable.
+        function: what is called.
+        tasks: its arguments; they and the function are sent as by :func:`pack`, the results by pickle.
         workers: processes; None takes one per core. With 1 everything runs in this process.
         on_result: called here with every result as soon as it is there.
+        parcel: what errors call a task.
 
     Returns:
         The results, in the order of the tasks.
@@ -242,15 +275,15 @@ def in_processes(
         WorkerError: a task failed in another process (a UserError is raised as it is), or the process has ended. The
             other processes are stopped.
     """
-    tell = on_result or (lambda result: None)
+    report = on_result or (lambda result: None)
     workers = min(default_workers() if workers is None else workers, len(tasks))
     with closing_on_sigterm():
         if workers > 1:
-            return _spread(function, tasks, workers, tell)
+            return _spread(function, tasks, workers, report, parcel or Parcel())
         results = []
         for task in tasks:
             results.append(function(*task))
-            tell(results[-1])
+            report(results[-1])
         return results
 
 
@@ -258,32 +291,33 @@ def _spread(
     function: Callable[..., Result],
     tasks: Sequence[tuple[Any, ...]],
     workers: int,
-    tell: Callable[[Result], object],
+    report: Callable[[Result], object],
+    parcel: Parcel,
 ) -> list[Result]:
-    waiting = iter(list(enumerate([pack((function, task), ALONE) for task in tasks])))
+    waiting = iter(list(enumerate([pack((function, task), parcel) for task in tasks])))
     current: dict[int, int] = {}  # worker -> task
     results: dict[int, Result] = {}
-    with Workers(workers, "worker", _do_tasks) as pool:
+    with Workers(workers, "worker", _do_tasks, parcel) as pool:
 
-        def feed(row: int) -> None:
+        def feed(worker: int) -> None:
             if (one := next(waiting, None)) is not None:
-                current[row], order = one
-                pool.send(row, order)
+                current[worker], order = one
+                pool.send(worker, order)
 
-        for row in range(workers):
-            feed(row)
+        for worker in range(workers):
+            feed(worker)
         while current:
-            for row in pool.ready(current):
-                result = pool.receive(row)
-                results[current.pop(row)] = result
-                tell(result)
-                feed(row)
+            for worker in pool.ready(current):
+                result = pool.receive(worker)
+                results[current.pop(worker)] = result
+                report(result)
+                feed(worker)
     return [results[i] for i in range(len(tasks))]
 
 
-def _do_tasks(pipe: Connection) -> None:
+def _do_tasks(pipe: Connection, parcel: Parcel) -> None:
     while True:
-        function, task = unpack(next_order(pipe), ALONE)
+        function, task = unpack(next_order(pipe), parcel)
         pipe.send(function(*task))
 
 
@@ -299,13 +333,13 @@ def _be_worker(pipe: Connection, work: Callable[..., None], arguments: tuple[Any
 
 
 def _failure(error: Exception) -> Failure:
-    told = "".join(traceback.format_exception(error))
+    text = "".join(traceback.format_exception(error))
     if not isinstance(error, UserError):
-        return Failure(None, told)
+        return Failure(None, text)
     try:
-        return Failure(pickle.loads(pickle.dumps(error)), told)
+        return Failure(pickle.loads(pickle.dumps(error)), text)
     except Exception:
-        return Failure(UserError(str(error)), told)
+        return Failure(UserError(str(error)), text)
 
 
 def end_with_parent() -> None:

@@ -7,20 +7,21 @@ import os
 import signal
 import subprocess
 import sys
-import time
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny_game
+from processes import session, wait_for
 
 from bczoo.core.actions import Decision
 from bczoo.core.errors import UserError
 from bczoo.games import ExpertPlayer, Game
+from bczoo.play.envs import GameCrashError, SubprocessEnvs, SyncEnvs
 from bczoo.play.episodes import play
-from bczoo.play.pool import GameCrashError, GamePool, GamesHere
 
-HERE = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 
 
 class Ending(tiny_game.Catch):
@@ -94,7 +95,7 @@ class Telling(tiny_game.Catch):
 def test_only_who_needs_infos_gets_them():
     game = Game("telling", Telling, tiny_game.catch().bindings)
     for privileged in (False, True):
-        with GamePool(game, 1, privileged) as there, GamesHere(game, 1, privileged) as here:
+        with SubprocessEnvs(game, 1, privileged) as there, SyncEnvs(game, 1, privileged) as here:
             for games in (there, here):
                 games.reset(0, 5)
                 assert games.see(0).info == {}
@@ -105,7 +106,7 @@ def test_only_who_needs_infos_gets_them():
 
 
 def test_all_games_step_before_any_is_waited_for():
-    games, orders = GamePool(tiny_game.catch(), 2), []
+    games, orders = SubprocessEnvs(tiny_game.catch(), 2), []
     games.send = lambda row, order: orders.append(row)
     games.step(0, {}), games.step(1, {})
     assert orders == [0, 1], "an order waits for nothing"
@@ -140,9 +141,44 @@ def test_what_goes_wrong_in_a_game_is_told_here(env, error, told, realtime):
 
 
 def test_a_game_that_cannot_be_sent_says_why():
-    game = Game("g", lambda: tiny_game.Catch(), tiny_game.catch().bindings)
-    with pytest.raises(UserError, match=r"lambda.*package.module:function.*processes=False"):
+    held = threading.Lock()
+    game = Game("g", lambda: held and tiny_game.Catch(), tiny_game.catch().bindings)
+    with pytest.raises(UserError, match=r"cannot send the game.*lock.*package.module:function.*processes=False"):
         play(game, Drawing(), 1, progress=False, processes=True)
+
+
+def test_a_game_of_lambdas_is_played_in_processes_as_it_is():
+    class Here(Ending):
+        """A class that no module knows by name."""
+
+    game = Game("g", lambda: Here(), tiny_game.catch().bindings)
+    here, there = (play(game, Drawing(), 2, 3, 2, False, processes=processes) for processes in (False, True))
+    assert (here.returns, here.lengths) == (there.returns, there.lengths)
+
+
+NOTEBOOK = """
+import sys
+sys.path.insert(0, {tests!r})
+import tiny_game
+from bczoo.games import Game
+from bczoo.play.episodes import play_in_processes
+
+class Typed(tiny_game.Catch):
+    pass
+
+class Expert(tiny_game.CatchExpert):
+    pass
+
+game = Game("typed", Typed, tiny_game.catch().bindings, Expert)
+print(play_in_processes(game, "expert", 4, workers=2, progress=False).returns)
+"""
+
+
+def test_what_was_typed_into_a_notebook_reaches_its_workers():
+    code = NOTEBOOK.format(tests=str(TESTS))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    expected = play(tiny_game.catch(), ExpertPlayer(tiny_game.catch()), 4, progress=False)
+    assert done.stdout.strip() == str(expected.returns), done.stderr
 
 
 def test_a_game_that_its_process_cannot_make_says_so(monkeypatch):
@@ -191,7 +227,7 @@ def test_every_game_is_closed_and_no_process_is_left(tmp_path, end, realtime):
     script.write_text(SCRIPT % realtime)
     marks.mkdir()
     process = subprocess.Popen(
-        [sys.executable, str(script), str(marks), str(HERE)],
+        [sys.executable, str(script), str(marks), str(TESTS)],
         stderr=subprocess.PIPE,
         start_new_session=True,
         # a shell's background job ignores Ctrl-C, and so would what it starts
@@ -210,24 +246,6 @@ def test_every_game_is_closed_and_no_process_is_left(tmp_path, end, realtime):
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-
-
-def session(leader: int) -> list[str]:
-    """Processes of a session that have not ended."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            state, _, _, of = (process / "stat").read_text().rpartition(") ")[2].split()[:4]
-            if int(of) == leader and state != "Z":
-                found.append(process.name)
-    return found
-
-
-def wait_for(condition, what: str, seconds: float = 90.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"waited {seconds} s until {what}"
-        time.sleep(0.05)
 
 
 def test_doom_in_processes_is_doom_here():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import types
 
 import numpy as np
@@ -12,7 +13,7 @@ from tiny import tiny_policy
 
 from bczoo.core.actions import Decision
 from bczoo.core.errors import UserError
-from bczoo.games import ExpertPlayer, Game, PlayResult, RandomPlayer, record_play, score_table
+from bczoo.games import ExpertPlayer, Game, PlayResult, RandomPlayer, play_to_video, score_table
 from bczoo.play.agent import PolicyPlayer
 from bczoo.play.command import OneAtATime, play_policy
 from bczoo.play.episodes import play, play_in_processes
@@ -56,8 +57,8 @@ def test_running_games_are_asked_together_and_results_do_not_depend_on_how_many_
     assert player.games == 4 and player.calls[0] == [0, 1, 2, 3]
     assert len(player.calls) < 0.5 * sum(many.lengths), "one call for several games"
     assert player.resets[:4] == [(0, 3), (1, 4), (2, 5), (3, 6)] and len(player.resets) == 7
-    one = play(game, Copycat(), 7, seed=3, parallel=1, progress=False)
-    spread = play_in_processes(game, "expert", 7, seed=3, workers=2, progress=False)
+    one = play("tiny_game:catch", Copycat(), 7, seed=3, parallel=1, progress=False)
+    spread = play_in_processes("tiny_game:catch", "expert", 7, seed=3, workers=2, progress=False)
     assert (many.returns, many.lengths, many.seeds) == (one.returns, one.lengths, one.seeds)
     assert (many.returns, many.lengths, many.seeds) == (spread.returns, spread.lengths, spread.seeds)
 
@@ -90,8 +91,9 @@ def test_games_are_closed_when_the_player_fails():
 
 
 def test_a_game_that_cannot_be_sent_to_other_processes_says_why():
-    game = Game("g", lambda: tiny_game.Catch(), tiny_game.catch().bindings, tiny_game.CatchExpert)
-    with pytest.raises(UserError, match=r"lambda.*package.module:function.*partial.*workers=1"):
+    held = threading.Lock()
+    game = Game("g", lambda: held and tiny_game.Catch(), tiny_game.catch().bindings, tiny_game.CatchExpert)
+    with pytest.raises(UserError, match=r"cannot send the game.*lock.*package.module:function.*workers=1"):
         play_in_processes(game, "expert", 4, workers=2, progress=False)
     assert play_in_processes(game, "expert", 4, workers=1, progress=False).mean > 4
 
@@ -151,7 +153,7 @@ def test_players_are_told_the_seed_of_every_episode(tmp_path):
     play(Game("ending", Ending, tiny_game.catch().bindings), player, 9, 3, 4, progress=False)
     assert [seed for _, seed in player.resets] == list(range(3, 12))
     player = Copycat()
-    record_play(tiny_game.catch(), player, tmp_path / "play.mp4", seed=7, max_seconds=0.2, size=120)
+    play_to_video(tiny_game.catch(), player, tmp_path / "play.mp4", seed=7, max_seconds=0.2, size=120)
     assert player.resets == [(0, 7)]
 
 
@@ -192,11 +194,11 @@ def test_score_table_places_policies_between_random_and_expert():
     assert "closes" not in score_table({"policy": results["policy"]})
 
 
-def test_record_play_writes_a_video(tmp_path):
+def test_play_to_video_writes_a_video(tmp_path):
     from bczoo.data.video import probe
 
     game = tiny_game.catch()
-    total = record_play(game, ExpertPlayer(game), tmp_path / "play.mp4", seed=2, max_seconds=1.0, size=120)
+    total = play_to_video(game, ExpertPlayer(game), tmp_path / "play.mp4", seed=2, max_seconds=1.0, size=120)
     info = probe(tmp_path / "play.mp4")
     assert info.n_frames == 20 and info.fps == 20
     assert info.width > info.height > 120
@@ -208,7 +210,7 @@ def test_videos_of_experts_see_what_the_expert_needs(tmp_path):
     from bczoo.games import make_game
 
     game = make_game("doom/basic")
-    assert record_play(game, ExpertPlayer(game), tmp_path / "play.mp4", seed=2, size=120) > 80
+    assert play_to_video(game, ExpertPlayer(game), tmp_path / "play.mp4", seed=2, size=120) > 80
 
 
 class Page:
@@ -291,5 +293,5 @@ def test_the_command_tells_how_fast_the_policy_is(tmp_path, monkeypatch, capsys,
 
 def test_a_video_shows_a_policy_that_knows_more_keys_than_the_game(tmp_path):
     policy = tiny_policy(action_space={"name": "keyboard_mouse", "extra_keys": ["r", "LeftControl"]}, text_dim=None)
-    record_play(tiny_game.short(), PolicyPlayer(policy), tmp_path / "play.mp4", max_seconds=0.2)
+    play_to_video(tiny_game.short(), PolicyPlayer(policy), tmp_path / "play.mp4", max_seconds=0.2)
     assert (tmp_path / "play.mp4").stat().st_size > 0

@@ -12,7 +12,7 @@ import tiny_game
 from bczoo.core.actions import Decision
 from bczoo.games import Game
 from bczoo.play.episodes import play
-from bczoo.play.realtime import Episode, RealTimeGames, RealTimeReport
+from bczoo.play.realtime import Episode, RealTimeEnvs, RealTimeReport
 
 
 class Noting(tiny_game.Catch):
@@ -92,7 +92,7 @@ def test_a_player_in_time_misses_nothing():
         "game": 6,
         "total": 4,
     }, "the first frame of an episode is not on the clock"
-    assert "missed deadlines: 0 of 6 (0.0 %)" in report.told()
+    assert "missed deadlines: 0 of 6 (0.0 %)" in report.summary()
 
 
 def test_a_slow_player_misses_deadlines_and_its_mouse_moves_once():
@@ -118,14 +118,14 @@ def test_a_game_that_is_too_slow_is_told_apart():
 
 
 def test_what_an_episode_tells_does_not_grow_with_its_length(monkeypatch):
-    told, news = [], RealTimeGames.news
+    told, news = [], RealTimeEnvs.news
 
     def noticed(self, rows=()):
         newest = news(self, rows)
         told.extend(one for one in newest.values() if isinstance(one, Episode))
         return newest
 
-    monkeypatch.setattr(RealTimeGames, "news", noticed)
+    monkeypatch.setattr(RealTimeEnvs, "news", noticed)
     played = [play(noting(fps=500.0, ticks=n), Pressing(0.0), 1, progress=False, realtime=True) for n in (4, 50)]
     short, long = (episode.times.stages["game"] for episode in told)
     assert (short.n, long.n) == (4, 50) and abs(len(pickle.dumps(long)) - len(pickle.dumps(short))) < 30
@@ -151,4 +151,4 @@ def test_what_is_shown_of_a_game_is_told_step_by_step():
 
 @pytest.mark.parametrize(("part", "told"), [(0, "0 of 12,345 (0.0 %)"), (617, "617 of 12,345 (5.0 %)")])
 def test_shares_are_told_with_their_counts(part, told):
-    assert f"missed deadlines: {told}" in RealTimeReport(12_345, part, 0, 0, 12_345).told()
+    assert f"missed deadlines: {told}" in RealTimeReport(12_345, part, 0, 0, 12_345).summary()

@@ -19,8 +19,8 @@ from bczoo.data.recording import SYSTEM, UNKNOWN, USER, action_values, known_act
 from bczoo.games.game import Game
 from bczoo.nn.text import TextEncoder
 from bczoo.play.agent import Agent
+from bczoo.record.command import record
 from bczoo.record.corrections import TakeoverRule, Takeovers
-from bczoo.record.demonstrations import record
 from bczoo.train.loss import bc_loss
 
 CATCH = "tiny_game:catch"
@@ -262,17 +262,15 @@ class Lengths(TextEncoder):
 
 
 def test_the_instruction_is_written_with_its_embedding(monkeypatch):
-    from bczoo.record import corrections
-
     loaded = tiny_policy(text_encoder=Lengths())
 
     class Found:
         record = {"instruction": "catch the dot"}  # noqa: RUF012
 
-        def load(self, device):
+        def load(self, device, dtype):
             return loaded
 
-    monkeypatch.setattr(corrections, "locate", lambda source, revision: Found())
+    monkeypatch.setattr("bczoo.play.open.locate", lambda source, revision: Found())
     (folder,) = correct("somewhere", expert="expert", takeover=0.3)
     assert read_annotation(folder).frame_annotations[1].frame_text_annotation[0].instruction == "catch the dot"
     (other,) = correct("somewhere", expert="expert", takeover=0.3, text="catch")
@@ -332,7 +330,7 @@ def test_an_episode_that_another_process_has_recorded_stays(policy, monkeypatch,
     (first,) = correct(policy, "one")
     before = (Path(first) / "annotation.proto").read_bytes()
 
-    def recording_of(game, folder, *others, make=corrections.recording_of):
+    def recording_of(game, folder, *others, make=corrections.episode_writer):
         def copy():
             if folder.name == Path(first).name:
                 shutil.copytree(first, folder)
@@ -343,7 +341,7 @@ def test_an_episode_that_another_process_has_recorded_stays(policy, monkeypatch,
         copy()
         return writer
 
-    monkeypatch.setattr(corrections, "recording_of", recording_of)
+    monkeypatch.setattr(corrections, "episode_writer", recording_of)
     folders = correct(policy, episodes=3, parallel=2)
     assert sorted(str(p) for p in Path("out").iterdir()) == folders and len(folders) == 3
     assert (Path(folders[0]) / "annotation.proto").read_bytes() == before

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from bczoo.core.actions import ActionSpace, Decision
-from bczoo.games import draw_decision
-from bczoo.games.draw import LIT
+from bczoo.games import render_decision
+from bczoo.games.render import LIT
 
 FRAME = np.full((60, 80, 3), 90, np.uint8)
 NEUTRAL = {"keys": [], "mouse_buttons": [], "mouse_dx": 0, "mouse_dy": 0}
@@ -16,7 +16,7 @@ PAD = {"buttons": [], **{f"{s}_stick_{a}": 0.0 for s in ("left", "right") for a 
 
 def lit(values: dict, **more) -> np.ndarray:
     """Where the panel shows the colour of what is pressed."""
-    drawn = draw_decision(FRAME, Decision(values, **more))
+    drawn = render_decision(FRAME, Decision(values, **more))
     return (drawn == LIT).all(axis=-1)
 
 
@@ -64,7 +64,7 @@ def test_probabilities_are_drawn_and_the_choice_is_marked():
     ids = space.encode(**values)
     flat = {g.name: np.full((g.tokens, g.choices), 1 / g.choices) for g in space.groups}
     sure = {g.name: np.eye(g.choices)[ids[g.name]] for g in space.groups}
-    pictures = [draw_decision(FRAME, Decision(values, ids, p)).astype(int)[130:, 512:] for p in (None, flat, sure)]
+    pictures = [render_decision(FRAME, Decision(values, ids, p)).astype(int)[130:, 512:] for p in (None, flat, sure)]
     assert (pictures[0] != pictures[1]).any() and (pictures[1] != pictures[2]).any()
     assert (lit(values, ids=ids, probabilities=sure)[130:].sum()) > 500
 
@@ -73,7 +73,7 @@ def test_probabilities_are_drawn_and_the_choice_is_marked():
 def test_sizes_are_even_as_videos_need_it(shape, size):
     frame = np.zeros((*shape, 3), np.uint8)
     for caption in (None, "doom/basic"):
-        drawn = draw_decision(frame, Decision(NEUTRAL), caption, size)
+        drawn = render_decision(frame, Decision(NEUTRAL), caption, size)
         assert drawn.dtype == np.uint8 and drawn.shape[0] % 2 == drawn.shape[1] % 2 == 0
         assert drawn.shape[0] >= size
     assert (drawn[-20:] > 150).any(), "the caption is legible"
