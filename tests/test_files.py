@@ -114,7 +114,7 @@ def test_sigkill_while_writing_keeps_the_older_file(tmp_path):
     target = tmp_path / "a"
     target.write_text("old")
     code = (
-        "import os, signal, sys; from bczoo import files\n"
+        "import os, signal, sys; from bczoo.core import files\n"
         "partial = files.PartialPath(sys.argv[1])\n"
         "partial.path.write_bytes(bytes(1000)); os.kill(os.getpid(), signal.SIGKILL)"
     )

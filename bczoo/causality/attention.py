@@ -23,7 +23,7 @@ from torch import Tensor
 from bczoo.causality.leaks import require_layout, slot_name
 from bczoo.core.devices import usable_device
 from bczoo.core.errors import UserError
-from bczoo.core.files import write_json
+from bczoo.core.files import write_figure, write_json
 from bczoo.core.spec import Batch
 from bczoo.data.dataset import WindowDataset
 from bczoo.data.index import open_index
@@ -291,7 +291,7 @@ def draw_attention(policy: Any, shares: AttentionShares, path: Path) -> None:
     _draw_mask(figure.add_subplot(grid[0, :]), policy)
     _draw_kinds(figure.add_subplot(grid[1, 0]), shares)
     _draw_ages(figure.add_subplot(grid[1, 1]), shares)
-    figure.savefig(path)
+    write_figure(figure, path)
 
 
 def _draw_mask(axes: Axes, policy: Any) -> None:

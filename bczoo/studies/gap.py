@@ -29,7 +29,7 @@ from bczoo.causality.scores import kl
 from bczoo.core.actions import ActionSpace, Values
 from bczoo.core.devices import usable_device
 from bczoo.core.errors import UserError
-from bczoo.core.files import write_json
+from bczoo.core.files import write_figure, write_json
 from bczoo.core.frames import FILTERS, resize
 from bczoo.core.spec import InputSpec
 from bczoo.core.statistics import interval_over_episodes
@@ -559,7 +559,7 @@ def draw(result: GapResult, path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     if len(result.rows) > 1:
         axes.legend(frameon=False, loc="best")
-    figure.savefig(path)
+    write_figure(figure, path)
 
 
 def _places(shown: Sequence[str]) -> list[float]:

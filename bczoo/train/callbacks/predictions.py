@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bczoo.core.files import PartialPath, sweep
+from bczoo.core.files import PartialPath, sweep, system_errors
 
 
 class WritePredictions(BasePredictionWriter):
@@ -48,6 +48,6 @@ class WritePredictions(BasePredictionWriter):
         if trainer.world_size > 1:
             path = path.with_name(f"{path.stem}-{trainer.global_rank}{path.suffix}")
         sweep(path.parent)
-        with PartialPath(path) as partial:
+        with PartialPath(path) as partial, system_errors():
             save_file({k: torch.cat([r[k] for r in rows]) for k in rows[0]}, partial.path)
         print(f"predictions on {sum(len(r['recording']) for r in rows)} windows written to {path}")
