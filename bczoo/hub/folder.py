@@ -178,10 +178,18 @@ def load_folder(
         device: where the weights go.
         dtype: brings the weights to this type; as they were saved if left out.
     """
+    before = _inode(folder)
     published = read_folder(folder, cls)
     policy = build_without_weights(published.spec, published.path / CONFIG, cls)
     policy.load_state_dict(read_weights(published, device, dtype), assign=True)
+    if _inode(folder) != before:  # an export has replaced it meanwhile: config and weights are of two
+        return load_folder(folder, cls, device, dtype)
     return policy.to(device).eval()
+
+
+def _inode(folder: str | Path) -> int:
+    """What tells a folder from another one of its name; 0 if there is none."""
+    return Path(folder).stat().st_ino if Path(folder).exists() else 0
 
 
 def read_weights(

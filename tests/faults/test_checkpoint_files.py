@@ -1,14 +1,16 @@
-"""Checkpoints whose bytes were changed, and which run a file ``finished`` speaks of."""
+"""Checkpoints whose bytes were changed, which run a file ``finished`` speaks of, and folders replaced while read."""
 
 import os
 import shutil
 
 import lightning as L
 import pytest
+import tiny
 import torch
 from lightning.pytorch.loggers import CSVLogger
 
 from bczoo.core.errors import UserError
+from bczoo.hub import folder as published
 from bczoo.hub.state import damaged_part, fingerprint, load_tensors
 from bczoo.train.callbacks.checkpoint import ResumableCheckpoint
 from bczoo.train.callbacks.lock import FolderLock
@@ -76,3 +78,18 @@ def test_a_run_sweeps_the_logs_of_killed_ones(tmp_path):
     ResumableCheckpoint().claim(trainer)
     FolderLock(tmp_path / "checkpoints").release()
     assert [path.name for path in logs.iterdir()] == ["config.yaml"]
+
+
+def test_a_policy_that_is_replaced_while_it_is_read_is_read_again(tmp_path, monkeypatch):
+    tiny.tiny_policy(seed=0).save_pretrained(tmp_path / "policy")
+    other, read, reads = tiny.tiny_policy(seed=1), published.read_weights, []
+
+    def late(*arguments):
+        if not reads:
+            other.save_pretrained(tmp_path / "policy")
+        reads.append(arguments[0].spec)
+        return read(*arguments)
+
+    monkeypatch.setattr(published, "read_weights", late)
+    loaded = published.load_folder(tmp_path / "policy").state_dict()
+    assert len(reads) == 2 and all(torch.equal(tensor, loaded[name]) for name, tensor in other.state_dict().items())
