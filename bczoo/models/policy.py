@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from bczoo.core import arguments
 from bczoo.core.errors import UserError
 from bczoo.core.parts import build_part
 from bczoo.core.spec import FILL, Batch, InputSpec, loss_mask
@@ -73,6 +74,7 @@ class Policy(Model):
         optimizer: Callable[[Iterable], Optimizer] = reference_optimizer,
         lr_scheduler: Callable[[Optimizer, int], LRScheduler] | None = None,
     ) -> None:
+        arguments.number("z_loss", z_loss, 0)
         super().__init__(input_spec, optimizer, lr_scheduler)
         self.action_space = input_spec.action_space
         self.text_encoder = None if text_encoder is None else build_part("text_encoder", text_encoder, TextEncoder)
