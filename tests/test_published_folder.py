@@ -317,7 +317,7 @@ def test_imagenet_weights_are_no_matter_of_a_published_policy(tmp_path):
     policy.encoder.init_args["pretrained"] = True  # as after training from ImageNet weights
     folder = policy.save_pretrained(tmp_path / "policy")
     content = json.loads((folder / "config.json").read_text())
-    assert content["policy"]["encoder"]["init_args"]["pretrained"] is False
+    assert content["policy"]["init_args"]["encoder"]["init_args"]["pretrained"] is False
     assert set(content) == {"format_version", "library_name", "policy"} and content["library_name"] == "bczoo"
     content["policy"]["encoder"]["init_args"]["pretrained"] = True
     (folder / "config.json").write_text(json.dumps(content))

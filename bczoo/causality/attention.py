@@ -22,7 +22,7 @@ from torch import Tensor
 
 from bczoo.causality.leaks import require_layout, slot_name
 from bczoo.core.errors import UserError
-from bczoo.core.files import write_json
+from bczoo.core.files import write_figure, write_json
 from bczoo.core.spec import Batch
 from bczoo.data.dataset import WindowDataset
 from bczoo.data.index import open_index
@@ -290,7 +290,7 @@ def plot_attention(policy: Any, shares: AttentionShares, path: Path) -> None:
     _plot_mask(figure.add_subplot(grid[0, :]), policy)
     _plot_kinds(figure.add_subplot(grid[1, 0]), shares)
     _plot_ages(figure.add_subplot(grid[1, 1]), shares)
-    figure.savefig(path)
+    write_figure(figure, path)
 
 
 def _plot_mask(axes: Axes, policy: Any) -> None:

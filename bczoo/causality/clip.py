@@ -20,6 +20,7 @@ from torch import Tensor
 
 from bczoo.core.actions import ActionSpace
 from bczoo.core.errors import UserError
+from bczoo.core.files import write_figure
 from bczoo.core.spec import Batch, InputSpec
 from bczoo.data.index import Index
 from bczoo.data.recording import USER
@@ -167,7 +168,7 @@ def plot(clip: Clip, path: Path, title: str, kind: str, space: ActionSpace) -> N
     lower.set_title("Beside it: how much it hangs on past actions, and how far it is from the recorded one", **TITLE)
     signs = "triangles: the recorded action changes; grey lines: a window begins, without a past"
     lower.set_xlabel(f"seconds of the recording   ({signs})", fontsize=8)
-    figure.savefig(path)
+    write_figure(figure, path)
 
 
 def _shown(clip: Clip) -> list[int]:

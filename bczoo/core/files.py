@@ -7,28 +7,38 @@ a killed process costs the new content, never the old. What a killed process lef
 
     <folder>/.<name>.writing-<host>-<pid>-<random>      while it is written
     <folder>/<name>                                     from the rename on
+    <folder>/.<name>.replaced-<host>-<pid>-<random>     an older folder, for the moment in which it has no other name
+
+A folder that replaces another changes names with it in one step (Linux's RENAME_EXCHANGE). Systems without that take
+two renames; :func:`restore` and :func:`sweep` bring the older folder back if a process was killed in between.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
 import socket
+import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from bczoo.core.errors import UserError
 
-_PARTIAL = re.compile(r"\.(?P<name>.+)\.writing-(?P<host>[0-9a-f]{6})-(?P<pid>\d+)-[0-9a-f]{8}")
+_PARTIAL = re.compile(r"\.(?P<name>.+)\.(?P<kind>writing|replaced)-(?P<host>[0-9a-f]{6})-(?P<pid>\d+)-[0-9a-f]{8}")
 _FOREIGN_AGE_S = 7 * 24 * 3600  # after which what another computer left on a shared disk counts as abandoned
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # as Rust's libraries end the message of a system's error
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux's renameat2
+_NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM)  # of kernels and file systems without it
 _active: set[Path] = set()  # partial paths of this process; a process number alone may be that of a dead one
 
 
@@ -51,7 +61,7 @@ class PartialPath:
         self.target = Path(target)
         folder = self.target.parent
         folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / f".{self.target.name}.writing-{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self.path = _beside(self.target, "writing")
         _active.add(self.path.absolute())
 
     def commit(self, replace: bool = True) -> None:
@@ -78,6 +88,35 @@ class PartialPath:
             self._name(error)
             raise
         _active.discard(self.path.absolute())
+
+    def exchange(self, keep: Iterable[str] = ()) -> None:
+        """Flush a folder and give it its name; an older folder there is replaced as a whole, then removed.
+
+        Whoever has opened or mapped files of the older folder keeps them. A shell whose current folder it is has to
+        enter it again; this process does.
+
+        Args:
+            keep: names of files and folders in the older one that will be in the new one too.
+        """
+        try:
+            flush(self.path)
+            if self.target.is_dir():
+                current = _current_folder()
+                for name in keep:
+                    _link(self.target / name, self.path / name)
+                shutil.copymode(self.target, self.path)
+                flush_entry(self.path)
+                _swap(self.path, self.target)
+                if current is not None and current.is_relative_to(self.target.resolve()):
+                    os.chdir(current)
+            else:
+                _rename_folder(self.path, self.target)
+            flush_entry(self.target.parent)
+        except BaseException as error:
+            self._name(error)
+            raise
+        finally:
+            self.discard()  # the older folder, or the new one if that was not to be
 
     def discard(self) -> None:
         """Remove what was written; harmless after :meth:`commit`."""
@@ -117,23 +156,61 @@ def write_json(path: str | Path, content: Any, indent: int | None = 2, **options
     write_text(path, json.dumps(content, indent=indent, **options) + "\n")
 
 
-def sweep(folder: str | Path) -> list[Path]:
+def write_figure(figure: Any, path: str | Path, **options: Any) -> None:
+    """Write a matplotlib figure in the format that the path ends in, or leave the older file as it is."""
+    with PartialPath(path) as partial:
+        figure.savefig(partial.path, format=Path(path).suffix[1:] or "png", **options)
+
+
+@contextlib.contextmanager
+def system_errors() -> Iterator[None]:
+    """Raise as OSError what a library written in Rust, such as safetensors, says of a system's error in its words."""
+    try:
+        yield
+    except Exception as error:
+        found = None if isinstance(error, OSError) else _OS_ERROR.search(str(error))
+        if found is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
+
+
+def restore(target: str | Path) -> bool:
+    """Bring back a folder that has no name because a process was killed while it replaced it; whether there was one."""
+    target = Path(target)
+    if not target.parent.is_dir() or target.exists():
+        return False
+    sweep(target.parent, target.name)
+    return target.exists()
+
+
+def sweep(folder: str | Path, of: str | None = None) -> list[Path]:
     """Remove what killed processes left in a folder while they wrote; returns what was removed.
 
-    What a living process writes stays, and so does what another computer wrote in the last week.
+    What a living process writes stays, and so does what another computer wrote in the last week. A folder that was
+    about to be replaced, and has lost its name to nobody, gets it back.
+
+    Args:
+        folder: where to look; not in folders below it.
+        of: name of the only target whose leftovers are meant; all if left out.
     """
     removed = []
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         for entry in list(os.scandir(folder)):
             match = _PARTIAL.fullmatch(entry.name)
-            if match is not None and _abandoned(Path(entry.path), match["host"], int(match["pid"])):
+            if match is None or (of is not None and match["name"] != of):
+                continue
+            if _abandoned(Path(entry.path), match["host"], int(match["pid"])):
+                target = Path(folder) / match["name"]
+                if match["kind"] == "replaced" and not target.exists():
+                    os.rename(entry.path, target)
+                    continue
                 remove(Path(entry.path))
                 removed.append(Path(entry.path))
     return removed
 
 
 @contextlib.contextmanager
-def telling(path: str | Path) -> Iterator[None]:
+def write_errors(path: str | Path) -> Iterator[None]:
     """Turn what the system says against writing a path, such as a full disk, into an error for the user."""
     try:
         yield
@@ -180,6 +257,68 @@ def _abandoned(path: Path, host: str, pid: int) -> bool:
 def _host() -> str:
     """Six digits for this computer: process numbers mean nothing on another one."""
     return hashlib.blake2b(socket.gethostname().encode(), digest_size=3).hexdigest()
+
+
+def _beside(target: Path, kind: str) -> Path:
+    """A hidden name beside a target, of this process and of no other."""
+    return target.with_name(f".{target.name}.{kind}-{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+
+
+def _current_folder() -> Path | None:
+    with contextlib.suppress(OSError):
+        return Path.cwd()
+    return None
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file, or all that is in a folder, a second name; a copy where the file system has no second names."""
+    if source.is_dir() and not source.is_symlink():
+        target.mkdir()
+        for entry in source.iterdir():
+            _link(entry, target / entry.name)
+        shutil.copystat(source, target)
+        return
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        shutil.copy2(source, target, follow_symlinks=False)
+
+
+def _swap(path: Path, target: Path) -> None:
+    """Give the folder at ``path`` the name ``target``, whose older folder is under ``path`` then, or is removed."""
+    if _rename_exchange(path, target):
+        return
+    aside = _beside(target, "replaced")
+    _active.add(aside.absolute())
+    try:
+        os.rename(target, aside)
+        try:
+            os.rename(path, target)
+        except BaseException:
+            if not target.exists():
+                os.rename(aside, target)
+            raise
+        remove(aside)
+    finally:
+        _active.discard(aside.absolute())
+
+
+def _rename_exchange(one: Path, other: Path) -> bool:
+    """Have two paths change names in one step; False where the system or the file system cannot."""
+    if sys.platform != "linux":
+        return False
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):  # an older C library
+        return False
+    if renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in _NO_EXCHANGE:
+        return False
+    raise OSError(code, os.strerror(code), str(other))
 
 
 def _rename_folder(path: Path, target: Path) -> None:

@@ -23,7 +23,7 @@ import numpy as np
 
 from bczoo.core.actions import ActionSpace, HeldGroup, SwitchGroup, Values
 from bczoo.core.errors import UserError
-from bczoo.core.files import PartialPath, telling
+from bczoo.core.files import PartialPath, write_errors
 from bczoo.core.frames import resize
 from bczoo.data.errors import RecordingError, printable
 from bczoo.data.reading import Annotation
@@ -285,7 +285,7 @@ class RecordingWriter:
             raise self._exists()
         self.size = size
         self.fps = fps
-        with telling(self.folder):
+        with write_errors(self.folder):
             self._partial = PartialPath(self.folder)
             try:
                 self._partial.path.mkdir()
@@ -333,7 +333,7 @@ class RecordingWriter:
             text_embedding: its embedding, 1-dimensional; instructions without one cannot be trained on.
         """
         self._last = resize(frame, self.size)
-        with telling(self.folder):
+        with write_errors(self.folder):
             self._video.add(self._last)
         annotation = self._message.frame_annotations.add()  # number n_frames: taken after seeing this frame
         for values, action in ((user, annotation.user_action), (system, annotation.system_action)):
@@ -353,7 +353,7 @@ class RecordingWriter:
             self._set_text_duration(len(frames))
             if known_action(frames[-1])[0] == UNKNOWN:
                 del frames[-1]
-            with telling(self.folder):
+            with write_errors(self.folder):
                 if len(frames) > self.n_frames:
                     self._video.add(self._last)
                 self._video.close()

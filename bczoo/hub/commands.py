@@ -6,6 +6,8 @@ Place in the pipeline: thin functions around :mod:`bczoo.hub.source`, :mod:`bczo
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from bczoo.core.devices import DTYPES, Precision
 from bczoo.hub.folder import read_folder
 from bczoo.hub.remote import fetch, push, require_repository
@@ -33,6 +35,8 @@ def export(
     record = found.record | ({"license": license} if license else {}) | ({"flaws": flaws} if flaws else {})
     policy.save_pretrained(out, DTYPES[dtype] if dtype else None, license, record)
     print(f"{out}: {policy.parameter_counts()['total']:,} parameters; bczoo push {out} org/name publishes it")
+    if Path(out).resolve() == Path.cwd():
+        print("the folder was replaced as a whole: enter it again with cd . to see the new one")
 
 
 def push_folder(

@@ -10,7 +10,6 @@ In memory there is one copy of the weights: the policy is built without them, an
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from bczoo.core.errors import UserError
-from bczoo.core.files import PartialPath, flush, flush_entry, sweep, write_json, write_text
+from bczoo.core.files import PartialPath, restore, sweep, system_errors, write_json, write_text
 from bczoo.hub.build import Header, build_without_weights, check_spec, some
 from bczoo.hub.finite import check_finite
 from bczoo.train.run_record import PUBLISHED_RECORD, read_json, read_record
@@ -93,7 +92,7 @@ def write_folder(
     record: Mapping[str, Any] | None = None,
     shard_size: int | str = SHARD_SIZE,
 ) -> Path:
-    """Write a published folder; an older one in its place is replaced.
+    """Write a published folder; an older one in its place is replaced as a whole, and other files in it stay.
 
     Args:
         folder: where to.
@@ -117,13 +116,14 @@ def write_folder(
     folder.parent.mkdir(parents=True, exist_ok=True)
     content = {"format_version": FORMAT_VERSION, "library_name": "bczoo", "policy": dict(spec)}
     sweep(folder.parent)
-    # Into a folder beside it first, and read back, so that what cannot be loaded is never put in place. Files are
-    # replaced, not written over: a policy that is mapped from the old ones goes on living.
+    # Into a folder beside it first, and read back, so that what cannot be loaded is never put in place. The folders
+    # change names: never is there a mixture, and a policy that is mapped from the old files goes on living.
     beside = PartialPath(folder)
     fresh = beside.path
     try:
         fresh.mkdir()
-        save_torch_state_dict(dict(state), fresh, max_shard_size=shard_size)
+        with system_errors():
+            save_torch_state_dict(dict(state), fresh, max_shard_size=shard_size)
         write_json(fresh / CONFIG, content)
         write_text(fresh / CARD, card)
         if record:
@@ -133,16 +133,13 @@ def write_folder(
         for name in written:
             (fresh / name).chmod(mode)
         read_folder(fresh)
-        flush(fresh)
-        folder.mkdir(exist_ok=True)
-        for file in sorted(written, key=lambda file: file == CONFIG):  # the config last
-            os.replace(fresh / file, folder / file)
-        for path in list(folder.iterdir()):
-            if path.name not in written and (
-                path.name in (WEIGHTS, INDEX, PUBLISHED_RECORD) or SHARD.fullmatch(path.name)
-            ):
-                path.unlink()
-        flush_entry(folder)
+        older = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        ours = written | {WEIGHTS, INDEX, PUBLISHED_RECORD} | {name for name in older if SHARD.fullmatch(name)}
+        beside.exchange(keep=sorted(older - ours))
+    except OSError as error:
+        if error.filename is None:  # as of a full disk
+            error.filename = str(folder)
+        raise
     finally:
         beside.discard()
     return folder
@@ -158,6 +155,7 @@ def read_folder(folder: str | Path, cls: type[Model] | None = None) -> Published
         UserError: says what is wrong with which file.
     """
     folder = Path(folder)
+    restore(folder)
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder} is not a published policy: it has no {CONFIG}; `bczoo export` writes one")
     spec = read_config(folder / CONFIG)
@@ -180,10 +178,18 @@ def load_folder(
         device: where the weights go.
         dtype: brings the weights to this type; as they were saved if left out.
     """
+    before = _inode(folder)
     published = read_folder(folder, cls)
     policy = build_without_weights(published.spec, published.path / CONFIG, cls)
     policy.load_state_dict(read_weights(published, device, dtype), assign=True)
+    if _inode(folder) != before:  # an export has replaced it meanwhile: config and weights are of two
+        return load_folder(folder, cls, device, dtype)
     return policy.to(device).eval()
+
+
+def _inode(folder: str | Path) -> int:
+    """What tells a folder from another one of its name; 0 if there is none."""
+    return Path(folder).stat().st_ino if Path(folder).exists() else 0
 
 
 def read_weights(

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from bczoo.core.errors import UserError
+from bczoo.core.files import restore
 from bczoo.hub.build import build_without_weights, check_spec, described, family_of
 from bczoo.hub.folder import CONFIG, PublishedFolder, load_folder, read_folder, read_weights
 from bczoo.hub.remote import fetch, is_repository
@@ -139,6 +140,7 @@ def locate(
         UserError: there is no such policy; says what was looked for.
     """
     path = Path(source)
+    restore(path)
     if path.is_file():
         return Source(path)
     if path.is_dir():

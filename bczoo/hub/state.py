@@ -8,8 +8,10 @@ policies publish the same names. ``torch.compile`` adds ``_orig_mod.`` to names;
 from __future__ import annotations
 
 import errno
+import hashlib
 import zipfile
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -111,7 +113,14 @@ class Checkpoint(NamedTuple):
 
 def load_tensors(path: str | Path) -> dict[str, Any]:
     """A file of ``torch.save``, without executing anything that is in it, and without tensors that claim to be more
-    than the file holds."""
+    than the file holds.
+
+    ``torch.load(mmap=True)`` looks at no checksum, so those of the file are checked here, once per process as long as
+    the file stays the same. That reads the whole file: about a second per gigabyte from memory, as long as the disk
+    takes otherwise; the weights are mapped from the same pages afterwards.
+    """
+    if (wrong := damaged_part(path)) is not None:
+        raise UserError(f"{path} is damaged: its checksum of {wrong} does not match. {_others(Path(path))}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a damaged file fails in any way
@@ -137,11 +146,51 @@ def load_tensors(path: str | Path) -> dict[str, Any]:
 
 def _others(path: Path) -> str:
     """What can be taken instead of a damaged checkpoint."""
-    beside = [p for p in path.parent.glob("*.ckpt") if p.name != path.name and zipfile.is_zipfile(p)]
-    if not beside:
-        return "There is no whole one beside it; train anew with --ckpt_path null, which keeps it"
-    latest = max(beside, key=lambda p: p.stat().st_mtime)
-    return f"{latest} beside it is whole; give that one (--ckpt_path in training)"
+    beside = [p for p in path.parent.glob("*.ckpt") if p.name != path.name and p.is_file()]
+    for other in sorted(beside, key=lambda p: p.stat().st_mtime, reverse=True):
+        if zipfile.is_zipfile(other) and damaged_part(other) is None:
+            return f"{other} beside it is whole; give that one (--ckpt_path in training)"
+    return "There is no whole one beside it; train anew with --ckpt_path null, which keeps it"
+
+
+def damaged_part(path: str | Path) -> str | None:
+    """The part of a ``torch.save`` file whose checksum does not match; None if all match, or it is another file."""
+    path = Path(path)
+    if not path.is_file():
+        return None
+    stat = path.stat()
+    return _damaged_part(path.absolute(), (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
+
+
+@lru_cache(maxsize=64)
+def _damaged_part(path: Path, identity: tuple[int, ...]) -> str | None:
+    if not zipfile.is_zipfile(path):
+        return None  # cut off, or of a format without checksums; torch.load says so
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+                return "a compressed entry"  # torch compresses nothing, and a small one could unpack without end
+            if sum(entry.file_size for entry in entries) > path.stat().st_size:
+                return "an entry that overlaps others"
+            return archive.testzip()
+    except Exception as error:  # a damaged table of contents fails in any way, EINVAL if it points out of the file
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
+        return "its table of contents"
+
+
+def fingerprint(path: str | Path) -> str:
+    """A few digits for what a checkpoint holds, from the checksums in its table of contents; "" if that is damaged.
+
+    It stays the same when the file is copied, and costs as little for a large file as for a small one.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = sorted((entry.filename, entry.CRC, entry.file_size) for entry in archive.infolist())
+    except Exception:  # a damaged file fails in any way
+        return ""
+    return hashlib.blake2b(repr(entries).encode(), digest_size=16).hexdigest()
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from bczoo.core import arguments
 from bczoo.core.actions import ActionSpace
 from bczoo.core.errors import UserError
 from bczoo.core.parts import build_part
@@ -75,6 +76,7 @@ class Policy(Model):
         optimizer: Callable[[Iterable], Optimizer] = reference_optimizer,
         lr_scheduler: Callable[[Optimizer, int], LRScheduler] | None = None,
     ) -> None:
+        arguments.number("z_loss", z_loss, 0)
         super().__init__(input_spec, optimizer, lr_scheduler)
         if input_spec.action_space is None:
             raise UserError(f"{type(self).__name__} is a policy, so its InputSpec needs an action_space")

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from bczoo.core.files import write_json, write_text
+from bczoo.core.files import write_figure, write_json, write_text
 from bczoo.core.statistics import interval_over_groups
 
 Row = dict[str, Any]
@@ -301,7 +301,7 @@ def plot_scaling(rows: Sequence[Row], worlds: Sequence[str], path: Path) -> None
             axis.set(xscale="log", xlabel="share of data", title=f"{world}: {name.replace('_', ' ')}")
             axis.title.set_fontsize(8)
         axes[i][0].legend(fontsize=7)
-    figure.savefig(path, dpi=110)
+    write_figure(figure, path, dpi=110)
 
 
 def plot_prediction(rows: Sequence[Row], worlds: Sequence[str], findings: dict[str, Any], path: Path) -> None:
@@ -326,4 +326,4 @@ def plot_prediction(rows: Sequence[Row], worlds: Sequence[str], findings: dict[s
             axis.title.set_fontsize(8)
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8)
-    figure.savefig(path, dpi=110)
+    write_figure(figure, path, dpi=110)

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from bczoo.causality.scores import kl
 from bczoo.core.actions import ActionSpace, Values
 from bczoo.core.errors import UserError
-from bczoo.core.files import write_json
+from bczoo.core.files import write_figure, write_json
 from bczoo.core.frames import FILTERS, resize
 from bczoo.core.spec import InputSpec, window_batch
 from bczoo.core.statistics import interval_over_episodes
@@ -560,7 +560,7 @@ def plot(result: GapResult, path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     if len(result.rows) > 1:
         axes.legend(frameon=False, loc="best")
-    figure.savefig(path)
+    write_figure(figure, path)
 
 
 def _places(shown: Sequence[str]) -> list[float]:

@@ -44,7 +44,7 @@ from safetensors.numpy import save_file
 
 from bczoo.core.actions import ActionGroup, ActionSpace, BinnedGroup, Values
 from bczoo.core.errors import UserError
-from bczoo.core.files import PartialPath
+from bczoo.core.files import PartialPath, system_errors
 from bczoo.core.frames import resize
 from bczoo.games.doom import DoomEnv
 from bczoo.games.doom_experts import PX_PER_DEGREE
@@ -113,7 +113,7 @@ class Interventions:
             "kinds": self.kinds,
             "changes": self.changes,
         }
-        with PartialPath(path) as partial:
+        with PartialPath(path) as partial, system_errors():
             save_file(tensors, partial.path, {"format": _FORMAT, "about": json.dumps(about)})
 
     @classmethod

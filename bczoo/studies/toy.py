@@ -28,7 +28,7 @@ from torch import nn
 from tqdm import tqdm
 
 from bczoo.core.errors import UserError
-from bczoo.core.files import write_json
+from bczoo.core.files import write_figure, write_json
 
 Array = NDArray[np.float64]
 
@@ -603,4 +603,4 @@ def plot(result: ToyResult, path: Path) -> None:
     axes.grid(alpha=0.3)
     handles, labels = axes.get_legend_handles_labels()
     axes.legend(handles[::-1], labels[::-1], loc="upper left", bbox_to_anchor=(1.01, 1))
-    figure.savefig(path)
+    write_figure(figure, path)

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 TESTS = Path(__file__).parents[1]
-HANG_S = 120  # a guard against hangs; no command of these tests takes a tenth of it
+HANG_S = 300  # a guard against hangs; no command of these tests takes a tenth of it on idle cores
 MEMORY = 3 << 30  # bytes more than it has that an isolated function may take
 CHANGES = {"os.rename", "os.link", "os.symlink", "os.remove", "os.rmdir", "os.mkdir", "os.truncate"}
 
@@ -51,6 +51,7 @@ class Run:
         environment: dict[str, str] | None = None,
     ) -> None:
         self._notes = new_folder("run")
+        self.pid = 0
         self.argv = [str(word) for word in argv]
         _nursery().start(
             {
@@ -91,6 +92,8 @@ class Run:
 
     def end(self) -> None:
         """Leave nothing of it behind, its workers included."""
+        if not self.pid:
+            return  # it has not begun
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
 

@@ -1,6 +1,7 @@
 """Commands that are killed, stopped, or run out of room: nothing is lost, and the same command ends the work."""
 
 import os
+import shutil
 import signal
 import time
 from random import Random
@@ -9,7 +10,7 @@ import disk
 import pytest
 from process import HANG_S, Run, bczoo
 from trials import check_one_line, fill, kill
-from works import CHECKPOINT, leftovers
+from works import CHECKPOINT, GAME, leftovers
 
 WORKS = ("fit", "fit with 2 workers", "record", "export", "index")
 
@@ -30,6 +31,23 @@ def test_on_a_full_disk_it_says_so_and_ends_once_there_is_room(work, tmp_path):
 def test_a_limit_on_the_size_of_files_stands_in_where_nothing_can_be_mounted(bench, tmp_path, monkeypatch):
     monkeypatch.setattr(disk, "_mount", lambda *arguments: False)
     fill(bench.export, Random(1), tmp_path)
+
+
+@pytest.mark.parametrize("command", ["data view", "play"])
+def test_a_video_that_finds_no_room_is_one_line_and_the_older_one_stays(command, bench, tmp_path):
+    """Tried under a limit on the size of files; plots and tables go the same way (tests/test_files.py)."""
+    shutil.copytree(bench.fit.undisturbed.folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "clip.mp4").write_text("older")
+    words = {
+        "data view": ["data", "view", "data/rec_0", "--out", "clip.mp4"],
+        "play": [
+            "play", "runs/tiny", "--env", GAME, "--episodes", 1, "--parallel", 1, "--compare", "false",
+            "--video", "clip.mp4",
+        ],
+    }[command]  # fmt: skip
+    status, output = bczoo(*words, folder=tmp_path, largest_file=8000)
+    check_one_line(status, output, command)
+    assert "clip.mp4" in output and (tmp_path / "clip.mp4").read_text() == "older" and not leftovers(tmp_path)
 
 
 def wait_for(condition, run):
@@ -69,6 +87,23 @@ def test_a_training_that_is_stopped_ends_with_its_workers(training, tmp_path, nu
         assert time.monotonic() < end, "workers are left"
         time.sleep(0.05)
     assert not leftovers(tmp_path)
+
+
+def test_sigterm_in_the_closing_games_ends_them_and_the_same_command_plays_them(tmp_path, bench):
+    bench.fit.prepare(tmp_path)
+    words = [str(word) for word in bench.fit.argv]
+    words[words.index("--trainer.callbacks.episodes") + 1] = "123456"
+    run = Run(words, tmp_path)
+    try:
+        wait_for(lambda: "/123456" in run.output, run)
+        run.signal(signal.SIGTERM)
+        assert run.wait() == 143, run
+    finally:
+        run.end()
+    assert "closing games" in run.output and "Traceback" not in run.output, run
+    status, output = bczoo(*bench.fit.argv, folder=tmp_path)
+    assert status == 0 and "resuming" in output, output
+    bench.fit.check_done(tmp_path)
 
 
 def test_a_folder_in_which_a_training_runs_is_refused(training, tmp_path):

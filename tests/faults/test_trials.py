@@ -9,7 +9,7 @@ import pytest
 from trials import KINDS, run_trial
 
 SLOW = os.environ.get("BCZOO_SLOW") == "1"
-COUNTS = {"recordings": 20, "cache": 20, "checkpoint": 12, "exported": 12, "resumed": 3, "stopped": 3}
+COUNTS = {"recordings": 12, "cache": 10, "checkpoint": 8, "exported": 8, "resumed": 2, "stopped": 2}
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from disk import PAGE, SmallDisk
 from process import Run, bczoo, isolated, new_folder
-from works import CHECKPOINT, KEYBOARD, Export, Fit, Index, Record, Work, contents
+from works import CHECKPOINT, KEYBOARD, Export, Fit, FitAgain, Index, Record, Work, contents
 
 from bczoo.core.errors import UserError
 from bczoo.data.check import check
@@ -78,7 +78,7 @@ class Bench:
 
     @cached_property
     def works(self) -> list[Work]:
-        return [self.fit, Fit(workers=2), Record(), self.export, Index()]
+        return [self.fit, Fit(workers=2), Record(), self.export, Index(), FitAgain(self.fit)]
 
     def make(self) -> None:
         """Make everything now."""

@@ -126,6 +126,25 @@ class Fit(Work):
         return {k: v.numpy() for k, v in load_tensors(folder / CHECKPOINT)["state_dict"].items()}
 
 
+class FitAgain(Fit):
+    """A new training in the folder of one that has finished, whose checkpoint has to be kept."""
+
+    def __init__(self, first: Fit) -> None:
+        super().__init__(workers=0)
+        self._first = first
+        self.name = "fit again"
+        self.argv = [*self.argv, "--seed_everything", 1]
+
+    def prepare(self, folder: Path) -> None:
+        shutil.copytree(self._first.undisturbed.folder, folder, dirs_exist_ok=True)
+
+    def check_whole(self, folder: Path) -> None:
+        super().check_whole(folder)
+        kept = (load_tensors(path)["state_dict"] for path in (folder / CHECKPOINT).parent.glob("*.ckpt"))
+        first = self._first.undisturbed.result
+        assert any(arrays_equal({k: v.numpy() for k, v in state.items()}, first) for state in kept), "the first is lost"
+
+
 class Record(Work):
     """Episodes of a game; result: their actions."""
 

@@ -3,7 +3,8 @@
 Place in the pipeline: a callback of the trainer; the command line's ``ckpt_path: last`` looks for what it wrote.
 An interrupted run goes on from ``last.ckpt``, with the random generators of every process as they were, so that dropout
 goes on as it would have. A file ``finished`` beside it says that the run came to its end, with all that follows the
-training: it is evaluated from there, and training again starts anew.
+training: it is evaluated from there, and training again starts anew. ``finished`` holds the fingerprint of its
+``last.ckpt``, so that it never speaks of the checkpoint of another run, whenever that was killed.
 
     <run>/checkpoints/last.ckpt            replaced as a whole (bczoo.train.callbacks.checkpoint_io)
     <run>/checkpoints/before-<time>.ckpt   of earlier runs
@@ -30,7 +31,8 @@ from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from bczoo.core.errors import UserError
-from bczoo.core.files import sweep, write_bytes
+from bczoo.core.files import sweep, write_text
+from bczoo.hub.state import fingerprint
 from bczoo.train.callbacks.agreed import Agreed
 from bczoo.train.callbacks.checkpoint_io import install
 from bczoo.train.callbacks.lock import FolderLock
@@ -100,7 +102,7 @@ class ResumableCheckpoint(Checkpoint):
             ) from error
         if self.path.is_dir() and not any((self.path / name).exists() for name in SHARDED):
             raise UserError(f"{self.path} is a folder, where the checkpoint is to be; move it away")
-        for folder in {self.dirpath, Path(trainer.default_root_dir)}:
+        for folder in {self.dirpath, Path(trainer.default_root_dir), *_log_folders(trainer)}:
             sweep(folder)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -119,7 +121,13 @@ class ResumableCheckpoint(Checkpoint):
     @property
     def finished(self) -> bool:
         """Whether ``last.ckpt`` is of a run that came to its end."""
-        return self.path.is_file() and (self.dirpath / FINISHED).exists()
+        if not self.path.is_file():
+            return False
+        try:
+            of = (self.dirpath / FINISHED).read_text(encoding="utf-8").strip()
+        except FileNotFoundError:
+            return False
+        return not of or of == fingerprint(self.path)  # earlier versions wrote an empty file
 
     def to_resume(self) -> Path | None:
         """The checkpoint of an interrupted run, if there is one."""
@@ -168,7 +176,7 @@ class ResumableCheckpoint(Checkpoint):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say that the run is finished: this is the last callback, all that follows the training is done."""
         if trainer.is_global_zero and _came_to_its_end(trainer):
-            write_bytes(self.dirpath / FINISHED, b"")
+            write_text(self.dirpath / FINISHED, f"{fingerprint(self.path)}\n" if self.path.is_file() else "")
             print(f"the trained policy is in {self.path}")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
@@ -241,6 +249,8 @@ class ResumableCheckpoint(Checkpoint):
         written = time.strftime("%Y%m%d-%H%M%S", time.gmtime(self.path.stat().st_mtime))
         kept, number = self.dirpath / f"before-{written}.ckpt", 1
         while kept.exists():
+            if kept.samefile(self.path):
+                return kept  # of a run that was killed before it saved anything
             number += 1
             kept = self.dirpath / f"before-{written}-{number}.ckpt"
         try:
@@ -281,6 +291,12 @@ class ResumableCheckpoint(Checkpoint):
         finally:
             self._in_validation = False
         raise SIGTERMException
+
+
+def _log_folders(trainer: L.Trainer) -> list[Path]:
+    """Folders of the loggers, each of which holds a folder per run: ``lightning_logs/version_N``."""
+    roots = [Path(root) for logger in trainer.loggers if (root := getattr(logger, "root_dir", None))]
+    return [*roots, *(version for root in roots for version in root.glob("version_*"))]
 
 
 def _came_to_its_end(trainer: L.Trainer) -> bool:

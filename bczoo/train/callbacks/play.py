@@ -1,16 +1,23 @@
 """Playing the game with the policy that was just trained.
 
 Place in the pipeline: a callback that, at the end of training, plays unseen games in closed loop, compares with the
-expert and with random play, and writes a video of its own play.
+expert and with random play, and writes a video of its own play. A training whose games were stopped or killed has not
+finished: the same command goes on with them.
 """
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from bczoo.core.devices import play_threads
 from bczoo.games.game import Game, make_game
@@ -63,7 +70,8 @@ class PlayGame(L.Callback):
         training, threads = pl_module.training, torch.get_num_threads()
         try:
             play_threads(pl_module, self.threads)
-            self._play(trainer, game, player)
+            with _ending_on_sigterm():
+                self._play(trainer, game, player)
         finally:
             torch.set_num_threads(threads)
             pl_module.train(training)
@@ -82,3 +90,24 @@ class PlayGame(L.Callback):
         for logger in trainer.loggers:
             logger.log_metrics(scores, step=trainer.global_step)
             logger.save()
+
+
+@contextlib.contextmanager
+def _ending_on_sigterm() -> Iterator[None]:
+    """Have SIGTERM end the games; Lightning would note it for the end of a training batch, and there is none."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _end)
+    try:
+        yield
+    except SIGTERMException:
+        print("\nstopped by SIGTERM in the closing games; the training is saved, and the same command plays them anew")
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)  # a second one must not cut the cleaning up short
+    raise SIGTERMException(128 + number)

@@ -18,7 +18,7 @@ import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
-from bczoo.core.files import PartialPath, sweep, telling
+from bczoo.core.files import PartialPath, sweep, write_errors
 
 DTYPES = {  # as safetensors calls them, in the order in which it writes them: the widest first
     torch.int64: "I64",
@@ -87,7 +87,7 @@ class _Growing:
         self.rows: dict[str, int] = {}
         self._kinds: dict[str, tuple[torch.dtype, torch.Size]] = {}  # type and shape of a row
         self._files: dict[str, BinaryIO] = {}
-        with telling(path):
+        with write_errors(path):
             self._folder = PartialPath(path.with_name(f"{path.name}.parts"))
             self._folder.path.mkdir()
 
@@ -95,12 +95,12 @@ class _Growing:
         if not self._files:
             self._kinds = {name: (t.dtype, t.shape[1:]) for name, t in tensors.items()}
             self.rows = dict.fromkeys(tensors, 0)
-            with telling(self.path):
+            with write_errors(self.path):
                 self._files = {name: (self._folder.path / str(i)).open("w+b") for i, name in enumerate(tensors)}
         for name, tensor in tensors.items():
             if self._kinds[name] != (tensor.dtype, tensor.shape[1:]):
                 raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, before it was {self._kinds[name]}")
-            with telling(self.path):
+            with write_errors(self.path):
                 self._files[name].write(_bytes(tensor))
             self.rows[name] += len(tensor)
 
@@ -116,7 +116,7 @@ class _Growing:
         head = json.dumps(header, separators=(",", ":")).encode()
         head += b" " * (-len(head) % 8)
         try:
-            with telling(self.path), PartialPath(self.path) as partial, partial.path.open("wb") as out:
+            with write_errors(self.path), PartialPath(self.path) as partial, partial.path.open("wb") as out:
                 out.write(len(head).to_bytes(8, "little") + head)
                 for name in names:
                     self._files[name].seek(0)
