@@ -23,7 +23,7 @@ from torch import Tensor
 
 from bczoo.core.errors import UserError
 from bczoo.core.files import PartialPath, flush, flush_entry, sweep, write_json, write_text
-from bczoo.hub.build import Header, build_without_weights, check_spec, some
+from bczoo.hub.build import Header, check_spec, fill, some
 from bczoo.hub.finite import check_finite
 from bczoo.train.run_record import PUBLISHED_RECORD, read_json, read_record
 
@@ -68,13 +68,13 @@ class PublishedFolder:
         path: the folder.
         spec: family and arguments of the model, ``{"class_path": ..., "init_args": {...}}``.
         tensors: header of every tensor by state-dict name.
-        family: the model's class.
+        model: as it describes it, without memory.
     """
 
     path: Path
     spec: dict[str, Any]
     tensors: dict[str, StoredTensor]
-    family: type[Model]
+    model: Model
 
     @property
     def record(self) -> dict[str, Any]:
@@ -181,9 +181,8 @@ def load_folder(
         dtype: brings the weights to this type; as they were saved if left out.
     """
     published = read_folder(folder, cls)
-    policy = build_without_weights(published.spec, published.path / CONFIG, cls)
-    policy.load_state_dict(read_weights(published, device, dtype), assign=True)
-    return policy.to(device).eval()
+    state = read_weights(published, device, dtype)
+    return fill(published.model, state, published.spec, published.path / CONFIG).to(device).eval()
 
 
 def read_weights(

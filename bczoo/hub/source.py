@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bczoo.core.errors import UserError
-from bczoo.hub.build import build_without_weights, check_spec, described, family_of
+from bczoo.hub.build import check_spec, described, family_of, fill
 from bczoo.hub.folder import CONFIG, PublishedFolder, load_folder, read_folder, read_weights
 from bczoo.hub.remote import fetch, is_repository
 from bczoo.hub.state import Checkpoint, read_checkpoint
@@ -84,10 +84,9 @@ class Source:
         wanted = cls or Policy
         if self.exported:
             return load_folder(self.path, wanted, device, dtype)
-        checkpoint = self._checkpoint(wanted)
-        model = build_without_weights(checkpoint.spec, self.path, wanted)
-        model.load_state_dict({k: v.clone() for k, v in checkpoint.state.items()}, assign=True)
-        return model.to(device=device, dtype=dtype).eval()
+        checkpoint, model = self._checkpoint(wanted)
+        state = {k: v.clone() for k, v in checkpoint.state.items()}
+        return fill(model, state, checkpoint.spec, self.path).to(device=device, dtype=dtype).eval()
 
     def blueprint(self) -> Policy:
         """The policy without memory (on the meta device), for what it says of itself."""
@@ -99,13 +98,12 @@ class Source:
         """The weights in float32, for training to go on from."""
         if isinstance(self._content, PublishedFolder):
             return read_weights(self._content, dtype=torch.float32)
-        return self._checkpoint().state
+        return self._checkpoint()[0].state
 
-    def _checkpoint(self, cls: type[Model] | None = None) -> Checkpoint:
-        """The checkpoint, checked to be of one model."""
+    def _checkpoint(self, cls: type[Model] | None = None) -> tuple[Checkpoint, Model]:
+        """The checkpoint, checked to be of one model, and that model without memory."""
         checkpoint = read_checkpoint(self.path)
-        check_spec(checkpoint.spec, checkpoint.headers, self.path, cls)
-        return checkpoint
+        return checkpoint, check_spec(checkpoint.spec, checkpoint.headers, self.path, cls)
 
     @property
     def record(self) -> dict[str, Any]:

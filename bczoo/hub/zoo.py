@@ -16,7 +16,6 @@ import yaml
 
 from bczoo.core.errors import UserError
 from bczoo.core.files import write_text
-from bczoo.hub.build import described
 from bczoo.hub.folder import read_folder
 from bczoo.models.policy import Policy
 
@@ -81,7 +80,7 @@ def _trained(rows: list[dict[str, Any]], root: Path) -> list[str]:
     details: list[str] = []
     for row in rows:
         published = read_folder(root / row["folder"])
-        policy: Any = described(published.spec, published.path)
+        policy: Any = published.model
         record, name = published.record, f"{root.name}/{row['folder']}"
         if lacking := sorted({"training", "data", "license", "flaws"} - record.keys()):
             raise UserError(f"{published.path} was exported without {', '.join(lacking)}; export it from its run")
