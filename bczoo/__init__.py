@@ -61,7 +61,7 @@ _EXPORTS = {
     "FineTune": "bczoo.train.finetune.policy",
     "LoRA": "bczoo.train.finetune.lora",
     "RecordingDataModule": "bczoo.data.module",
-    "PublishedAugmentations": "bczoo.data.augment",
+    "ReferenceAugmentations": "bczoo.data.augment",
     "PlayedRecordings": "bczoo.record.demonstrations",
     "ResumableCheckpoint": "bczoo.train.callbacks.checkpoint",
     "PlayGame": "bczoo.train.callbacks.play",
@@ -86,7 +86,7 @@ if TYPE_CHECKING:
     from bczoo.core.parts import Part as Part
     from bczoo.core.spec import Batch as Batch
     from bczoo.core.spec import InputSpec as InputSpec
-    from bczoo.data.augment import PublishedAugmentations as PublishedAugmentations
+    from bczoo.data.augment import ReferenceAugmentations as ReferenceAugmentations
     from bczoo.data.module import RecordingDataModule as RecordingDataModule
     from bczoo.models.bc.decoder import ActionDecoder as ActionDecoder
     from bczoo.models.bc.decoder import BackboneHeads as BackboneHeads
@@ -123,7 +123,11 @@ if TYPE_CHECKING:
     from bczoo.train.schedules import WarmupCosine as WarmupCosine
 
 
+_FORMER = {"PublishedAugmentations": "ReferenceAugmentations"}  # names that configurations from before may use
+
+
 def __getattr__(name: str) -> Any:
+    name = _FORMER.get(name, name)
     if name in _EXPORTS:
         return getattr(import_module(_EXPORTS[name]), name)
     raise AttributeError(f"module 'bczoo' has no attribute {name!r}")

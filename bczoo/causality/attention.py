@@ -86,7 +86,7 @@ def attention_report(
     from which the action is decided, in the second half of the window, where there is a past to look at.
 
     Args:
-        policy: a published folder, org/name on the Hugging Face Hub, a run such as runs/quickstart, or a .ckpt file.
+        policy: an exported folder, org/name on the Hugging Face Hub, a run such as runs/quickstart, or a .ckpt file.
         data: folder of recordings, or of one.
         recording: name of the recording; the first that fills the window if left out.
         start: first frame of the window.

@@ -82,7 +82,7 @@ def causality_report(
     of other past actions. Prints a table with 95 % intervals, writes causality.json and causality.png.
 
     Args:
-        policy: a published folder, org/name on the Hugging Face Hub, a run such as runs/quickstart, or a .ckpt file.
+        policy: an exported folder, org/name on the Hugging Face Hub, a run such as runs/quickstart, or a .ckpt file.
         data: folder of recordings, best of some that the policy was not trained on; see part.
         perturb: what is shown instead of the recorded picture, with commas between: swap (a picture from elsewhere),
             freeze (that of some steps ago), blank (the clip's mean colour), noise, counterfactual (your own). The

@@ -1,6 +1,6 @@
 """Building a policy from a config and weights that may be anyone's.
 
-Place in the pipeline: published folders (``bczoo.hub.folder``) and checkpoints (``bczoo.hub.source``) come here.
+Place in the pipeline: exported folders (``bczoo.hub.folder``) and checkpoints (``bczoo.hub.source``) come here.
 Nothing is imported for a config: it can name only parts that are there already. What it describes is built once, without
 memory (on the meta device); its names and shapes are compared with those of the weights, and the same object then takes
 them (:func:`fill`). Only a family that holds tensors which are in no file is built a second time, for their values.

@@ -1,4 +1,4 @@
-"""The model card (README.md) of a published policy, written from what is known of it and from nothing else.
+"""The model card (README.md) of an exported policy, written from what is known of it and from nothing else.
 
 Place in the pipeline: ``save_pretrained`` and ``bczoo export`` call :func:`model_card` with the record that the run
 left (:mod:`bczoo.train.run_record`). The head of the card is what the Hugging Face Hub reads: library, tags, licence,

@@ -1,8 +1,8 @@
 """Weights that are numbers.
 
 Place in the pipeline: whatever reads or writes weights asks here: training before it saves
-(:mod:`bczoo.train.callbacks.finite`), :mod:`bczoo.hub.folder` and :mod:`bczoo.hub.state` when they load or publish. A policy
-with a single NaN acts at random, and nothing else would tell.
+(:mod:`bczoo.train.callbacks.finite`), :mod:`bczoo.hub.folder` and :mod:`bczoo.hub.state` when they load or export. A
+policy with a single NaN acts at random, and nothing else would tell.
 
 The check reads all weights once. Where they are mapped from a file that means that the file is read as a whole, here
 and not in the first step; it does not mean that they are copied.

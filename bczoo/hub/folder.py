@@ -1,4 +1,4 @@
-"""A published policy on disk: ``config.json``, ``model.safetensors``, ``README.md``.
+"""An exported policy on disk: ``config.json``, ``model.safetensors``, ``README.md``.
 
 Place in the pipeline: a trained policy goes out through :func:`write_folder` and comes back through
 :func:`load_folder`, which trusts nothing that it reads: a folder may come from anyone. ``config.json`` names only
@@ -25,7 +25,7 @@ from bczoo.core.errors import UserError
 from bczoo.core.files import PartialPath, flush, flush_entry, sweep, write_json, write_text
 from bczoo.hub.build import Header, check_spec, fill, some
 from bczoo.hub.finite import check_finite
-from bczoo.train.run_record import PUBLISHED_RECORD, read_json, read_record
+from bczoo.train.run_record import EXPORTED_RECORD, read_json, read_record
 
 if TYPE_CHECKING:
     from bczoo.models.model import Model
@@ -61,7 +61,7 @@ class StoredTensor:
 
 
 @dataclass(frozen=True)
-class PublishedFolder:
+class ExportedFolder:
     """A folder whose config and weights fit together.
 
     Args:
@@ -79,7 +79,7 @@ class PublishedFolder:
     @property
     def record(self) -> dict[str, Any]:
         """What is known of the training (``training.json``); empty if there is nothing."""
-        return read_record(self.path / PUBLISHED_RECORD)
+        return read_record(self.path / EXPORTED_RECORD)
 
 
 # ---------------------------------------------------------------------------------------------------- writing
@@ -93,7 +93,7 @@ def write_folder(
     record: Mapping[str, Any] | None = None,
     shard_size: int | str = SHARD_SIZE,
 ) -> Path:
-    """Write a published folder; an older one in its place is replaced.
+    """Write an exported folder; an older one in its place is replaced.
 
     Args:
         folder: where to.
@@ -127,7 +127,7 @@ def write_folder(
         write_json(fresh / CONFIG, content)
         write_text(fresh / CARD, card)
         if record:
-            write_json(fresh / PUBLISHED_RECORD, record)
+            write_json(fresh / EXPORTED_RECORD, record)
         written = {path.name for path in fresh.iterdir()}
         mode = (fresh / CONFIG).stat().st_mode  # safetensors writes files that only their owner may read
         for name in written:
@@ -139,7 +139,7 @@ def write_folder(
             os.replace(fresh / file, folder / file)
         for path in list(folder.iterdir()):
             if path.name not in written and (
-                path.name in (WEIGHTS, INDEX, PUBLISHED_RECORD) or SHARD.fullmatch(path.name)
+                path.name in (WEIGHTS, INDEX, EXPORTED_RECORD) or SHARD.fullmatch(path.name)
             ):
                 path.unlink()
         flush_entry(folder)
@@ -151,7 +151,7 @@ def write_folder(
 # ---------------------------------------------------------------------------------------------------- reading
 
 
-def read_folder(folder: str | Path, cls: type[Model] | None = None) -> PublishedFolder:
+def read_folder(folder: str | Path, cls: type[Model] | None = None) -> ExportedFolder:
     """Read config and headers and check that they describe one and the same policy; no weights are read.
 
     Raises:
@@ -159,11 +159,11 @@ def read_folder(folder: str | Path, cls: type[Model] | None = None) -> Published
     """
     folder = Path(folder)
     if not (folder / CONFIG).is_file():
-        raise UserError(f"{folder} is not a published policy: it has no {CONFIG}; `bczoo export` writes one")
+        raise UserError(f"{folder} is not an exported policy: it has no {CONFIG}; `bczoo export` writes one")
     spec = read_config(folder / CONFIG)
     tensors = _read_headers(folder)
     headers = {name: Header(t.shape, t.dtype in FLOATS) for name, t in tensors.items()}
-    return PublishedFolder(folder, spec, tensors, check_spec(spec, headers, folder / CONFIG, cls))
+    return ExportedFolder(folder, spec, tensors, check_spec(spec, headers, folder / CONFIG, cls))
 
 
 def load_folder(
@@ -172,7 +172,7 @@ def load_folder(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
 ) -> Model:
-    """The policy of a published folder, in evaluation mode.
+    """The policy of an exported folder, in evaluation mode.
 
     Args:
         folder: a folder that :func:`write_folder` wrote.
@@ -180,15 +180,15 @@ def load_folder(
         device: where the weights go.
         dtype: brings the weights to this type; as they were saved if left out.
     """
-    published = read_folder(folder, cls)
-    state = read_weights(published, device, dtype)
-    return fill(published.model, state, published.spec, published.path / CONFIG).to(device).eval()
+    exported = read_folder(folder, cls)
+    state = read_weights(exported, device, dtype)
+    return fill(exported.model, state, exported.spec, exported.path / CONFIG).to(device).eval()
 
 
 def read_weights(
-    published: PublishedFolder, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+    exported: ExportedFolder, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
 ) -> dict[str, Tensor]:
-    """The weights of a published folder, mapped from its files where device and dtype let them be.
+    """The weights of an exported folder, mapped from its files where device and dtype let them be.
 
     All of them are read once, to see that they are numbers; mapped ones take no memory of their own for that.
 
@@ -196,12 +196,12 @@ def read_weights(
         UserError: some are NaN or infinite.
     """
     state: dict[str, Tensor] = {}
-    for file in sorted({t.file for t in published.tensors.values()}):
-        with safe_open(published.path / file, framework="pt", device=str(device)) as weights:
+    for file in sorted({t.file for t in exported.tensors.values()}):
+        with safe_open(exported.path / file, framework="pt", device=str(device)) as weights:
             for name in weights.keys():  # noqa: SIM118 - not a dict
                 tensor = weights.get_tensor(name)
                 state[name] = tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
-    check_finite(state, published.path)
+    check_finite(state, exported.path)
     return state
 
 

@@ -1,7 +1,7 @@
 """State dicts under their plain names, whatever was wrapped around the policy while it trained.
 
 Place in the pipeline: everything that is exported passes here, so that compiled, LoRA-trained and plainly trained
-policies publish the same names. ``torch.compile`` adds ``_orig_mod.`` to names; peft keeps a layer's own weight as
+policies are exported under the same names. ``torch.compile`` adds ``_orig_mod.`` to names; peft keeps a layer's own weight as
 ``base_layer`` beside two small matrices, which are merged here.
 """
 

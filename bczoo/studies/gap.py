@@ -69,7 +69,7 @@ def gap(
     through video files as in training, and resized by other filters. Writes gap.json and gap.png.
 
     Args:
-        policy: a published folder, org/name on the Hugging Face Hub, a run such as runs/quickstart, or a .ckpt file.
+        policy: an exported folder, org/name on the Hugging Face Hub, a run such as runs/quickstart, or a .ckpt file.
         env: the game, such as doom/defend_the_center, or package.module:function for your own.
         compare: a second policy to show beside the first, such as one trained with augmentation.
         episodes: how many games the expert plays.

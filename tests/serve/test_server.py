@@ -225,7 +225,7 @@ def test_one_player_too_many_is_told_and_those_who_play_go_on():
                 second.receive(30)
         assert got + play(first, pictures[2:]) == alone(policy, SEED, pictures)
         first.close()
-        until(lambda: served.server.free_rows)
+        until(lambda: served.server.free_slots)
         with served.client() as third:
             play(third, pictures)
 
@@ -436,7 +436,7 @@ def test_an_instruction_that_cannot_be_followed_is_told_once_and_the_game_goes_o
     with serving(policy) as served, served.client() as client:
         client.send(pictures[0], text="fail")
         got = [client.receive(30)]
-        until(lambda: got[0].error or next(iter(served.server.connections)).instruction.told)
+        until(lambda: got[0].error or next(iter(served.server.connections)).instruction.reported)
         for picture in pictures[1:]:
             client.send(picture, text="fail")
             got.append(client.receive(30))

@@ -36,7 +36,7 @@ class FineTune(Policy):
     """A trained policy that learns on: an instance of its own family, with what fine-tuning adds.
 
     Args:
-        init_from: ``org/name`` on the Hugging Face Hub, a published folder, a run, or a .ckpt file.
+        init_from: ``org/name`` on the Hugging Face Hub, an exported folder, a run, or a .ckpt file.
         revision: branch, tag or commit on the Hub.
         action_space: another action space, by name or as data; what both know is carried over by name. null keeps
             the source's.
