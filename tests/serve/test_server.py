@@ -220,7 +220,7 @@ def test_one_player_too_many_is_told_and_those_who_play_go_on():
         with served.client() as second:
             second.send(pictures[0], id=9)
             answer = second.receive(30)
-            assert answer.id == 9 and "all 1 places are taken" in answer.error and "--clients" in answer.error
+            assert answer.id == 9 and "all 1 slots are taken" in answer.error and "--clients" in answer.error
             with pytest.raises(UserError, match="the server has closed the connection"):
                 second.receive(30)
         assert got + play(first, pictures[2:]) == alone(policy, SEED, pictures)
@@ -244,7 +244,7 @@ def test_the_player_that_has_been_idle_longest_gives_way_to_a_new_one():
             assert got + play(b, pictures[2:]) == alone(policy, SEED + 1, pictures)
             with served.client() as d:  # by now nobody is idle
                 d.send(pictures[0])
-                assert "all 2 places are taken" in d.receive(30).error
+                assert "all 2 slots are taken" in d.receive(30).error
     assert any(line.startswith("client 0 left (sent no frame for 1000 s") for line in served.lines)
 
 
