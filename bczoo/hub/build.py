@@ -1,13 +1,14 @@
 """Building a policy from a config and weights that may be anyone's.
 
 Place in the pipeline: exported folders (``bczoo.hub.folder``) and checkpoints (``bczoo.hub.source``) come here.
-Nothing is imported for a config: it can name only parts that are there already. What it describes is built once, without
-memory (on the meta device); its names and shapes are compared with those of the weights, and the same object then takes
-them (:func:`fill`). Only a family that holds tensors which are in no file is built a second time, for their values.
+Nothing is imported for a config: it can name only parts that are there already. What it describes is built once,
+without memory (on the meta device); its names and shapes are compared with those of the weights, and the same object
+then takes them (:func:`fill`). Only a family that holds tensors which are in no file is built a second time, for their
+values.
 
-accelerate (``init_empty_weights``) and transformers were tried and left out: the first takes parameters to the meta device
-after they had their memory, so a config of anyone's could claim all of it, and keeps buffers, which is a second build
-here; the second loads its own models only. What is needed of them is the hook below.
+accelerate's ``init_empty_weights`` was tried and left out: it takes a parameter to the meta device after it had
+its memory, so a config of anyone's could claim all of it, and keeps buffers in memory. transformers' way is for
+its own classes.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """State dicts under their plain names, whatever was wrapped around the policy while it trained.
 
 Place in the pipeline: everything that is exported passes here, so that compiled, LoRA-trained and plainly trained
-policies are exported under the same names. ``torch.compile`` adds ``_orig_mod.`` to names; peft keeps a layer's own weight as
-``base_layer`` beside two small matrices, which are merged here.
+policies are exported under the same names. ``torch.compile`` adds ``_orig_mod.`` to names; peft keeps a layer's own
+weight as ``base_layer`` beside two small matrices, which are merged here.
 """
 
 from __future__ import annotations

@@ -37,8 +37,8 @@ class Instruction:
         said: the latest words; empty after they were taken back, None if there never were any.
         ready: whether anything that was said has come into force.
         embedding: (E,), what holds now; None for no instruction.
-        say: is called with why words cannot be followed, each reason once in a row; if left out, ``problem`` keeps it until
-            somebody takes it.
+        say: is called with why words cannot be followed, each reason once in a row; if left out, ``problem`` keeps it
+            until somebody takes it.
     """
 
     say: Callable[[str], Any] | None = None

@@ -1,9 +1,9 @@
 """The server: frames of many games come in over sockets, one policy answers them all.
 
 Place in the pipeline: :mod:`bczoo.serve.listen` opens the sockets, :mod:`bczoo.serve.connection` reads and writes, an
-:class:`~bczoo.play.agent.Agent` plays, one slot of it for every client. One asyncio loop does all that waits; one thread
-beside it steps the agent, so that the loop goes on reading while the policy computes; others resize frames, so that
-nobody waits for the large frames of somebody else:
+:class:`~bczoo.play.agent.Agent` plays, one slot of it for every client. One asyncio loop does all that waits; one
+thread beside it steps the agent, so that the loop goes on reading while the policy computes; others resize frames, so
+that nobody waits for the large frames of somebody else:
 
     connection --- read ---> resize ---> newest frame --+
     connection --- read ---> resize ---> newest frame --+--> one step for all that have a frame --> answers
@@ -76,7 +76,8 @@ class Server:
 
     Args:
         agent: plays; it has one slot for every client at a time.
-        seed: the random numbers of the n-th player, from 0, are those of an agent whose slot was reset with ``seed + n``.
+        seed: the random numbers of the n-th player, from 0, are those of an agent whose slot was reset
+            with ``seed + n``.
         text: instruction of all clients that give none of their own.
         limits: what a client may ask.
         say: is called with a line for everything that happens.

@@ -38,7 +38,7 @@ class Linear(Policy):
 
 def cnn() -> CNNPolicy:
     torch.manual_seed(0)
-    encoder = partial(ConvNeXtEncoder, frame_size=32, channels=[4, 8], blocks=1, embedding=16)
+    encoder = partial(ConvNeXtEncoder, frame_size=32, channels=[4, 8, 8], blocks=1, embedding=16)
     return CNNPolicy(encoder, width=16, layers=2, heads=2, window=4).eval()
 
 
@@ -60,8 +60,9 @@ def fine_tune(recordings, tmp_path, monkeypatch):
 
     def typed(source, *more, steps=2):
         words = [
-            "fit", "--config", "finetune", "--model.init_from", source, "--data.root", recordings, "--data.batch_size", 2,
-            "--data.num_workers", 0, "--data.val_fraction", 0.5, "--trainer.max_steps", steps, "--trainer.val_check_interval", 1,
+            "fit", "--config", "finetune", "--model.init_from", source, "--data.root", recordings,
+            "--data.batch_size", 2, "--data.num_workers", 0, "--data.val_fraction", 0.5,
+            "--trainer.max_steps", steps, "--trainer.val_check_interval", 1,
             "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false",
             "--trainer.enable_model_summary", "false", "--trainer.logger", "false", *more,
         ]  # fmt: skip

@@ -1,7 +1,7 @@
 """What a run did and what came out of it, as plain JSON beside its checkpoints.
 
-Place in the pipeline: a callback that every run of the command line has; :mod:`bczoo.train.run_record` says what it writes and
-who reads it.
+Place in the pipeline: a callback that every run of the command line has; :mod:`bczoo.train.run_record` says what it
+writes and who reads it.
 """
 
 from __future__ import annotations

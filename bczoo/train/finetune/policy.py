@@ -1,8 +1,8 @@
 """A policy that starts from a trained one: the model class of ``configs/finetune.yaml``.
 
 Place in the pipeline: ``bczoo fit --config finetune --model.init_from org/bc-150m --data.root my_game``. Family,
-architecture and preprocessing come from the source, so nothing of them is repeated in the YAML; what the YAML chooses is
-what is trained and how. What comes out is a plain policy of the source's family.
+architecture and preprocessing come from the source, so nothing of them is repeated in the YAML; what the YAML chooses
+is what is trained and how. What comes out is a plain policy of the source's family.
 """
 
 from __future__ import annotations
@@ -62,10 +62,11 @@ class FineTune(_OfItsSource):
         text_encoder: embeds the instruction; null keeps the source's.
         window: steps of a training window and of the memory in play; null keeps the source's.
         freeze: per part for how many steps it stays as it is; true for ever. A BCPolicy has the parts encoder,
-            transformer, decoder and embeddings, a CNNPolicy encoder, transformer and heads. A frozen part is in evaluation mode, its BatchNorm statistics do not move.
+            transformer, decoder and embeddings, a CNNPolicy encoder, transformer and heads. A frozen part is in
+            evaluation mode, its BatchNorm statistics do not move.
         learning_rate: per part its own learning rate; the optimiser's elsewhere.
-        lora: train the transformer, of a family that has one, through low-rank matrices, which are merged on export; null
-            trains it whole.
+        lora: train the transformer, of a family that has one, through low-rank matrices, which are merged on export;
+            null trains it whole.
         optimizer: makes the optimiser, given the parameters.
         lr_scheduler: makes the learning rate schedule, given the optimiser and the number of steps of the run.
     """
