@@ -1,5 +1,6 @@
 """The command line, as a user types it."""
 
+# ruff: noqa: F811 - fixtures are named as arguments
 import json
 import re
 import subprocess
