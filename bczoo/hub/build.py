@@ -133,8 +133,11 @@ def family_of(spec: Any, where: Path, cls: type[Model] | None = None) -> type[Mo
 
 def check_rebuilds(model: Model) -> None:
     """Raise unless a model can be built again from what is saved of it: then its weights would be of no use."""
+    from bczoo.hub.state import plain_entries
+
     where = Path(type(model).__name__)
-    stored = {k: Header(tuple(t.shape), t.is_floating_point()) for k, t in plain_names(model.state_dict()).items()}
+    entries = plain_entries(model.state_dict())  # what an export would hold, LoRA merged
+    stored = {k: Header(tuple(t.shape), t.is_floating_point()) for k, (t, _) in entries.items()}
     try:
         check_spec(model.spec, stored, where)
     except UserError as error:
