@@ -64,6 +64,7 @@ _EXPORTS = {
     "FineTune": "bczoo.train.finetune.policy",
     "LoRA": "bczoo.train.finetune.lora",
     "RecordingDataModule": "bczoo.data.module",
+    "ReferenceAugmentations": "bczoo.data.augment",
     "PublishedAugmentations": "bczoo.data.augment",
     "PlayedRecordings": "bczoo.record.command",
     "ResumableCheckpoint": "bczoo.train.callbacks.checkpoint",
@@ -89,7 +90,7 @@ if TYPE_CHECKING:
     from bczoo.core.parts import Part as Part
     from bczoo.core.spec import Batch as Batch
     from bczoo.core.spec import InputSpec as InputSpec
-    from bczoo.data.augment import PublishedAugmentations as PublishedAugmentations
+    from bczoo.data.augment import ReferenceAugmentations as ReferenceAugmentations
     from bczoo.data.module import RecordingDataModule as RecordingDataModule
     from bczoo.models.bc.decoder import ActionDecoder as ActionDecoder
     from bczoo.models.bc.decoder import BackboneHeads as BackboneHeads
@@ -126,7 +127,11 @@ if TYPE_CHECKING:
     from bczoo.train.schedules import WarmupCosine as WarmupCosine
 
 
+_FORMER = {"PublishedAugmentations": "ReferenceAugmentations"}  # names that configurations from before may use
+
+
 def __getattr__(name: str) -> Any:
+    name = _FORMER.get(name, name)
     if name in _EXPORTS:
         return getattr(import_module(_EXPORTS[name]), name)
     raise AttributeError(f"module 'bczoo' has no attribute {name!r}")

@@ -109,10 +109,10 @@ def published_names(policy: BCPolicy) -> dict[str, tuple[str, tuple[int, ...]]]:
     shapes = {
         e["name"]: tuple(e["shape"]) for e in json.loads((FOLDER / "golden_public.json").read_text())["state_dict"]
     }
-    names = {ours: (theirs, shapes[theirs]) for ours, theirs in open_p2p.published_names(policy).items()}
+    names = {ours: (theirs, shapes[theirs]) for ours, theirs in open_p2p.reference_names(policy).items()}
     for ours, tensor in policy.state_dict().items():
         theirs, shape = names[ours]
-        assert open_p2p.published_shape(ours, tuple(tensor.shape)) == shape, theirs
+        assert open_p2p.reference_shape(ours, tuple(tensor.shape)) == shape, theirs
     return names
 
 

@@ -32,6 +32,7 @@ from bczoo.core.errors import UserError
 from bczoo.core.files import write_json
 from bczoo.core.spec import loss_mask
 from bczoo.core.statistics import RESAMPLES_OF_METRICS, bootstrap
+from bczoo.core.tables import markdown_table
 from bczoo.data.dataset import WindowDataset
 from bczoo.data.index import Index, open_index
 from bczoo.data.loader import WindowLoader
@@ -349,7 +350,7 @@ class CausalityResult:
         n = len(self.recordings)
         several = "95 % intervals over recordings" if n > 1 else "no intervals over a single one"
         caption = f"{n} recording{'s' * (n > 1)}, {steps} steps, {changes} changes of the action; {several}."
-        return f"{_aligned(rows)}\n\n{caption}"
+        return f"{markdown_table(rows)}\n\n{caption}"
 
     def _row(self, label: str, name: str) -> list[str]:
         whole = self.metrics.get(name, Estimate(None))
@@ -371,14 +372,3 @@ def _number(value: float | None) -> str:
     if value is None:
         return ""
     return f"{round(value, 3) + 0.0:.3f}" if abs(value) < 1000 else f"{value:.3g}"  # + 0.0: no minus before zero
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns are as wide as their widest cell."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    head, *body = (
-        [cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))]
-        for row in rows
-    )
-    rule = ["-" * width if i == 0 else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *body))

@@ -14,10 +14,10 @@ from importlib import import_module
 # command -> (what it does, "module:function" of a function whose arguments are the options, those without a name)
 FUNCTIONS = {
     ("record",): ("play a game and write the episodes as recordings", "bczoo.record.command:record", ()),
-    ("play",): ("play a game with a policy and tell its returns", "bczoo.play.command:play_policy", ("policy",)),
+    ("play",): ("play a game with a policy and report its returns", "bczoo.play.command:play_policy", ("policy",)),
     ("serve",): ("let a policy play games that connect to a socket", "bczoo.serve.commands:serve", ("policy",)),
     ("client-test",): (
-        "replay a recording against a server and tell its latency",
+        "replay a recording against a server and report its latency",
         "bczoo.serve.client:client_test",
         (),
     ),
@@ -26,15 +26,15 @@ FUNCTIONS = {
         "bczoo.play.bench:latency",
         ("policy",),
     ),
-    ("export",): ("write a trained policy as a folder to publish", "bczoo.hub.commands:export", ("source", "out")),
+    ("export",): ("export a trained policy as a folder", "bczoo.hub.commands:export", ("source", "out")),
     ("push",): (
-        "publish an exported policy on the Hugging Face Hub",
+        "upload an exported policy to the Hugging Face Hub",
         "bczoo.hub.commands:push_folder",
         ("folder", "repository"),
     ),
     ("pull",): ("download a policy from the Hugging Face Hub", "bczoo.hub.commands:pull", ("repository",)),
     ("convert", "open-p2p"): (
-        "turn a published Pixels2Play checkpoint into a bczoo policy",
+        "turn a Pixels2Play checkpoint into a bczoo policy",
         "bczoo.hub.open_p2p:from_open_p2p",
         ("source", "out"),
     ),
@@ -50,7 +50,7 @@ FUNCTIONS = {
         ("policy",),
     ),
     ("attention",): (
-        "draw where a policy looks, and its mask",
+        "plot where a policy looks, and its mask",
         "bczoo.causality.attention:attention_report",
         ("policy",),
     ),
@@ -129,10 +129,10 @@ def main(argv: list[str] | None = None) -> int:
         print("bczoo: interrupted", file=sys.stderr)
         return 130
     except Exception as error:
-        told = _behind(error, UserError) or _system_error(error)
-        if told is None or os.environ.get("BCZOO_TRACEBACK"):
+        report = _behind(error, UserError) or _system_error(error)
+        if report is None or os.environ.get("BCZOO_TRACEBACK"):
             raise
-        print(f"bczoo: {told}", file=sys.stderr)
+        print(f"bczoo: {report}", file=sys.stderr)
         return 1
 
 
@@ -181,7 +181,7 @@ def _system_error(error: BaseException | None) -> str | None:
     if not isinstance(cause, OSError) or cause.errno not in SYSTEM_ERRORS:
         return None
     where = f"{cause.filename}: " if cause.filename else ""
-    return f"{where}{cause.strerror}; {SYSTEM_ERRORS[cause.errno]} (BCZOO_TRACEBACK=1 tells where it happened)"
+    return f"{where}{cause.strerror}; {SYSTEM_ERRORS[cause.errno]} (BCZOO_TRACEBACK=1 shows where it happened)"
 
 
 def usage() -> str:
@@ -195,7 +195,7 @@ def usage() -> str:
         "usage: bczoo COMMAND [options]\n\n"
         "Behaviour cloning of video games: record, train, play.\n\n"
         f"commands:\n{commands}\n\n"
-        "bczoo COMMAND --help tells the options of a command.\n"
+        "bczoo COMMAND --help lists the options of a command.\n"
         f"--config takes a path or one of: {', '.join(names())}\n"
         "--import MODULE imports a module of yours first, for families and parts of your own\n\n"
         "Start here:  bczoo fit --config quickstart"

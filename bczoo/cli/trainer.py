@@ -2,7 +2,7 @@
 
 Place in the pipeline: assembles policy, data and trainer from YAML and the command line. Beyond LightningCLI:
 ``--config`` takes names of shipped configurations, ``ckpt_path: last`` resumes an interrupted run and nothing else,
-hyperparameters in a checkpoint never override the command line, missing data is told before a large model is built,
+hyperparameters in a checkpoint never override the command line, missing data is reported before a large model is built,
 a run folder is claimed before anything is read from it, and what an interrupted run still owes is made up for.
 """
 

@@ -14,7 +14,8 @@ _EXPORTS = {
     "open_index": "index",
     "WindowDataset": "dataset",
     "ClipAugment": "augment",
-    "PublishedAugmentations": "augment",
+    "ReferenceAugmentations": "augment",
+    "PublishedAugmentations": "augment",  # its former name
     "Report": "check",
 }
 __all__ = sorted(_EXPORTS)

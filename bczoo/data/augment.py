@@ -3,7 +3,7 @@
 Place in the pipeline: the data module applies them to training batches on the batch's device. A transform is
 sampled once for all frames of a clip: two identical frames stay identical, so motion stays what the actions say
 it is. In YAML every transform is usable by its ``class_path``, and the set of the paper's system as
-``bczoo.PublishedAugmentations``.
+``bczoo.ReferenceAugmentations``.
 
 Shape legend: B clips, T frames of a clip, H = W frame size in pixels.
 """
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 
-class PublishedAugmentations(v2.Compose):
+class ReferenceAugmentations(v2.Compose):
     """The set that the policies of paper 2601.04575 were trained with.
 
     Args:
@@ -43,6 +43,9 @@ class PublishedAugmentations(v2.Compose):
         if resized_crop:
             transforms.append(v2.RandomApply([Zoom(0.9)], p=0.25))
         super().__init__(transforms)
+
+
+PublishedAugmentations = ReferenceAugmentations  # its name in configurations from before
 
 
 class ClipAugment(nn.Module):

@@ -49,7 +49,7 @@ class RecordingDataModule(L.LightningDataModule):
         num_workers: processes that read windows; also used to index new recordings.
         strict: raise an error at broken recordings and unknown keys, which are otherwise skipped with a
             warning.
-        augment: transforms of training clips, such as bczoo.PublishedAugmentations; none if left out.
+        augment: transforms of training clips, such as bczoo.ReferenceAugmentations; none if left out.
         source: produces recordings in root before training, if they are not there yet.
         val_source: the same for val_root.
         pin_memory: page-locked batches; if left out, where the trainer uses a GPU.

@@ -1,1 +1,1 @@
-"""Weights that travel: published folders, the Hugging Face Hub, other projects' checkpoints, model cards, the zoo."""
+"""Weights that travel: exported folders, the Hugging Face Hub, other projects' checkpoints, model cards, the zoo."""

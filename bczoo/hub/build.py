@@ -1,8 +1,14 @@
 """Building a policy from a config and weights that may be anyone's.
 
-Place in the pipeline: published folders (``bczoo.hub.folder``) and checkpoints (``bczoo.hub.source``) come here.
-Nothing is imported for a config: it can name only parts that are there already. What it describes is built without
-memory first, and its names and shapes are compared with those of the weights.
+Place in the pipeline: exported folders (``bczoo.hub.folder``) and checkpoints (``bczoo.hub.source``) come here.
+Nothing is imported for a config: it can name only parts that are there already. What it describes is built once,
+without memory (on the meta device); its names and shapes are compared with those of the weights, and the same object
+then takes them (:func:`fill`). Only a family that holds tensors which are in no file is built a second time, for their
+values.
+
+accelerate's ``init_empty_weights`` was tried and left out: it takes a parameter to the meta device after it had
+its memory, so a config of anyone's could claim all of it, and keeps buffers in memory. transformers' way is for
+its own classes.
 """
 
 from __future__ import annotations
@@ -11,6 +17,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -36,8 +43,8 @@ class Header(NamedTuple):
     floating: bool
 
 
-def check_spec(spec: Any, stored: Mapping[str, Header], where: Path, cls: type[Model] | None = None) -> type[Model]:
-    """Raise unless a spec describes a model, and the stored weights are that model's; returns its family.
+def check_spec(spec: Any, stored: Mapping[str, Header], where: Path, cls: type[Model] | None = None) -> Model:
+    """The model that a spec describes, without memory; an error unless the stored weights are that model's.
 
     Args:
         spec: ``{"class_path": ..., "init_args": {...}}``.
@@ -49,7 +56,7 @@ def check_spec(spec: Any, stored: Mapping[str, Header], where: Path, cls: type[M
     if differing := sorted(spec["init_args"].keys() ^ model.config.keys()):
         raise UserError(f"{where}: these entries of the {model.kind} are unknown or missing: {', '.join(differing)}")
     _compare(model.state_dict(), stored, where)
-    return type(model)
+    return model
 
 
 def described(spec: Any, where: Path, cls: type[Model] | None = None) -> Model:
@@ -63,10 +70,44 @@ def described(spec: Any, where: Path, cls: type[Model] | None = None) -> Model:
         return _build(family, spec["init_args"], where)
 
 
-def build_without_weights(spec: Mapping[str, Any], where: Path, cls: type[Model] | None = None) -> Model:
-    """The model of a checked spec, its parameters on the meta device, for weights to be assigned."""
-    with _parameters(on_meta=True):
-        return _build(family_of(spec, where, cls), spec["init_args"], where)
+def fill(model: Model, state: Mapping[str, Tensor], spec: Mapping[str, Any], where: Path) -> Model:
+    """Give a model that was built without memory its weights.
+
+    Args:
+        model: of :func:`check_spec`; used up.
+        state: all that its state dict holds; not copied.
+        spec: what the model was built from.
+        where: the file that the spec is from, for errors.
+    """
+    if _holds_more_than(model, state):
+        with _parameters(on_meta=True):  # what else it holds gets its values from its constructor
+            model = _build(type(model), spec["init_args"], where)
+    model.load_state_dict(state, assign=True)
+    return model
+
+
+def _holds_more_than(model: nn.Module, state: Mapping[str, Tensor]) -> bool:
+    """Whether a model on the meta device holds tensors there that its weights do not replace."""
+    if any(buffer.is_meta and name not in state for name, buffer in model.named_buffers()):
+        return True
+    held = [vars(module) for module in model.modules()]
+    registered = ("_parameters", "_buffers", "_modules")
+    todo = [value for entries in held for name, value in entries.items() if name not in registered]
+    seen: set[int] = set()
+    while todo:
+        value = todo.pop()
+        if isinstance(value, Tensor) and value.is_meta:
+            return True
+        if id(value) in seen or isinstance(value, nn.Module | Tensor | type | FunctionType | ModuleType):
+            continue
+        seen.add(id(value))
+        if isinstance(value, Mapping):
+            todo += value.values()
+        elif isinstance(value, list | tuple | set):
+            todo += value
+        else:
+            todo += getattr(value, "__dict__", {}).values()
+    return False
 
 
 def family_of(spec: Any, where: Path, cls: type[Model] | None = None) -> type[Model]:
@@ -92,8 +133,11 @@ def family_of(spec: Any, where: Path, cls: type[Model] | None = None) -> type[Mo
 
 def check_rebuilds(model: Model) -> None:
     """Raise unless a model can be built again from what is saved of it: then its weights would be of no use."""
+    from bczoo.hub.state import plain_entries
+
     where = Path(type(model).__name__)
-    stored = {k: Header(tuple(t.shape), t.is_floating_point()) for k, t in plain_names(model.state_dict()).items()}
+    entries = plain_entries(model.state_dict())  # what an export would hold, LoRA merged
+    stored = {k: Header(tuple(t.shape), t.is_floating_point()) for k, (t, _) in entries.items()}
     try:
         check_spec(model.spec, stored, where)
     except UserError as error:

@@ -1,4 +1,4 @@
-"""The model card (README.md) of a published policy, written from what is known of it and from nothing else.
+"""The model card (README.md) of an exported policy, written from what is known of it and from nothing else.
 
 Place in the pipeline: ``save_pretrained`` and ``bczoo export`` call :func:`model_card` with the record that the run
 left (:mod:`bczoo.train.run_record`). The head of the card is what the Hugging Face Hub reads: library, tags, licence,
@@ -102,8 +102,8 @@ def _introduction(policy: Model, dtype: torch.dtype | None) -> str:
             "A behaviour cloning policy for video games, for the Python package `bczoo`: pixels "
             f"{'and an optional instruction ' if spec.text_dim else ''}in, actions out. {_architecture(policy)}",
             "",
-            f"- {counts.pop('total'):,} parameters: {', '.join(f'{part} {n:,}' for part, n in counts.items())}; saved as "
-            f"{str(dtype or _own_dtype(policy)).removeprefix('torch.')}",
+            f"- {counts.pop('total'):,} parameters: {', '.join(f'{part} {n:,}' for part, n in counts.items())}; saved "
+            f"as {str(dtype or _own_dtype(policy)).removeprefix('torch.')}",
             f"- frames: {spec.frame_size} x {spec.frame_size} pixels, RGB, brought to this size with the filter "
             f"`{spec.resize}` (the agent does it)",
             f"- {spec.fps:g} steps a second, memory of {spec.window} steps",

@@ -21,7 +21,7 @@ def export(
     license: str | None = None,
     flaws: list[str] | None = None,
 ) -> None:
-    """Write a trained policy as a folder that can be published, with a model card of its run.
+    """Write a trained policy as a folder for the Hub, with a model card of its run.
 
     Args:
         source: a run such as runs/quickstart, a .ckpt file, or an exported folder (to change its dtype or card).
@@ -34,7 +34,7 @@ def export(
     policy = found.load()
     record = found.record | ({"license": license} if license else {}) | ({"flaws": flaws} if flaws else {})
     policy.save_pretrained(out, DTYPES[dtype] if dtype else None, license, record)
-    print(f"{out}: {policy.parameter_counts()['total']:,} parameters; bczoo push {out} org/name publishes it")
+    print(f"{out}: {policy.parameter_counts()['total']:,} parameters; bczoo push {out} org/name uploads it")
     if Path(out).resolve() == Path.cwd():
         print("the folder was replaced as a whole: enter it again with cd . to see the new one")
 
@@ -47,7 +47,7 @@ def push_folder(
     token: str | None = None,
     message: str | None = None,
 ) -> None:
-    """Publish an exported policy on the Hugging Face Hub.
+    """Upload an exported policy to the Hugging Face Hub.
 
     Args:
         folder: what `bczoo export` wrote.

@@ -1,4 +1,4 @@
-"""A published policy on disk: ``config.json``, ``model.safetensors``, ``README.md``.
+"""An exported policy on disk: ``config.json``, ``model.safetensors``, ``README.md``.
 
 Place in the pipeline: a trained policy goes out through :func:`write_folder` and comes back through
 :func:`load_folder`, which trusts nothing that it reads: a folder may come from anyone. ``config.json`` names only
@@ -6,6 +6,11 @@ parts that are already imported, is read without importing anything, and is comp
 before any memory is taken. There is no pickle on this path.
 
 In memory there is one copy of the weights: the policy is built without them, and they are mapped from the file.
+
+``huggingface_hub.PyTorchModelHubMixin`` was tried and left out. It calls the class with whatever the config says and
+checks nothing, falls back to a pickle where a repository has no safetensors, does not know which family a folder holds,
+reads no weights in pieces, and writes over the old ones that a policy may be mapped from. What is used of the library
+is ``save_torch_state_dict``.
 """
 
 from __future__ import annotations
@@ -22,9 +27,9 @@ from torch import Tensor
 
 from bczoo.core.errors import UserError
 from bczoo.core.files import PartialPath, restore, sweep, system_errors, write_json, write_text
-from bczoo.hub.build import Header, build_without_weights, check_spec, some
+from bczoo.hub.build import Header, check_spec, fill, some
 from bczoo.hub.finite import check_finite
-from bczoo.train.run_record import PUBLISHED_RECORD, read_json, read_record
+from bczoo.train.run_record import EXPORTED_RECORD, read_json, read_record
 
 if TYPE_CHECKING:
     from bczoo.models.model import Model
@@ -60,25 +65,25 @@ class StoredTensor:
 
 
 @dataclass(frozen=True)
-class PublishedFolder:
+class ExportedFolder:
     """A folder whose config and weights fit together.
 
     Args:
         path: the folder.
         spec: family and arguments of the model, ``{"class_path": ..., "init_args": {...}}``.
         tensors: header of every tensor by state-dict name.
-        family: the model's class.
+        model: as it describes it, without memory.
     """
 
     path: Path
     spec: dict[str, Any]
     tensors: dict[str, StoredTensor]
-    family: type[Model]
+    model: Model
 
     @property
     def record(self) -> dict[str, Any]:
         """What is known of the training (``training.json``); empty if there is nothing."""
-        return read_record(self.path / PUBLISHED_RECORD)
+        return read_record(self.path / EXPORTED_RECORD)
 
 
 # ---------------------------------------------------------------------------------------------------- writing
@@ -92,7 +97,7 @@ def write_folder(
     record: Mapping[str, Any] | None = None,
     shard_size: int | str = SHARD_SIZE,
 ) -> Path:
-    """Write a published folder; an older one in its place is replaced as a whole, and other files in it stay.
+    """Write an exported folder; an older one in its place is replaced as a whole, and other files in it stay.
 
     Args:
         folder: where to.
@@ -127,14 +132,14 @@ def write_folder(
         write_json(fresh / CONFIG, content)
         write_text(fresh / CARD, card)
         if record:
-            write_json(fresh / PUBLISHED_RECORD, record)
+            write_json(fresh / EXPORTED_RECORD, record)
         written = {path.name for path in fresh.iterdir()}
         mode = (fresh / CONFIG).stat().st_mode  # safetensors writes files that only their owner may read
         for name in written:
             (fresh / name).chmod(mode)
         read_folder(fresh)
         older = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-        ours = written | {WEIGHTS, INDEX, PUBLISHED_RECORD} | {name for name in older if SHARD.fullmatch(name)}
+        ours = written | {WEIGHTS, INDEX, EXPORTED_RECORD} | {name for name in older if SHARD.fullmatch(name)}
         beside.exchange(keep=sorted(older - ours))
     except OSError as error:
         if error.filename is None:  # as of a full disk
@@ -148,7 +153,7 @@ def write_folder(
 # ---------------------------------------------------------------------------------------------------- reading
 
 
-def read_folder(folder: str | Path, cls: type[Model] | None = None) -> PublishedFolder:
+def read_folder(folder: str | Path, cls: type[Model] | None = None) -> ExportedFolder:
     """Read config and headers and check that they describe one and the same policy; no weights are read.
 
     Raises:
@@ -157,11 +162,11 @@ def read_folder(folder: str | Path, cls: type[Model] | None = None) -> Published
     folder = Path(folder)
     restore(folder)
     if not (folder / CONFIG).is_file():
-        raise UserError(f"{folder} is not a published policy: it has no {CONFIG}; `bczoo export` writes one")
+        raise UserError(f"{folder} is not an exported policy: it has no {CONFIG}; `bczoo export` writes one")
     spec = read_config(folder / CONFIG)
     tensors = _read_headers(folder)
     headers = {name: Header(t.shape, t.dtype in FLOATS) for name, t in tensors.items()}
-    return PublishedFolder(folder, spec, tensors, check_spec(spec, headers, folder / CONFIG, cls))
+    return ExportedFolder(folder, spec, tensors, check_spec(spec, headers, folder / CONFIG, cls))
 
 
 def load_folder(
@@ -170,7 +175,7 @@ def load_folder(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
 ) -> Model:
-    """The policy of a published folder, in evaluation mode.
+    """The policy of an exported folder, in evaluation mode.
 
     Args:
         folder: a folder that :func:`write_folder` wrote.
@@ -179,12 +184,11 @@ def load_folder(
         dtype: brings the weights to this type; as they were saved if left out.
     """
     before = _inode(folder)
-    published = read_folder(folder, cls)
-    policy = build_without_weights(published.spec, published.path / CONFIG, cls)
-    policy.load_state_dict(read_weights(published, device, dtype), assign=True)
+    exported = read_folder(folder, cls)
+    state = read_weights(exported, device, dtype)
     if _inode(folder) != before:  # an export has replaced it meanwhile: config and weights are of two
         return load_folder(folder, cls, device, dtype)
-    return policy.to(device).eval()
+    return fill(exported.model, state, exported.spec, exported.path / CONFIG).to(device).eval()
 
 
 def _inode(folder: str | Path) -> int:
@@ -193,9 +197,9 @@ def _inode(folder: str | Path) -> int:
 
 
 def read_weights(
-    published: PublishedFolder, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+    exported: ExportedFolder, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
 ) -> dict[str, Tensor]:
-    """The weights of a published folder, mapped from its files where device and dtype let them be.
+    """The weights of an exported folder, mapped from its files where device and dtype let them be.
 
     All of them are read once, to see that they are numbers; mapped ones take no memory of their own for that.
 
@@ -203,12 +207,12 @@ def read_weights(
         UserError: some are NaN or infinite.
     """
     state: dict[str, Tensor] = {}
-    for file in sorted({t.file for t in published.tensors.values()}):
-        with safe_open(published.path / file, framework="pt", device=str(device)) as weights:
+    for file in sorted({t.file for t in exported.tensors.values()}):
+        with safe_open(exported.path / file, framework="pt", device=str(device)) as weights:
             for name in weights.keys():  # noqa: SIM118 - not a dict
                 tensor = weights.get_tensor(name)
                 state[name] = tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
-    check_finite(state, published.path)
+    check_finite(state, exported.path)
     return state
 
 

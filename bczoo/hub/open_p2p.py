@@ -1,9 +1,9 @@
-"""Published Pixels2Play checkpoints, both ways.
+"""Pixels2Play checkpoints (the reference), both ways.
 
 Place in the pipeline: ``bczoo convert open-p2p`` turns a folder with ``model_config.yaml`` and
-``checkpoint-step=*.ckpt`` into a published folder of ours, ``bczoo convert to-open-p2p`` the reverse. The two systems
+``checkpoint-step=*.ckpt`` into an exported folder of ours, ``bczoo convert to-open-p2p`` the reverse. The two systems
 compute the same from the same weights (paper 2601.04575); what differs is names, leading axes of length one, and that
-the published system keeps its position vectors, embeddings and sinks in bfloat16. The image tokenizer stands in its
+the reference system keeps its position vectors, embeddings and sinks in bfloat16. The image tokenizer stands in its
 checkpoints twice, under two names.
 
 Every entry is accounted for: missing, extra, misshaped or contradicting ones are named, and nothing is loaded half.
@@ -72,7 +72,7 @@ IN_BFLOAT16 = ("_sinks", "pos_tokens", "action_out_token", "for_no_text_input", 
 
 
 def from_open_p2p(source: str, out: str, checkpoint: str | None = None, license: str | None = None) -> None:
-    """Turn a published Pixels2Play checkpoint into a bczoo policy.
+    """Turn a Pixels2Play checkpoint into a bczoo policy.
 
     Args:
         source: folder with model_config.yaml and checkpoint-step=*.ckpt.
@@ -97,10 +97,10 @@ def from_open_p2p(source: str, out: str, checkpoint: str | None = None, license:
 
 
 def to_open_p2p(source: str, out: str) -> None:
-    """Turn a bczoo policy into a checkpoint that the published Pixels2Play code loads.
+    """Turn a bczoo policy into a checkpoint that the reference code loads.
 
     Args:
-        source: a published folder, org/name on the Hub, a run, or a .ckpt file.
+        source: an exported folder, org/name on the Hub, a run, or a .ckpt file.
         out: folder to write model_config.yaml and the checkpoint to.
     """
     import lightning
@@ -126,8 +126,8 @@ def to_open_p2p(source: str, out: str) -> None:
 # ---------------------------------------------------------------------------------------------------- names
 
 
-def published_names(policy: BCPolicy) -> dict[str, str]:
-    """Our state-dict names to those of the published checkpoints (without the second names)."""
+def reference_names(policy: BCPolicy) -> dict[str, str]:
+    """Our state-dict names to those of the reference checkpoints (without the second names)."""
     names = dict(TOKEN_ENTRIES)
     for part, theirs in BLOCKS.items():
         for i in range(len(getattr(policy, part).blocks)):
@@ -144,8 +144,8 @@ def published_names(policy: BCPolicy) -> dict[str, str]:
     return {ours: names[ours] for ours in policy.state_dict()}
 
 
-def published_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The published shape of one of our entries: the same up to leading axes of length one."""
+def reference_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The reference shape of one of our entries: the same up to leading axes of length one."""
     if name.endswith("_sinks"):
         return (1, *shape)
     if name.startswith("tokens.") and not name.endswith("weight"):
@@ -154,14 +154,14 @@ def published_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def to_ours(policy: BCPolicy, weights: Mapping[str, Tensor], where: Path) -> dict[str, Tensor]:
-    """Published weights under our names and in float32.
+    """Reference weights under our names and in float32.
 
     Raises:
         UserError: names every kind of entry that does not fit; says which.
     """
     own = policy.state_dict()
-    names = published_names(policy)
-    expected = {theirs: published_shape(ours, tuple(own[ours].shape)) for ours, theirs in names.items()}
+    names = reference_names(policy)
+    expected = {theirs: reference_shape(ours, tuple(own[ours].shape)) for ours, theirs in names.items()}
     aliases = {ALIAS + theirs: theirs for theirs in expected if theirs.startswith(TOKENIZER)}
     repeated = any(alias in weights for alias in aliases)  # all of them or none
     problems = {
@@ -191,11 +191,11 @@ def to_ours(policy: BCPolicy, weights: Mapping[str, Tensor], where: Path) -> dic
 
 
 def to_theirs(policy: BCPolicy) -> dict[str, Tensor]:
-    """Our weights under the published names, second names included, in the published types where that loses nothing."""
+    """Our weights under the reference names, second names included, in the reference types where that loses nothing."""
     own = plain_state(policy)
     out = {}
-    for ours, theirs in published_names(policy).items():
-        tensor = own[ours].reshape(published_shape(ours, tuple(own[ours].shape)))
+    for ours, theirs in reference_names(policy).items():
+        tensor = own[ours].reshape(reference_shape(ours, tuple(own[ours].shape)))
         if theirs.endswith(IN_BFLOAT16) and torch.equal(tensor.bfloat16().float(), tensor.float()):
             tensor = tensor.bfloat16()
         elif tensor.is_floating_point():
@@ -244,9 +244,9 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def policy_arguments(config: Mapping[str, Any], weights: Mapping[str, Tensor], where: Path) -> dict[str, Any]:
-    """Arguments of our policy for a ``model_config.yaml``, defaults as in the published code.
+    """Arguments of our policy for a ``model_config.yaml``, defaults as in the reference code.
 
-    What its decoder section says is ignored by the published code, so the decoder is read off the weights.
+    What its decoder section says is ignored by the reference code, so the decoder is read off the weights.
     """
     model, shared = config["policy_model"], _section(config, "shared", where)
     tokenizer = _section(shared, "tokenizer", where)
@@ -317,16 +317,16 @@ def open_p2p_config(policy: BCPolicy) -> dict[str, Any]:
     """``model_config.yaml`` for a policy of ours.
 
     Raises:
-        UserError: lists what the published code does not have.
+        UserError: lists what the reference code does not have.
     """
     config = policy.config
     transformer, encoder, decoder = (config[p]["init_args"] for p in ("transformer", "encoder", "decoder"))
-    published_decoder = {"layers": 3, "heads": 8, "sinks": 1}
+    reference_decoder = {"layers": 3, "heads": 8, "sinks": 1}
     problems = {
         "its image encoder": type(policy.encoder) is not ImageEncoder
         or (encoder["backbone"], encoder["stage"]) != ("efficientnet_b0", 3),
         "its decoder": type(policy.decoder) is not ActionDecoder
-        or {k: decoder[k] for k in published_decoder} != published_decoder,
+        or {k: decoder[k] for k in reference_decoder} != reference_decoder,
         "its action space": policy.action_space != ActionSpace.keyboard_mouse(),
         "kv_heads": transformer["kv_heads"] not in (None, transformer["heads"]),
         "ffn_width": transformer["ffn_width"] is not None,
@@ -335,7 +335,7 @@ def open_p2p_config(policy: BCPolicy) -> dict[str, Any]:
         f"{config['fps']:g} steps a second": config["fps"] != 20,
     }
     if found := [what for what, wrong in problems.items() if wrong]:
-        raise UserError(f"the published code has no policy like this one: {', '.join(found)}")
+        raise UserError(f"the reference code has no policy like this one: {', '.join(found)}")
     layers, window = transformer["layers"], config["window"]
     history = transformer["history"]
     return {

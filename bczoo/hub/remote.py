@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: fetching a published folder and pushing one, with errors that say what to do.
+"""The Hugging Face Hub: fetching an exported folder and pushing one, with errors that say what to do.
 
 Place in the pipeline: ``org/name`` becomes a folder in the download cache (:func:`fetch`) that
 ``bczoo.hub.folder`` reads; a folder becomes a repository (:func:`push`). Downloads that break off go on where they
@@ -17,10 +17,10 @@ from typing import Any
 
 from bczoo.core.errors import UserError
 from bczoo.hub.folder import CARD, CONFIG, INDEX, WEIGHTS, read_config, read_folder
-from bczoo.train.run_record import PUBLISHED_RECORD
+from bczoo.train.run_record import EXPORTED_RECORD
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
-REPLACED = [WEIGHTS, INDEX, "model-*-of-*.safetensors", PUBLISHED_RECORD]  # by a later download
+REPLACED = [WEIGHTS, INDEX, "model-*-of-*.safetensors", EXPORTED_RECORD]  # by a later download
 FILES = [CONFIG, CARD, *REPLACED]
 
 
@@ -90,7 +90,7 @@ def push(
     token: str | bool | None = None,
     message: str | None = None,
 ) -> str:
-    """Upload a published folder; the repository is created if there is none.
+    """Upload an exported folder; the repository is created if there is none.
 
     Args:
         folder: a folder that was exported; it is checked first.
@@ -106,14 +106,14 @@ def push(
     from huggingface_hub import HfApi
 
     require_repository(repository)
-    published = read_folder(folder)
+    exported = read_folder(folder)
     api = HfApi(token=token)
     with _told(repository, revision, writing=True):
         api.create_repo(repository, private=private, exist_ok=True)
         if revision:
             api.create_branch(repository, branch=revision, exist_ok=True)
         commit = api.upload_folder(
-            folder_path=published.path,
+            folder_path=exported.path,
             repo_id=repository,
             revision=revision,
             allow_patterns=FILES,

@@ -1,4 +1,4 @@
-"""Whatever names a policy becomes that policy: a published folder, a repository on the Hub, a run, a checkpoint.
+"""Whatever names a policy becomes that policy: an exported folder, a repository on the Hub, a run, a checkpoint.
 
 Place in the pipeline: ``BCPolicy.from_pretrained``, ``--model.init_from`` and the commands that take a policy come
 here.
@@ -17,12 +17,12 @@ from torch import Tensor
 
 from bczoo.core.errors import UserError
 from bczoo.core.files import restore
-from bczoo.hub.build import build_without_weights, check_spec, described, family_of
-from bczoo.hub.folder import CONFIG, PublishedFolder, load_folder, read_folder, read_weights
+from bczoo.hub.build import check_spec, described, family_of, fill
+from bczoo.hub.folder import CONFIG, ExportedFolder, load_folder, read_folder, read_weights
 from bczoo.hub.remote import fetch, is_repository
 from bczoo.hub.state import Checkpoint, read_checkpoint
 from bczoo.train.callbacks.checkpoint import LAST
-from bczoo.train.run_record import PUBLISHED_RECORD, RUN_RECORD, read_record, weights_step
+from bczoo.train.run_record import EXPORTED_RECORD, RUN_RECORD, read_record, weights_step
 
 if TYPE_CHECKING:
     from bczoo.models.model import Model
@@ -36,7 +36,7 @@ class Source:
     """Where a policy comes from.
 
     Args:
-        path: a published folder, or a checkpoint.
+        path: an exported folder, or a checkpoint.
         repository: name on the Hub, if it came from there.
     """
 
@@ -48,7 +48,7 @@ class Source:
         return self.path.is_dir()
 
     @cached_property
-    def _content(self) -> PublishedFolder | Checkpoint:
+    def _content(self) -> ExportedFolder | Checkpoint:
         return read_folder(self.path) if self.exported else read_checkpoint(self.path)
 
     @property
@@ -85,10 +85,9 @@ class Source:
         wanted = cls or Policy
         if self.exported:
             return load_folder(self.path, wanted, device, dtype)
-        checkpoint = self._checkpoint(wanted)
-        model = build_without_weights(checkpoint.spec, self.path, wanted)
-        model.load_state_dict({k: v.clone() for k, v in checkpoint.state.items()}, assign=True)
-        return model.to(device=device, dtype=dtype).eval()
+        checkpoint, model = self._checkpoint(wanted)
+        state = {k: v.clone() for k, v in checkpoint.state.items()}
+        return fill(model, state, checkpoint.spec, self.path).to(device=device, dtype=dtype).eval()
 
     def blueprint(self) -> Policy:
         """The policy without memory (on the meta device), for what it says of itself."""
@@ -98,21 +97,20 @@ class Source:
 
     def float_weights(self) -> dict[str, Tensor]:
         """The weights in float32, for training to go on from."""
-        if isinstance(self._content, PublishedFolder):
+        if isinstance(self._content, ExportedFolder):
             return read_weights(self._content, dtype=torch.float32)
-        return self._checkpoint().state
+        return self._checkpoint()[0].state
 
-    def _checkpoint(self, cls: type[Model] | None = None) -> Checkpoint:
-        """The checkpoint, checked to be of one model."""
+    def _checkpoint(self, cls: type[Model] | None = None) -> tuple[Checkpoint, Model]:
+        """The checkpoint, checked to be of one model, and that model without memory."""
         checkpoint = read_checkpoint(self.path)
-        check_spec(checkpoint.spec, checkpoint.headers, self.path, cls)
-        return checkpoint
+        return checkpoint, check_spec(checkpoint.spec, checkpoint.headers, self.path, cls)
 
     @property
     def record(self) -> dict[str, Any]:
         """What is known of the training; empty if nothing is."""
         if self.exported:
-            return read_record(self.path / PUBLISHED_RECORD)
+            return read_record(self.path / EXPORTED_RECORD)
         record, checkpoint = read_record(self.path.parent.parent / RUN_RECORD), read_checkpoint(self.path)
         # another run may have been started beside a checkpoint, or the same one gone on
         if not record or record.get("run") != checkpoint.run:
@@ -130,7 +128,7 @@ def locate(
     """Find a policy.
 
     Args:
-        source: a published folder, a checkpoint (``.ckpt``), the folder of a run, or ``org/name`` on the Hub.
+        source: an exported folder, a checkpoint (``.ckpt``), the folder of a run, or ``org/name`` on the Hub.
         revision: branch, tag or commit on the Hub.
         token: access token of the Hub; the stored one if left out.
         cache_dir: huggingface_hub's download cache, if it is another one.
@@ -149,7 +147,7 @@ def locate(
         for checkpoint in (path / LAST, path / "checkpoints" / LAST):
             if checkpoint.is_file():
                 return Source(checkpoint)
-        raise UserError(f"{path} holds no policy: neither {CONFIG} (a published folder) nor checkpoints/{LAST} (a run)")
+        raise UserError(f"{path} holds no policy: neither {CONFIG} (an exported folder) nor checkpoints/{LAST} (a run)")
     name = str(source)
     if is_repository(name) and not name.startswith(("runs/", "checkpoints/", ".")):
         try:
@@ -160,7 +158,7 @@ def locate(
     close = difflib.get_close_matches(name, beside, n=1)
     hint = f"; did you mean {close[0]}?" if close else "."
     raise UserError(
-        f"there is no policy {name!r}{hint} A policy is a published folder, a run such as runs/quickstart, "
+        f"there is no policy {name!r}{hint} A policy is an exported folder, a run such as runs/quickstart, "
         "a .ckpt file, or org/name on the Hugging Face Hub"
     )
 

@@ -1,8 +1,8 @@
 """State dicts under their plain names, whatever was wrapped around the policy while it trained.
 
 Place in the pipeline: everything that is exported passes here, so that compiled, LoRA-trained and plainly trained
-policies publish the same names. ``torch.compile`` adds ``_orig_mod.`` to names; peft keeps a layer's own weight as
-``base_layer`` beside two small matrices, which are merged here.
+policies are exported under the same names. ``torch.compile`` adds ``_orig_mod.`` to names; peft keeps a layer's own
+weight as ``base_layer`` beside two small matrices, which are merged here.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def plain(
 ) -> dict[str, Tensor]:
     """A state dict under plain names, LoRA merged: W + scale * B A, computed in float32."""
     out: dict[str, Tensor] = {}
-    for name, (tensor, matrices) in _entries(state).items():
+    for name, (tensor, matrices) in plain_entries(state).items():
         tensor = tensor.detach()
         if matrices is not None:
             if lora_scale is None:
@@ -60,7 +60,7 @@ def plain(
     return out
 
 
-def _entries(state: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, tuple[Tensor, Tensor] | None]]:
+def plain_entries(state: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, tuple[Tensor, Tensor] | None]]:
     """Plain name to tensor and the LoRA matrices (A, B) to merge into it, if there are any."""
     state = plain_names(state)
     adapted = {name.removesuffix(LORA_A) for name in state if name.endswith(LORA_A)}
@@ -98,7 +98,7 @@ class Checkpoint(NamedTuple):
     @property
     def headers(self) -> dict[str, Header]:
         """Shape and kind of every weight under its plain name; nothing is computed."""
-        return {k: Header(tuple(t.shape), t.is_floating_point()) for k, (t, _) in _entries(self.raw).items()}
+        return {k: Header(tuple(t.shape), t.is_floating_point()) for k, (t, _) in plain_entries(self.raw).items()}
 
     @property
     def state(self) -> dict[str, Tensor]:

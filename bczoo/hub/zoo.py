@@ -16,14 +16,13 @@ import yaml
 
 from bczoo.core.errors import UserError
 from bczoo.core.files import write_text
-from bczoo.hub.build import described
 from bczoo.hub.folder import read_folder
 from bczoo.models.policy import Policy
 
-SECTIONS = {"trained", "published"}
+SECTIONS = {"trained", "reference"}
 ENTRIES = {
     "trained": {"folder", "architecture", "recipe", "description"},
-    "published": {"name", "architecture", "hub", "folder", "license", "training", "flaws"},
+    "reference": {"name", "architecture", "hub", "folder", "license", "training", "flaws"},
 }
 
 
@@ -60,7 +59,7 @@ def page(path: Path) -> str:
         for i, row in enumerate(rows):
             if differing := sorted(ENTRIES[section] ^ set(row)):
                 raise UserError(f"{path}: {section}[{i}] has unknown or missing entries: {differing}")
-    return "\n".join([*_head(), *_trained(zoo["trained"], path.parent), *_published(zoo["published"])]) + "\n"
+    return "\n".join([*_head(), *_trained(zoo["trained"], path.parent), *_reference(zoo["reference"])]) + "\n"
 
 
 def _head() -> list[str]:
@@ -80,11 +79,11 @@ def _trained(rows: list[dict[str, Any]], root: Path) -> list[str]:
     lines += ["| weights | architecture | parameters | data | training | licence |", "|---|---|---|---|---|---|"]
     details: list[str] = []
     for row in rows:
-        published = read_folder(root / row["folder"])
-        policy: Any = described(published.spec, published.path)
-        record, name = published.record, f"{root.name}/{row['folder']}"
+        exported = read_folder(root / row["folder"])
+        policy: Any = exported.model
+        record, name = exported.record, f"{root.name}/{row['folder']}"
         if lacking := sorted({"training", "data", "license", "flaws"} - record.keys()):
-            raise UserError(f"{published.path} was exported without {', '.join(lacking)}; export it from its run")
+            raise UserError(f"{exported.path} was exported without {', '.join(lacking)}; export it from its run")
         training, data = record["training"], record["data"]
         lines.append(
             f"| `{name}` | `{row['architecture']}` | {_parameters(policy)} | {data['train']['hours']:.2f} h, "
@@ -123,14 +122,14 @@ def _perplexities(record: Mapping[str, Any], policy: Policy) -> list[str]:
     return [*lines, "", f"On validation recordings.{causality}"]
 
 
-def _published(rows: list[dict[str, Any]]) -> list[str]:
+def _reference(rows: list[dict[str, Any]]) -> list[str]:
     lines = [
         "",
-        "## Published Pixels2Play policies, ready to convert",
+        "## Pixels2Play policies of the paper, ready to convert",
         "",
         "The weights of [Scaling Behavior Cloning Improves Causal Reasoning](https://arxiv.org/abs/2601.04575). They",
         "are not hosted here; two commands turn them into policies for bczoo. The conversion is tested on reference",
-        "values computed with the published code (logits, and actions streamed over the wrap of the memory). The files",
+        "values computed with the reference code (logits, and actions streamed over the wrap of the memory). The files",
         "themselves have not been downloaded and converted by this project yet.",
         "",
         "| weights | architecture | parameters | source | training (paper) | licence |",

@@ -84,7 +84,8 @@ class Policy(Model):
         self.text_encoder = None if text_encoder is None else build_part("text_encoder", text_encoder, TextEncoder)
         self.z_loss = z_loss
         self.logged = set(LOGGED)
-        metrics = {stage: ActionMetrics(self.action_space, z_loss, self.loss_scales) for stage in ("val", "test")}
+        with torch.device("cpu"):  # a loaded policy is built without memory, and no file holds what these begin with
+            metrics = {stage: ActionMetrics(self.action_space, z_loss, self.loss_scales) for stage in ("val", "test")}
         self.metrics = nn.ModuleDict(metrics)
 
     # ------------------------------------------------------------------ the family's part

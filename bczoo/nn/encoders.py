@@ -95,7 +95,7 @@ class ImageEncoder(Encoder):
         self.tokens, self.frame_size, self.frozen = tokens, frame_size, frozen
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.backbone = _create_backbone(backbone, stage, pretrained, drop_path).to(memory_format=self.memory_format)
-        features = _feature_size(backbone, stage, frame_size)
+        features = _feature_size(self.backbone, backbone, frame_size)
         self.project = nn.Linear(features, tokens * width)
         self.norm = nn.LayerNorm(tokens * width)
         if frozen:
@@ -170,14 +170,16 @@ def _create_backbone(name: str, stage: int, pretrained: bool, drop_path: float) 
         ) from error
 
 
-def _feature_size(name: str, stage: int, frame_size: int) -> int:
-    """Values of feature map ``stage`` for one frame, without running numbers through the network."""
-    with torch.device("meta"):
-        backbone = _create_backbone(name, stage, pretrained=False, drop_path=0.0).eval()
-        try:
-            return backbone(torch.empty(1, 3, frame_size, frame_size))[0].numel()
-        except (AssertionError, RuntimeError) as error:
-            raise UserError(f"timm's {name} does not take frames of {frame_size} pixels: {error}") from error
+def _feature_size(backbone: nn.Module, name: str, frame_size: int) -> int:
+    """Values of the backbone's feature map for one frame, without running numbers through the network."""
+    shapes = {n: t.to("meta") for n, t in (*backbone.named_parameters(), *backbone.named_buffers())}
+    frame, training = torch.empty(1, 3, frame_size, frame_size, device="meta"), backbone.training
+    try:
+        return torch.func.functional_call(backbone.eval(), shapes, frame)[0].numel()
+    except (AssertionError, RuntimeError) as error:
+        raise UserError(f"timm's {name} does not take frames of {frame_size} pixels: {error}") from error
+    finally:
+        backbone.train(training)
 
 
 def torchvision_names(timm_names: Mapping[str, object]) -> dict[str, str]:

@@ -53,7 +53,7 @@ def play_policy(
     Every game runs in a process of its own; the policy answers all of them with one forward pass.
 
     Args:
-        policy: a published folder, org/name on the Hugging Face Hub, a run such as runs/quickstart, or a .ckpt file.
+        policy: an exported folder, org/name on the Hugging Face Hub, a run such as runs/quickstart, or a .ckpt file.
         env: the game, such as doom/defend_the_center, or package.module:function for your own; from Python
             also a Game; if left out, the game that the policy was measured in.
         episodes: how many games each player plays.

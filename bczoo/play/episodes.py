@@ -20,6 +20,7 @@ from tqdm import tqdm
 from bczoo.core.actions import Decision
 from bczoo.core.errors import UserError
 from bczoo.core.statistics import interval_over_episodes
+from bczoo.core.tables import markdown_table
 from bczoo.core.workers import Parcel, closing_on_sigterm, in_processes
 from bczoo.games.bindings import inputs_in
 from bczoo.games.game import MAKE_IT_THERE, Game, as_game
@@ -192,10 +193,11 @@ def score_table(results: Mapping[str, PlayResult]) -> str:
     0 % is random, 100 % the expert.
     """
     scale = (results["random"].mean, results["expert"].mean) if {"random", "expert"} <= set(results) else None
-    lines = ["| player | mean return | 95 % interval | episodes |", "|---|---:|---:|---:|"]
+    rows = [["player", "mean return", "95 % interval", "episodes"]]
     for name, result in results.items():
         low, high = result.interval
-        lines.append(f"| {name} | {result.mean:.1f} | {low:.1f} to {high:.1f} | {len(result.returns)} |")
+        rows.append([name, f"{result.mean:.1f}", f"{low:.1f} to {high:.1f}", str(len(result.returns))])
+    lines = [markdown_table(rows, padded=False)]
     for name, result in results.items():
         if scale and scale[0] != scale[1] and name not in ("random", "expert"):
             share = 100 * (result.mean - scale[0]) / (scale[1] - scale[0])

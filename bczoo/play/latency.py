@@ -24,6 +24,8 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from bczoo.core.tables import markdown_table
+
 STAGES = ("capture", "resize", "encode", "backbone", "decode", "sample", "send")
 SHORTEST_S, LONGEST_S, GROWTH = 1e-7, 1e4, 1.01
 _BINS = math.ceil(math.log(LONGEST_S / SHORTEST_S) / math.log(GROWTH)) + 1
@@ -101,9 +103,6 @@ class StageTimes:
 
 def latency_table(summary: Mapping[str, Mapping[str, float]]) -> str:
     """:meth:`StageTimes.summary` as a Markdown table."""
-    lines = ["| stage, ms | p50 | p95 | p99 | max | n |", "|---|---:|---:|---:|---:|---:|"]
-    for stage, row in summary.items():
-        lines.append(
-            f"| {stage} | {row['p50']:.2f} | {row['p95']:.2f} | {row['p99']:.2f} | {row['max']:.2f} | {row['n']} |"
-        )
-    return "\n".join(lines)
+    columns = ("p50", "p95", "p99", "max")
+    rows = [[stage, *(f"{row[c]:.2f}" for c in columns), str(row["n"])] for stage, row in summary.items()]
+    return markdown_table([["stage, ms", *columns, "n"], *rows], padded=False)

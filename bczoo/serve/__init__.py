@@ -8,7 +8,7 @@ A game's side in Python::
         client.send(frame, id=1)                    # frame uint8 (H, W, 3), RGB, of any size
         answer = client.receive()                   # .id, .values, .error, .dropped
 
-Frames that are sent faster than they are answered are superseded by the newest; an answer tells how many were.
+Frames that are sent faster than they are answered are superseded by the newest; an answer says how many were.
 """
 
 from __future__ import annotations

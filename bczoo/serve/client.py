@@ -1,6 +1,6 @@
 """A client of the server in Python, and ``bczoo client-test``, which measures a server with it.
 
-Place in the pipeline: the other end of :mod:`bczoo.serve.server`, or of any server that speaks the published protocol.
+Place in the pipeline: the other end of :mod:`bczoo.serve.server`, or of any server that speaks the reference protocol.
 
 >>> with Client(socket="/tmp/uds.recap") as client:
 ...     client.send(frame, id=1, text="go to the red door")
@@ -29,11 +29,11 @@ from bczoo.data.schema import inference
 from bczoo.data.video import choose_video, iterate_frames
 from bczoo.play.latency import StageTimes, latency_table
 from bczoo.serve import wire
-from bczoo.serve.listen import PUBLISHED_PATH, resolve_tcp
+from bczoo.serve.listen import REFERENCE_PATH, resolve_tcp
 
 REPLAYED_BYTES = 256 * 2**20  # most frames of a recording that are held; then it starts again
 NOISE_FRAMES = 20
-ERRORS_TOLD = 3
+ERRORS_REPORTED = 3
 
 
 class Answer(NamedTuple):
@@ -59,14 +59,14 @@ class ServerGoneError(UserError):
     """
 
     def __init__(self, what: str) -> None:
-        super().__init__(f"{what}; if it is bczoo serve, its output tells why")
+        super().__init__(f"{what}; if it is bczoo serve, its output says why")
 
 
 class Client:
     """A connection to a server.
 
     Args:
-        socket: path of a Unix socket; the published one if ``tcp`` is left out too.
+        socket: path of a Unix socket; the reference one if ``tcp`` is left out too.
         tcp: ``host:port`` instead.
         timeout_s: longest time to connect or to send one frame, in seconds.
 
@@ -77,7 +77,7 @@ class Client:
     def __init__(self, socket: str | None = None, tcp: str | None = None, timeout_s: float = 10.0) -> None:
         if socket is not None and tcp is not None:
             raise UserError("a client connects to one server: give --socket or --tcp, not both")
-        family, place = (sockets.AF_UNIX, socket or PUBLISHED_PATH) if tcp is None else resolve_tcp(tcp)
+        family, place = (sockets.AF_UNIX, socket or REFERENCE_PATH) if tcp is None else resolve_tcp(tcp)
         self.timeout_s = timeout_s
         self.connection = sockets.socket(family, sockets.SOCK_STREAM)
         self._got = bytearray()
@@ -197,7 +197,7 @@ class ClientTest:
         errors: frames that were answered with an error.
         missed: answers that came later than one frame after theirs; None if frames had no rate.
         latency: of answers, from before a frame was sent until its answer was there, in milliseconds.
-        told: the first errors.
+        reported: the first errors.
         broken: whether the connection ended too early.
     """
 
@@ -207,22 +207,22 @@ class ClientTest:
     errors: int = 0
     missed: int | None = None
     latency: dict[str, dict[str, float]] = field(default_factory=dict)
-    told: list[str] = field(default_factory=list)
+    reported: list[str] = field(default_factory=list)
     broken: bool = False
 
     @property
     def lost(self) -> int:
-        """Frames that were neither answered, with an action or an error, nor told to be dropped."""
+        """Frames that were neither answered, with an action or an error, nor reported as dropped."""
         return max(self.sent - self.answered - self.dropped - self.errors, 0)
 
     @property
     def status(self) -> int:
         return int(self.errors > 0 or self.lost > 0 or self.broken)
 
-    def tell(self, error: str) -> None:
-        """Keep an error to be told, if it is new and one of the first."""
-        if error not in self.told and len(self.told) < ERRORS_TOLD:
-            self.told.append(error)
+    def report(self, error: str) -> None:
+        """Keep an error for the report, if it is new and one of the first."""
+        if error not in self.reported and len(self.reported) < ERRORS_REPORTED:
+            self.reported.append(error)
 
 
 def client_test(
@@ -235,7 +235,7 @@ def client_test(
     size: int = 192,
     patience_s: float = 5.0,
 ) -> ClientTest:
-    """Replay a recording against a server and tell its latency; fails if any frame is lost or answered by an error.
+    """Replay a recording against a server and report its latency; fails if any frame is lost or answered by an error.
 
     Args:
         socket: path of the server's Unix socket; /tmp/uds.recap if --tcp is left out too.
@@ -261,7 +261,7 @@ def client_test(
         f"{result.sent} frames of {width} x {height} {at}: {result.answered} answered, {result.dropped} dropped, "
         f"{result.errors} errors, {result.lost} lost"
     )
-    for error in result.told:
+    for error in result.reported:
         print(f"error: {error}")
     if result.latency:
         print(latency_table(result.latency))
@@ -306,7 +306,7 @@ def replay(
                 break  # no answer within the patience
     except ServerGoneError as error:
         result.broken = True
-        result.tell(str(error))
+        result.report(str(error))
     result.latency = times.summary()
     return result
 
@@ -314,7 +314,7 @@ def replay(
 def _account(answer: Answer, sent_at: dict[int, float], fps: float, result: ClientTest, times: StageTimes) -> None:
     result.dropped += answer.dropped
     if answer.error is not None:
-        result.tell(answer.error)
+        result.report(answer.error)
     if answer.id not in sent_at:
         return
     seconds = time.perf_counter() - sent_at[answer.id]

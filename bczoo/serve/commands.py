@@ -18,7 +18,7 @@ from bczoo.core.errors import UserError
 from bczoo.play.latency import latency_table
 from bczoo.play.open import open_policy
 from bczoo.serve.instructions import follow_lines
-from bczoo.serve.listen import PUBLISHED_PATH, listen_on_tcp, listen_on_unix, told_address
+from bczoo.serve.listen import REFERENCE_PATH, address_option, listen_on_tcp, listen_on_unix
 from bczoo.serve.server import Server, Totals
 
 ECHO_S = 1.0  # wrappers such as timeout and process groups may deliver the same signal twice
@@ -52,7 +52,7 @@ def serve(
     back.
 
     Args:
-        policy: a published folder, org/name on the Hugging Face Hub, a run such as runs/quickstart, or a .ckpt file.
+        policy: an exported folder, org/name on the Hugging Face Hub, a run such as runs/quickstart, or a .ckpt file.
         socket: path of a Unix socket, which only you can open; /tmp/uds.recap if --tcp is left out too.
         tcp: host:port such as 127.0.0.1:8089 to listen on; port 0 takes a free one.
         public: let --tcp listen where other machines can reach it. The protocol has no authentication.
@@ -61,7 +61,7 @@ def serve(
         temperature: of the policy's sampling.
         top_p: sample only from the most likely choices that together reach this mass.
         greedy: take the most likely action instead of sampling.
-        seed: of the draws of the first client; the next ones count up from it.
+        seed: of the random numbers of the first client; the next ones count up from it.
         threads: processor threads; if left out, one for a small policy and torch's choice for others.
         device: where the policy runs, cpu or cuda.
         dtype: numbers that the policy computes with; those of its weights if left out.
@@ -76,7 +76,7 @@ def serve(
     if text:
         say(f"instruction: {text}")
     if socket is None and tcp is None:
-        socket = PUBLISHED_PATH
+        socket = REFERENCE_PATH
     spec = loaded.input_spec
     expected = (
         f"Frames of any size (resized to {spec.frame_size} x {spec.frame_size}), {spec.fps:g} a second; "
@@ -98,7 +98,7 @@ async def _serve(server: Server, socket: str | None, tcp: str | None, public: bo
         if tcp is not None:
             listening.append(open_sockets.enter_context(listen_on_tcp(tcp, public)))
         hear_stdin(server.hear)
-        say(f"listening: {', '.join(told_address(one) for one in listening)}\n{expected}")
+        say(f"listening: {', '.join(address_option(one) for one in listening)}\n{expected}")
         return await server.run(listening)
 
 
@@ -123,9 +123,9 @@ def hear_stdin(hear: Callable[[str], None]) -> None:
     """Hand every line on stdin to the loop."""
     loop = asyncio.get_running_loop()
 
-    def tell(line: str) -> None:
+    def pass_on(line: str) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has closed meanwhile
             loop.call_soon_threadsafe(hear, line)
 
     with contextlib.suppress(AttributeError, ValueError, OSError):  # no stdin, or a closed one
-        follow_lines(sys.stdin.fileno(), tell)
+        follow_lines(sys.stdin.fileno(), pass_on)

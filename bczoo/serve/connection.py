@@ -35,17 +35,17 @@ class Limits:
         message_bytes: largest message.
         message_s: longest time from the first byte of a message to its last, in seconds. Between messages there is
             no limit, because games pause.
-        newcomer_bytes: for the unfinished messages of all connections together that have not played yet.
+        pending_bytes: for the unfinished messages of all connections together that have not played yet.
         unread_bytes: of answers that a client has not read; while there are more, its frames are dropped.
         unread_s: longest time in seconds that an answer, however short, may wait in the server for its client to read.
             What the system buffers on the way to it does not count.
-        connections: at once. One more takes the place of the oldest that has never played.
-        idle_s: longest time in seconds that a player may send no frame and keep its place when somebody else wants it.
+        connections: at once. One more evicts the oldest that has never played.
+        idle_s: longest time in seconds that a player may send no frame and keep its slot when somebody else wants it.
     """
 
     message_bytes: int = wire.LARGEST_MESSAGE
     message_s: float = 10.0
-    newcomer_bytes: int = 4 * wire.LARGEST_MESSAGE
+    pending_bytes: int = 4 * wire.LARGEST_MESSAGE
     unread_bytes: int = 64 * 1024
     unread_s: float = 10.0
     connections: int = 256
@@ -88,7 +88,7 @@ class Waiting:
 
 
 @dataclass
-class Newcomers:
+class PendingBytes:
     """Bytes of unfinished messages from all connections that have not played yet.
 
     Args:
@@ -108,12 +108,12 @@ class Connection:
         reader: of its bytes.
         writer: of its bytes.
         limits: what it may ask.
-        newcomers: shared by all connections.
+        pending: shared by all connections.
         resume: called when the client reads its answers again.
 
     Attributes:
-        row: of the agent; None until there is a frame that can be played.
-        seed: of the row, until it has begun.
+        slot: of the agent; None until there is a frame that can be played.
+        seed: of the slot, until it has begun.
         heard: when the latest frame came, in seconds of ``time.perf_counter``.
         resizing: a frame is being resized.
         waiting: the newest frame that can be played.
@@ -135,13 +135,13 @@ class Connection:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         limits: Limits,
-        newcomers: Newcomers,
+        pending: PendingBytes,
         resume: Callable[[], Any],
     ) -> None:
         self.number, self.reader, self.writer, self.limits = number, reader, writer, limits
-        self.newcomers, self.resume = newcomers, resume
+        self.pending, self.resume = pending, resume
         self.task = asyncio.current_task()
-        self.row: int | None = None
+        self.slot: int | None = None
         self.seed: int | None = None
         self.waiting: Waiting | None = None
         self.heard = self.stepped = -math.inf
@@ -196,17 +196,17 @@ class Connection:
 
     def _hold(self, count: int) -> None:
         """Account for the bytes of an unfinished message, unless it is a player's."""
-        if self.row is not None:
+        if self.slot is not None:
             count = 0
-        if count > self._held and self.newcomers.held + count - self._held > self.newcomers.largest:
+        if count > self._held and self.pending.held + count - self._held > self.pending.largest:
             raise wire.FramingError("too many connections send their first message at once; try again")
-        self.newcomers.held += count - self._held
+        self.pending.held += count - self._held
         self._held = count
 
     # answering
 
     def answer(self, action: Any, error: str | None = None) -> bool:
-        """Write an answer, unless the client leaves too many unread or is gone; tell whether it was written.
+        """Write an answer, unless the client leaves too many unread or is gone; returns whether it was written.
 
         Args:
             action: of ``wire.action``.
@@ -255,7 +255,7 @@ class Connection:
         """Close after the answers to earlier frames, and give the client time to read them.
 
         Closing over bytes of its own that were not read could throw the answers away. Every message to a client
-        answers a frame, and published clients read nothing but its id and action: without a frame nothing is said.
+        answers a frame, and reference clients read nothing but its id and action: without a frame nothing is said.
 
         Args:
             why: for the log, and the error of the last answer.

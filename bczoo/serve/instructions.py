@@ -37,8 +37,8 @@ class Instruction:
         said: the latest words; empty after they were taken back, None if there never were any.
         ready: whether anything that was said has come into force.
         embedding: (E,), what holds now; None for no instruction.
-        say: told why words cannot be followed, each reason once in a row; if left out, ``problem`` keeps it until
-            somebody takes it.
+        say: is called with why words cannot be followed, each reason once in a row; if left out, ``problem`` keeps it
+            until somebody takes it.
     """
 
     say: Callable[[str], Any] | None = None
@@ -47,7 +47,7 @@ class Instruction:
     ready: bool = False
     embedding: Tensor | None = None
     problem: str | None = None
-    told: str | None = None
+    reported: str | None = None
 
     def take_problem(self) -> str | None:
         problem, self.problem = self.problem, None
@@ -57,9 +57,9 @@ class Instruction:
         self.embedding, self.ready = embedding, True
 
     def fail(self, problem: str) -> None:
-        if problem == self.told:
+        if problem == self.reported:
             return
-        self.told = problem
+        self.reported = problem
         if self.say:
             self.say(problem)
         else:
@@ -127,7 +127,7 @@ async def in_daemon_thread(function: Callable[..., Any], *arguments: Any) -> Any
     loop = asyncio.get_running_loop()
     done: asyncio.Future[Any] = loop.create_future()
 
-    def tell(result: Any, error: Exception | None) -> None:
+    def report(result: Any, error: Exception | None) -> None:
         if not done.done():
             done.set_exception(error) if error else done.set_result(result)
 
@@ -138,14 +138,14 @@ async def in_daemon_thread(function: Callable[..., Any], *arguments: Any) -> Any
         except Exception as error:
             failed = error
         with contextlib.suppress(RuntimeError):  # the loop has closed meanwhile
-            loop.call_soon_threadsafe(tell, result, failed)
+            loop.call_soon_threadsafe(report, result, failed)
 
     threading.Thread(target=run, daemon=True).start()
     return await done
 
 
 def follow_lines(fd: int, hear: Callable[[str], Any]) -> None:
-    """Start to read lines from a file descriptor, as the published server does from stdin.
+    """Start to read lines from a file descriptor, as the reference server does from stdin.
 
     Args:
         fd: the file descriptor. Read without Python's buffers, whose lock would hang the end of the process.

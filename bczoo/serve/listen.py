@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 from bczoo.core.errors import UserError
 
-PUBLISHED_PATH = "/tmp/uds.recap"
+REFERENCE_PATH = "/tmp/uds.recap"
 BACKLOG = 128  # connections that wait to be accepted
 
 
@@ -119,7 +119,7 @@ def resolve_tcp(address: str) -> tuple[socket.AddressFamily, tuple]:
     return family, place
 
 
-def told_address(listening: socket.socket) -> str:
+def address_option(listening: socket.socket) -> str:
     """The option of a client that reaches this socket."""
     name = listening.getsockname()
     if isinstance(name, str):

@@ -1,9 +1,9 @@
 """The server: frames of many games come in over sockets, one policy answers them all.
 
 Place in the pipeline: :mod:`bczoo.serve.listen` opens the sockets, :mod:`bczoo.serve.connection` reads and writes, an
-:class:`~bczoo.play.agent.Agent` plays, one row of it for every client. One asyncio loop does all that waits; one thread
-beside it steps the agent, so that the loop goes on reading while the policy computes; others resize frames, so that
-nobody waits for the large frames of somebody else:
+:class:`~bczoo.play.agent.Agent` plays, one slot of it for every client. One asyncio loop does all that waits; one
+thread beside it steps the agent, so that the loop goes on reading while the policy computes; others resize frames, so
+that nobody waits for the large frames of somebody else:
 
     connection --- read ---> resize ---> newest frame --+
     connection --- read ---> resize ---> newest frame --+--> one step for all that have a frame --> answers
@@ -35,11 +35,11 @@ from bczoo.core.frames import resize
 from bczoo.play.agent import Agent
 from bczoo.play.latency import Durations, StageTimes
 from bczoo.serve import wire
-from bczoo.serve.connection import READ_BYTES, Connection, Counts, Limits, Newcomers, Waiting
+from bczoo.serve.connection import READ_BYTES, Connection, Counts, Limits, PendingBytes, Waiting
 from bczoo.serve.instructions import CLEAR, Embedder, Instruction
 
 HURRY = 0.5  # of a frame's time: who has had a turn since then lets others go first
-STRANGERS_TOLD_S = 5.0  # connections that never played are told at most this often
+REPORT_EVERY_S = 5.0  # of connections that never played
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ class Turn:
     """One client's part in a step."""
 
     connection: Connection
-    row: int
-    seed: int | None  # start the row anew with this seed
+    slot: int
+    seed: int | None  # start the slot anew with this seed
     frame: Waiting
     embedding: Tensor | None
 
@@ -75,11 +75,12 @@ class Server:
     """Plays with one agent for all that connect.
 
     Args:
-        agent: plays; it has one row for every client at a time.
-        seed: the draws of the n-th player, from 0, are those of an agent whose row was reset with ``seed + n``.
+        agent: plays; it has one slot for every client at a time.
+        seed: the random numbers of the n-th player, from 0, are those of an agent whose slot was reset
+            with ``seed + n``.
         text: instruction of all clients that give none of their own.
         limits: what a client may ask.
-        say: told what happens, line by line.
+        say: is called with a line for everything that happens.
     """
 
     def __init__(
@@ -92,10 +93,10 @@ class Server:
     ) -> None:
         check_servable(agent)
         self.agent, self.seed, self.limits, self.say = agent, seed, limits or Limits(), say
-        self.free_rows = set(range(agent.num_envs))
+        self.free_slots = set(range(agent.num_envs))
         self.connections: dict[Connection, None] = {}  # the oldest first
         self.accepted, self.players = 0, 0
-        self.newcomers = Newcomers(self.limits.newcomer_bytes)
+        self.pending = PendingBytes(self.limits.pending_bytes)
         self.counts, self.times = Counts(), StageTimes()
         self.hurry_s = HURRY / agent.policy.input_spec.fps
         self.instruction = Instruction(say)
@@ -105,9 +106,9 @@ class Server:
             self.embedder.say(self.instruction, text)
         self.wake, self.stopped = asyncio.Event(), asyncio.Event()
         self.loop: asyncio.AbstractEventLoop | None = None
-        # one for every place, because in a queue a client would wait for the frames of others
+        # one for every slot, because in a queue a client would wait for the frames of others
         self._resizers = ThreadPoolExecutor(agent.num_envs, "bczoo-resize")
-        self._strangers, self._strangers_told = 0, -math.inf
+        self._unplayed, self._reported_at = 0, -math.inf
 
     async def run(self, listening: Sequence[socket.socket]) -> Totals:
         """Serve until :meth:`stop`.
@@ -136,7 +137,7 @@ class Server:
                 for task in ending:
                     task.cancel()
                 await asyncio.gather(*ending, return_exceptions=True)
-        self._tell_strangers()
+        self._report_unplayed()
         return Totals(self.accepted, self.players, self.counts, self.times.summary())
 
     def stop(self) -> None:
@@ -152,13 +153,13 @@ class Server:
     # connections
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connection = Connection(self.accepted, reader, writer, self.limits, self.newcomers, self.wake.set)
+        connection = Connection(self.accepted, reader, writer, self.limits, self.pending, self.wake.set)
         self.accepted += 1
-        self._make_room()
+        self._evict_pending()
         self.connections[connection] = None
         try:
             await self._serve(connection)
-        except asyncio.CancelledError:  # by _make_room or the end of the server; asyncio would call it an error
+        except asyncio.CancelledError:  # by _evict_pending or the end of the server; asyncio would call it an error
             pass
         except OSError as error:
             connection.why = str(error)
@@ -168,14 +169,14 @@ class Server:
         finally:
             self._left(connection)
 
-    def _make_room(self) -> None:
+    def _evict_pending(self) -> None:
         if len(self.connections) < self.limits.connections:
             return
-        oldest = next((c for c in self.connections if c.row is None), None)
+        oldest = next((c for c in self.connections if c.slot is None), None)
         if oldest is not None:
-            self._give_way(oldest, f"gave way to a new connection, {self.limits.connections} are allowed at once")
+            self._evict(oldest, f"evicted for a new connection, {self.limits.connections} are allowed at once")
 
-    def _give_way(self, connection: Connection, why: str) -> None:
+    def _evict(self, connection: Connection, why: str) -> None:
         connection.end(why)
         self._left(connection)
 
@@ -188,17 +189,17 @@ class Server:
         connection.waiting = None
         self.connections.pop(connection, None)
         self.embedder.forget(connection.instruction)
-        if connection.row is not None:
-            self.free_rows.add(connection.row)
+        if connection.slot is not None:
+            self.free_slots.add(connection.slot)
         connection.close()
         self.counts.add(connection.counts)
-        self._tell_left(connection)
+        self._report_end(connection)
 
-    def _tell_left(self, connection: Connection) -> None:
+    def _report_end(self, connection: Connection) -> None:
         if connection.total is None:
-            self._strangers += 1
-            if (connection.counts.frames or connection.why) and self._may_tell():
-                self._tell_strangers()
+            self._unplayed += 1
+            if (connection.counts.frames or connection.why) and self._may_report():
+                self._report_unplayed()
                 self.say(f"client {connection.number} never played: {connection.why or connection.counts}")
             return
         ms = connection.total.summary()
@@ -206,17 +207,17 @@ class Server:
         why = f" ({connection.why})" if connection.why else ""
         self.say(f"client {connection.number} left{why}: {connection.counts}; latency in ms: {latency}")
 
-    def _may_tell(self) -> bool:
+    def _may_report(self) -> bool:
         now = time.monotonic()
-        if now - self._strangers_told < STRANGERS_TOLD_S:
+        if now - self._reported_at < REPORT_EVERY_S:
             return False
-        self._strangers_told = now
+        self._reported_at = now
         return True
 
-    def _tell_strangers(self) -> None:
-        if self._strangers > 1:
-            self.say(f"{self._strangers - 1} other connections came and went without a frame that could be played")
-        self._strangers = 0
+    def _report_unplayed(self) -> None:
+        if self._unplayed > 1:
+            self.say(f"{self._unplayed - 1} other connections came and went without a frame that could be played")
+        self._unplayed = 0
 
     # reading
 
@@ -229,7 +230,7 @@ class Server:
         except wire.FramingError as error:
             connection.counts.broken += 1
             await connection.turn_away(str(error))
-        except NoPlaceError as error:
+        except NoSlotError as error:
             connection.counts.errors += 1
             await connection.turn_away(str(error), error.id)
 
@@ -241,8 +242,8 @@ class Server:
             connection.answer_error(error.id, str(error))
             return
         connection.counts.frames += 1
-        if connection.row is None:
-            self._seat(connection, frame.id)
+        if connection.slot is None:
+            self._assign_slot(connection, frame.id)
         connection.heard = arrived
         pixels = await self._resized(connection, frame.pixels)
         if frame.text is not None:
@@ -265,27 +266,27 @@ class Server:
         connection.resizing = False
         return pixels
 
-    def _seat(self, connection: Connection, id: int) -> None:
-        """Give a client a row of the agent, on its first frame."""
-        if not self.free_rows:
-            self._free_idle_row()
-        if not self.free_rows:
-            raise NoPlaceError(
+    def _assign_slot(self, connection: Connection, id: int) -> None:
+        """Give a client a slot of the agent, on its first frame."""
+        if not self.free_slots:
+            self._evict_idle()
+        if not self.free_slots:
+            raise NoSlotError(
                 id,
-                f"all {self.agent.num_envs} places are taken; wait for one, or start the server with more --clients",
+                f"all {self.agent.num_envs} slots are taken; wait for one, or start the server with more --clients",
             )
-        connection.row = min(self.free_rows)
+        connection.slot = min(self.free_slots)
         connection.seed = self.seed + self.players
         connection.total = Durations()
-        self.free_rows.remove(connection.row)
+        self.free_slots.remove(connection.slot)
         self.say(f"client {connection.number} plays, seed {connection.seed}")
         self.players += 1
 
-    def _free_idle_row(self) -> None:
-        """Let the player that has been idle longest give way, if that is too long."""
-        idlest = min((c for c in self.connections if c.row is not None), key=lambda c: c.heard)
+    def _evict_idle(self) -> None:
+        """Evict the player that has been idle longest, if that is too long."""
+        idlest = min((c for c in self.connections if c.slot is not None), key=lambda c: c.heard)
         if time.perf_counter() - idlest.heard > self.limits.idle_s:
-            self._give_way(idlest, f"sent no frame for {self.limits.idle_s:g} s and gave way to a new player")
+            self._evict(idlest, f"sent no frame for {self.limits.idle_s:g} s and was evicted for a new player")
 
     # playing
 
@@ -302,17 +303,17 @@ class Server:
                     self._finish(turn, result, begun)
 
     def _turns(self) -> list[Turn]:
-        """One turn for every client that has a frame and reads its answers, by ascending row.
+        """One turn for every client that has a frame and reads its answers, by ascending slot.
 
         Those that have just had one are left out while others wait.
         """
         turns, now = [], time.perf_counter()
         ready = [c for c in self.connections if c.waiting and not c.blocked]
         patient = [c for c in ready if now - c.stepped >= self.hurry_s]
-        for connection in sorted(patient or ready, key=_row):
+        for connection in sorted(patient or ready, key=_slot):
             assert connection.waiting is not None
             speaker = connection.instruction if connection.instruction.ready else self.instruction
-            turn = Turn(connection, _row(connection), connection.seed, connection.waiting, speaker.embedding)
+            turn = Turn(connection, _slot(connection), connection.seed, connection.waiting, speaker.embedding)
             connection.waiting, connection.seed, connection.in_step, connection.stepped = None, None, True, now
             turns.append(turn)
         return turns
@@ -322,9 +323,9 @@ class Server:
         try:
             for turn in turns:
                 if turn.seed is not None:
-                    self.agent.reset(turn.row, turn.seed)
+                    self.agent.reset(turn.slot, turn.seed)
             decisions = self.agent.step_many(
-                [t.row for t in turns], [t.frame.pixels for t in turns], [t.embedding for t in turns]
+                [t.slot for t in turns], [t.frame.pixels for t in turns], [t.embedding for t in turns]
             )
             return [wire.action(t.frame.id, d.values) for t, d in zip(turns, decisions, strict=True)]
         except Exception as error:
@@ -338,7 +339,7 @@ class Server:
             return
         connection.in_step = False
         if isinstance(result, Exception):
-            self._tell_failure(turn, result)
+            self._report_failure(turn, result)
         else:
             done = time.perf_counter()
             if connection.answer(result, connection.instruction.take_problem()):
@@ -357,7 +358,7 @@ class Server:
         for stage, seconds in (("wait", begun - arrived), ("send", now - done), ("total", now - arrived)):
             self.times.add(stage, seconds)
 
-    def _tell_failure(self, turn: Turn, error: Exception) -> None:
+    def _report_failure(self, turn: Turn, error: Exception) -> None:
         connection, id = turn.connection, turn.frame.id
         if not connection.failed:  # a policy that always fails must not fill the disk
             connection.failed = True
@@ -372,12 +373,12 @@ class Server:
         self.agent.times = self.times
 
 
-class NoPlaceError(Exception):
-    """All rows of the agent are taken.
+class NoSlotError(Exception):
+    """All slots of the agent are taken.
 
     Args:
         id: of the frame that cannot be played.
-        reason: told to the client.
+        reason: sent to the client.
     """
 
     def __init__(self, id: int, reason: str) -> None:
@@ -394,6 +395,6 @@ def check_servable(agent: Agent) -> None:
         )
 
 
-def _row(connection: Connection) -> int:
-    assert connection.row is not None
-    return connection.row
+def _slot(connection: Connection) -> int:
+    assert connection.slot is not None
+    return connection.slot

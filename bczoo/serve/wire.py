@@ -6,7 +6,7 @@ themselves are ``inference.Frame`` and ``inference.Action`` of :mod:`bczoo.data.
     4 bytes    length of the payload, unsigned little-endian
     payload    one protobuf message, ``Frame`` to the server and ``Action`` to the client
 
-as the published recorder and controller speak it. Three fields are added, which a published client skips and never
+as the reference recorder and controller speak it. Three fields are added, which a reference client skips and never
 sends:
 
     Frame.text       instruction of this client from this frame on; empty clears it, absent leaves it
@@ -129,7 +129,7 @@ def action(id: int, values: Mapping[str, Any] | None = None) -> Any:
     message = inference.Action(keys=sorted(set(values.get("keys", ()))), id=id)
     mouse = message.mouse_action
     mouse.buttons_down.extend(sorted(set(values.get("mouse_buttons", ()))))
-    # being set, the submessage is there even when the mouse rests, as published
+    # being set, the submessage is there even when the mouse rests, as in the reference
     mouse.mouse_delta_px.x = round(values.get("mouse_dx", 0))
     mouse.mouse_delta_px.y = round(values.get("mouse_dy", 0))
     return message

@@ -1,8 +1,9 @@
 """What is known of a training run, as plain JSON: where it lies and what is in it.
 
-Place in the pipeline: :class:`bczoo.train.callbacks.run_record.RunRecord` writes it into the run's folder, ``bczoo
-export`` copies it into the exported folder, and the model card, the table of checkpoints and ``bczoo play`` read it.
-Every number carries the optimiser step it was measured at, so that no card shows a number of other weights as theirs::
+Place in the pipeline: :class:`bczoo.train.callbacks.run_record.RunRecord` writes it into the run's folder,
+``bczoo export`` copies it into the exported folder, and the model card, the table of checkpoints and ``bczoo play`` read
+it. Every number carries the optimiser step it was measured at, so that no card shows a number of other weights as
+theirs::
 
     run, bczoo, command                            what ran; run is also in the checkpoints of that run
     init_from, base_model, lora, freeze, ...       of a fine-tuning; see FineTune.training_settings
@@ -25,7 +26,7 @@ from typing import Any
 from bczoo.core.errors import UserError
 
 RUN_RECORD = "record.json"  # in the folder of a run
-PUBLISHED_RECORD = "training.json"  # in an exported folder
+EXPORTED_RECORD = "training.json"  # in an exported folder
 
 LARGEST_FILE = 4 << 20  # bytes of a JSON file
 

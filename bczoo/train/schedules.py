@@ -1,6 +1,6 @@
 """Learning rate schedules that know how long the run is.
 
-Place in the pipeline: named in YAML as the policy's ``lr_scheduler``. The reference policies train at a constant
+Place in the pipeline: named in YAML as the policy's ``lr_scheduler``. The paper's policies train at a constant
 rate; short runs end better with a decay.
 """
 

@@ -14,7 +14,7 @@ from bczoo.data.augment import (
     HorizontalShift,
     IsoNoise,
     MotionBlur,
-    PublishedAugmentations,
+    ReferenceAugmentations,
     Zoom,
 )
 
@@ -32,7 +32,7 @@ def clips():
 
 
 def test_published_set_is_constant_over_a_clip_and_repeatable(clips):
-    augment = ClipAugment([PublishedAugmentations(erasing=True, resized_crop=True)])
+    augment = ClipAugment([ReferenceAugmentations(erasing=True, resized_crop=True)])
     changed = 0
     for key in range(25):
         out = augment(clips, [(key, 0), (key, 1)])
@@ -123,7 +123,7 @@ def test_configurations_can_name_them(clips, tmp_path):
 data:
   root: recordings
   augment:
-  - class_path: bczoo.data.augment.PublishedAugmentations
+  - class_path: bczoo.data.augment.ReferenceAugmentations
     init_args: {erasing: true}
   - class_path: torchvision.transforms.v2.ColorJitter
     init_args: {brightness: 0.2}
@@ -131,7 +131,14 @@ data:
 """
     )
     module = parser.instantiate_classes(parser.parse_path(str(config))).data
-    transforms = [PublishedAugmentations(erasing=True), v2.ColorJitter(0.2), MotionBlur()]
+    transforms = [ReferenceAugmentations(erasing=True), v2.ColorJitter(0.2), MotionBlur()]
     for key in range(5):
         augmented = module.augment(clips, [key, -key])
         assert torch.equal(ClipAugment(transforms)(clips, [key, -key]), augmented)
+
+
+def test_the_former_name_of_the_reference_set_still_works():
+    import bczoo
+    from bczoo.data import augment
+
+    assert bczoo.PublishedAugmentations is augment.PublishedAugmentations is ReferenceAugmentations

@@ -17,7 +17,7 @@ import torch
 from bczoo.serve import wire
 from bczoo.serve.client import Client
 from bczoo.serve.connection import Limits
-from bczoo.serve.listen import listen_on_tcp, listen_on_unix, told_address
+from bczoo.serve.listen import address_option, listen_on_tcp, listen_on_unix
 from bczoo.serve.server import Server
 
 SEED = 7
@@ -65,7 +65,7 @@ def serving(policy=None, clients=3, text=None, limits=None, **options):
         unix = opened.enter_context(listen_on_unix(str(Path(folder) / "s")))
         tcp = opened.enter_context(listen_on_tcp("127.0.0.1:0"))
         served = Served(policy, Path(folder) / "s", clients, text, limits, **options)
-        served.tcp = told_address(tcp).removeprefix("--tcp ")
+        served.tcp = address_option(tcp).removeprefix("--tcp ")
         failed = []
 
         def run():

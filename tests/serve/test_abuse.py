@@ -23,7 +23,7 @@ from bczoo.serve import connection as connection_module
 from bczoo.serve import server as server_module
 from bczoo.serve import wire
 from bczoo.serve.client import Client
-from bczoo.serve.connection import Limits, Newcomers
+from bczoo.serve.connection import Limits, PendingBytes
 from bczoo.serve.listen import resolve_tcp
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -62,12 +62,12 @@ def why(served, number):
 
 
 @pytest.fixture
-def all_are_told(monkeypatch):
+def all_are_reported(monkeypatch):
     """Of connections that never played, not only some."""
-    monkeypatch.setattr(server_module, "STRANGERS_TOLD_S", 0.0)
+    monkeypatch.setattr(server_module, "REPORT_EVERY_S", 0.0)
 
 
-def test_lengths_of_four_gigabytes_and_other_rubbish_are_logged_and_closed(policy, all_are_told):
+def test_lengths_of_four_gigabytes_and_other_rubbish_are_logged_and_closed(policy, all_are_reported):
     pictures = frames(6)
     with serving(policy, limits=IMPATIENT) as served, served.client() as client:
         got = play(client, pictures[:2])
@@ -83,7 +83,7 @@ def test_a_client_in_python_is_told_where_to_look(policy):
     with serving(policy) as served, served.client() as client:
         play(client, [PICTURE])
         client.connection.sendall(b"\xff" * 4)
-        with pytest.raises(UserError, match=r"the server has closed the connection; .* its output tells why"):
+        with pytest.raises(UserError, match=r"the server has closed the connection; .* its output says why"):
             client.receive(30)
         assert "4294967295 bytes is announced" in why(served, 0)
 
@@ -110,7 +110,7 @@ def test_frames_before_rubbish_are_answered_before_it_is(policy):
         assert play(client, frames(3)) == alone(policy, SEED + 5, frames(3))
 
 
-def test_half_a_message_is_given_a_time_and_no_more(policy, all_are_told):
+def test_half_a_message_is_given_a_time_and_no_more(policy, all_are_reported):
     pictures = frames(6)
     with serving(policy, limits=IMPATIENT) as served, served.client() as client:
         got = play(client, pictures[:2])
@@ -132,7 +132,7 @@ def test_a_message_in_small_pieces_is_a_message(policy):
     assert got[-1].id == 5 and len(got) + sum(a.dropped for a in got) + served.totals.counts.dropped >= 2
 
 
-def test_a_client_that_is_killed_during_a_frame_leaves_its_place(policy):
+def test_a_client_that_is_killed_during_a_frame_leaves_its_slot(policy):
     """Not by close, but by an end of its process; the kernel then closes for it, in the midst of the frame."""
     pictures = frames(6)
     big = wire.frame_message(frames(1, size=300)[0], 1)
@@ -141,7 +141,7 @@ def test_a_client_that_is_killed_during_a_frame_leaves_its_place(policy):
         for sent in (GOOD + big[:1000], GOOD + big[: len(big) - 1]):
             child = subprocess.run([sys.executable, "-c", KILLED, served.path], input=sent, timeout=60)
             assert child.returncode == -9
-        until(lambda: len(served.server.connections) == 1 and len(served.server.free_rows) == 1)
+        until(lambda: len(served.server.connections) == 1 and len(served.server.free_slots) == 1)
         assert got + play(client, pictures[3:]) == alone(policy, SEED, pictures)
     assert served.totals.counts.broken == 2
 
@@ -166,7 +166,7 @@ def test_a_client_that_never_reads_is_dropped_and_ended(policy):
         with pytest.raises((BrokenPipeError, ConnectionResetError)):
             until(flood)
         assert 100 < max(buffered) < 100 + 100  # bytes: the limit, and the answer that went over it
-        until(lambda: len(served.server.free_rows) == 2)
+        until(lambda: len(served.server.free_slots) == 2)
         assert got + play(client, pictures[4:]) == alone(policy, SEED, pictures)
     left = next(line for line in served.lines if "did not read" in line)
     assert left.startswith("client 1 left (did not read its answers for 1 s): ")
@@ -174,7 +174,7 @@ def test_a_client_that_never_reads_is_dropped_and_ended(policy):
     assert counts.frames == counts.answers + counts.dropped + counts.errors and counts.dropped > 0
 
 
-def test_few_answers_that_are_never_read_do_not_keep_a_place(policy):
+def test_few_answers_that_are_never_read_do_not_keep_a_slot(policy):
     """Far fewer than the limit, and the client sends on: only time tells that it does not read."""
     pictures = frames(3)
     with serving(policy, clients=1, limits=Limits(unread_s=0.3)) as served, served.raw() as deaf:
@@ -217,13 +217,13 @@ class Reading:
         return None
 
 
-def test_who_reads_slowly_but_on_keeps_its_place():
+def test_who_reads_slowly_but_on_keeps_its_slot():
     """Something is always unread, but no answer for long."""
 
     async def serve():
         writer = Reading(times=4)
         limits = Limits(unread_s=0.01)
-        writer.connection = connection_module.Connection(0, None, writer, limits, Newcomers(1), lambda: None)
+        writer.connection = connection_module.Connection(0, None, writer, limits, PendingBytes(1), lambda: None)
         writer.connection.answer(wire.action(0))
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.sleep(30)
@@ -315,37 +315,37 @@ def test_memory_follows_what_came_and_not_what_was_announced(policy):
         try:
             for _ in range(50):
                 open_sockets.enter_context(served.raw()).sendall(announced)
-            until(lambda: served.server.newcomers.held == 50_000)
+            until(lambda: served.server.pending.held == 50_000)
             assert tracemalloc.get_traced_memory()[1] < 50 * 2**20
         finally:
             tracemalloc.stop()
-    assert served.server.newcomers.held == 0
+    assert served.server.pending.held == 0
 
 
-def test_newcomers_share_a_limit_and_players_are_not_under_it(policy, all_are_told):
+def test_pending_share_a_limit_and_players_are_not_under_it(policy, all_are_reported):
     pictures = frames(6, size=100)
-    with serving(policy, limits=Limits(newcomer_bytes=40_000)) as served, served.client() as client:
+    with serving(policy, limits=Limits(pending_bytes=40_000)) as served, served.client() as client:
         got = play(client, [PICTURE])
         with served.raw() as a, served.raw() as b:
             a.sendall(wire.frame_message(pictures[0], 1)[:20_000])
-            until(lambda: served.server.newcomers.held == 19_996)
+            until(lambda: served.server.pending.held == 19_996)
             b.sendall(wire.frame_message(pictures[0], 1))
             assert receive_all(b) == b""
             assert why(served, 2) == "too many connections send their first message at once; try again"
             assert got + play(client, pictures) == alone(policy, SEED, [PICTURE, *pictures])
-        until(lambda: served.server.newcomers.held == 0)
+        until(lambda: served.server.pending.held == 0)
         with served.client() as c:
             play(c, pictures)
 
 
-def test_connections_that_never_play_give_way(policy, all_are_told):
+def test_connections_that_never_play_are_evicted(policy, all_are_reported):
     pictures = frames(4)
     with serving(policy, limits=Limits(connections=5)) as served, served.client() as client:
         got = play(client, pictures[:2])
         idle = [served.raw() for _ in range(10)]
         until(lambda: served.server.accepted == 11)
         assert receive_all(idle[0]) == b""
-        assert why(served, 1) == "gave way to a new connection, 5 are allowed at once"
+        assert why(served, 1) == "evicted for a new connection, 5 are allowed at once"
         assert len(served.server.connections) == 5
         with served.client() as late:
             play(late, pictures)

@@ -88,12 +88,12 @@ def test_dropped_lost_and_failed_frames_are_told_apart(path):
         answer(2, dropped=1),
         answer(3, "it went wrong"),
         b"",
-        answer(5),  # 4 is neither answered nor told to be dropped
+        answer(5),  # 4 is neither answered nor reported as dropped
     ]
     with Scripted(path, script, stays=True), Client(path) as client:
         result = replay(client, frames(2), 6, fps=50, patience_s=0.1)
     assert (result.sent, result.answered, result.dropped, result.errors, result.lost) == (6, 3, 1, 1, 1)
-    assert result.told == ["it went wrong"] and result.status == 1
+    assert result.reported == ["it went wrong"] and result.status == 1
 
 
 def test_a_lost_frame_alone_fails(path):
@@ -115,7 +115,7 @@ def test_a_server_that_says_nothing_or_leaves_is_told(path):
     with Scripted(path, [answer(0)]), Client(path) as client:
         left = replay(client, frames(2), 9)
     assert (left.answered, left.errors, left.broken, left.status) == (1, 0, True, 1)
-    assert re.search("closed the connection|broke|could not be sent", left.told[0])
+    assert re.search("closed the connection|broke|could not be sent", left.reported[0])
 
 
 def test_half_an_answer_waits_for_its_other_half(path):

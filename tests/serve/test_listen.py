@@ -9,7 +9,7 @@ import stat
 import pytest
 
 from bczoo.core.errors import UserError
-from bczoo.serve.listen import listen_on_tcp, listen_on_unix, resolve_tcp, told_address
+from bczoo.serve.listen import address_option, listen_on_tcp, listen_on_unix, resolve_tcp
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def test_a_unix_socket_is_its_owners_alone_from_its_first_moment(path, monkeypat
         with listen_on_unix(path) as listening:
             assert seen == [0o600]
             assert stat.S_IMODE(os.lstat(path).st_mode) == 0o600
-            assert told_address(listening) == f"--socket {path}"
+            assert address_option(listening) == f"--socket {path}"
         assert os.umask(0) == 0
     finally:
         os.umask(before)
@@ -94,7 +94,7 @@ def test_paths_that_cannot_be(path, bad, told):
 
 def test_tcp_takes_a_free_port_of_this_machine():
     with listen_on_tcp("127.0.0.1:0") as listening:
-        option, address = told_address(listening).split()
+        option, address = address_option(listening).split()
         assert option == "--tcp" and int(address.rpartition(":")[2]) > 0
         with socket.create_connection(resolve_tcp(address)[1]):
             pass

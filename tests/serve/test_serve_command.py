@@ -125,7 +125,7 @@ def test_what_cannot_be_is_told_before_anything_is_opened(here, monkeypatch):
     assert not os.path.lexists("s")
 
 
-def test_without_an_address_it_is_the_published_one(here, monkeypatch):
+def test_without_an_address_it_is_the_reference_one(here, monkeypatch):
     seen = []
     monkeypatch.setattr(commands, "_serve", lambda *a: seen.append((a[1], a[2], a[0].agent.num_envs, a[0].seed)))
     monkeypatch.setattr(commands.asyncio, "run", lambda _: commands.Totals(0, 0, "", {}))

@@ -220,12 +220,12 @@ def test_one_player_too_many_is_told_and_those_who_play_go_on():
         with served.client() as second:
             second.send(pictures[0], id=9)
             answer = second.receive(30)
-            assert answer.id == 9 and "all 1 places are taken" in answer.error and "--clients" in answer.error
+            assert answer.id == 9 and "all 1 slots are taken" in answer.error and "--clients" in answer.error
             with pytest.raises(UserError, match="the server has closed the connection"):
                 second.receive(30)
         assert got + play(first, pictures[2:]) == alone(policy, SEED, pictures)
         first.close()
-        until(lambda: served.server.free_rows)
+        until(lambda: served.server.free_slots)
         with served.client() as third:
             play(third, pictures)
 
@@ -244,7 +244,7 @@ def test_the_player_that_has_been_idle_longest_gives_way_to_a_new_one():
             assert got + play(b, pictures[2:]) == alone(policy, SEED + 1, pictures)
             with served.client() as d:  # by now nobody is idle
                 d.send(pictures[0])
-                assert "all 2 places are taken" in d.receive(30).error
+                assert "all 2 slots are taken" in d.receive(30).error
     assert any(line.startswith("client 0 left (sent no frame for 1000 s") for line in served.lines)
 
 
@@ -436,7 +436,7 @@ def test_an_instruction_that_cannot_be_followed_is_told_once_and_the_game_goes_o
     with serving(policy) as served, served.client() as client:
         client.send(pictures[0], text="fail")
         got = [client.receive(30)]
-        until(lambda: got[0].error or next(iter(served.server.connections)).instruction.told)
+        until(lambda: got[0].error or next(iter(served.server.connections)).instruction.reported)
         for picture in pictures[1:]:
             client.send(picture, text="fail")
             got.append(client.receive(30))

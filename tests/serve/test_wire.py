@@ -1,4 +1,4 @@
-"""The bytes on the socket: as published, to the byte, and understood by those who know nothing of our fields."""
+"""The bytes on the socket: as in the reference, to the byte, and understood by those who know nothing of our fields."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ ACTION = bytes.fromhex("19000000 0a0177 1007 1a12 0a0d 0803 10ffffffffffffffffff
 PICTURE = np.array([[[1, 2, 3]]], np.uint8)
 
 
-def published():
-    """The messages as the published client has them."""
+def reference():
+    """The messages as the reference client has them."""
     table = """
     Frame: width=1:int32 height=2:int32 data=3:bytes id=4:int32
     MouseAction: mouse_delta_px=1:shared.Vec2Int|mouse_change mouse_pos=2:shared.Vec2Float|mouse_change
         scroll_delta_px=3:shared.Vec2Int buttons_down=4:string*
     Action: keys=1:string* id=2:int32 mouse_action=3:MouseAction
     """
-    return schema._build(f"published_{random.randrange(10**9)}", table)
+    return schema._build(f"reference_{random.randrange(10**9)}", table)
 
 
-def test_a_published_frame_is_read_and_written_to_the_byte():
+def test_a_reference_frame_is_read_and_written_to_the_byte():
     frame = wire.parse_frame(FRAME[4:])
     assert wire.payload_length(FRAME[:4]) == 11
     assert (frame.id, frame.text) == (7, None)
@@ -36,14 +36,14 @@ def test_a_published_frame_is_read_and_written_to_the_byte():
     assert wire.frame_message(PICTURE, 7) == FRAME
 
 
-def test_a_published_action_is_read_and_written_to_the_byte():
+def test_a_reference_action_is_read_and_written_to_the_byte():
     values = {"keys": ["w"], "mouse_buttons": ["0"], "mouse_dx": 3, "mouse_dy": -1}
     assert wire.action_message(wire.action(7, values)) == ACTION
     assert _parse_answer(ACTION[4:]) == (7, values, None, 0)
 
 
 def test_a_resting_mouse_is_said_to_rest():
-    """The submessages are there and empty, as published."""
+    """The submessages are there and empty, as in the reference."""
     assert wire.action_message(wire.action(7)) == bytes.fromhex("06000000 1007 1a02 0a00")
     assert _parse_answer(bytes.fromhex("1007 1a02 0a00")).values == {
         "keys": [],
@@ -59,15 +59,15 @@ def test_held_names_are_sorted_and_told_once():
     assert list(action.mouse_action.buttons_down) == ["0", "2"]
 
 
-def test_a_published_client_understands_every_answer():
+def test_a_reference_client_understands_every_answer():
     data = wire.action_message(wire.action(7, {"keys": ["w"], "mouse_dx": 3}), "something is wrong", 12)
-    action = published().Action.FromString(data[4:])
+    action = reference().Action.FromString(data[4:])
     assert (list(action.keys), action.id, action.mouse_action.mouse_delta_px.x) == (["w"], 7, 3)
     assert _parse_answer(data[4:])[2:] == ("something is wrong", 12)
 
 
-def test_a_published_server_understands_a_frame_with_text():
-    frame = published().Frame.FromString(wire.frame_message(PICTURE, 7, "go")[4:])
+def test_a_reference_server_understands_a_frame_with_text():
+    frame = reference().Frame.FromString(wire.frame_message(PICTURE, 7, "go")[4:])
     assert (frame.width, frame.height, frame.data, frame.id) == (1, 1, b"\x01\x02\x03", 7)
 
 

@@ -14,7 +14,7 @@ import lightning as L
 import pytest
 import tiny
 import torch
-from test_cli import QUIET, bczoo, fit, here, own_arguments, recordings, weights  # noqa: F401
+from command_line import QUIET, bczoo, fit, here, own_arguments, recordings, weights  # noqa: F401
 
 from bczoo.core import files
 from bczoo.core.errors import UserError

@@ -1,7 +1,7 @@
-"""What of the data does not fit a policy, told before training.
+"""What of the data does not fit a policy, reported before training.
 
-Place in the pipeline: :class:`bczoo.train.finetune.policy.FineTune` prints the table when training starts, from the index
-of the recordings and without reading videos.
+Place in the pipeline: :class:`bczoo.train.finetune.policy.FineTune` prints the table when training starts, from the
+index of the recordings and without reading videos.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections import Counter
 from typing import Any
 
 from bczoo.core.spec import InputSpec
+from bczoo.core.tables import markdown_table
 from bczoo.data.index import Index
 from bczoo.data.video import SIZED_NAME
 
@@ -32,10 +33,7 @@ def comparison(spec: InputSpec, data: Any) -> str:
     if not lines:
         return "the recordings fit the policy: frame size, rate, keys and text"
     head: Line = ("", "policy", "recordings", "what happens")
-    widths = [max(len(line[i]) for line in [head, *lines]) for i in range(4)]
-    rows = [" | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) for line in [head, *lines]]
-    rows.insert(1, "-+-".join("-" * w for w in widths))
-    return "the recordings and the policy differ:\n" + "\n".join(f"  {row.rstrip()}" for row in rows)
+    return f"the recordings and the policy differ:\n{markdown_table([head, *lines], left=len(head))}"
 
 
 def _differences(spec: InputSpec, index: Index) -> list[Line]:

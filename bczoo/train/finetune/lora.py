@@ -6,7 +6,7 @@ Place in the pipeline: :class:`bczoo.train.finetune.policy.FineTune` adds the sm
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -21,21 +21,25 @@ class LoRA:
         rank: of the matrices.
         alpha: their product is scaled with alpha / rank.
         dropout: on their input, in training.
-        layers: which linear layers get them: qkv and out of the attention, gate_up and down of the feed-forward.
+        layers: names of the linear layers that get them; null for all of the transformer. Both of bczoo's have qkv and
+            out in the attention; the feed-forward is gate_up and down in a BCPolicy, up and down in a CNNPolicy.
     """
 
     rank: int = 8
     alpha: int = 16
     dropout: float = 0.0
-    layers: list[str] = field(default_factory=lambda: ["qkv", "out", "gate_up", "down"])
+    layers: list[str] | None = None
 
     @property
     def scale(self) -> float:
         return self.alpha / max(self.rank, 1)
 
 
-def add_lora(module: nn.Module, lora: LoRA) -> None:
+def add_lora(module: nn.Module, lora: LoRA) -> LoRA:
     """Add the matrices to a module in place; only they are trained in it from now on.
+
+    Returns:
+        the same with the names of the layers, in the order of the module: what runs keep, and are resumed by.
 
     Raises:
         UserError: peft is not installed, or the module has no such layers.
@@ -44,8 +48,11 @@ def add_lora(module: nn.Module, lora: LoRA) -> None:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise UserError("LoRA needs peft: pip install 'bczoo[lora]'") from error
-    known = {name.rsplit(".", 1)[-1] for name, m in module.named_modules() if isinstance(m, nn.Linear)}
-    if lora.rank < 1 or not lora.layers or set(lora.layers) - known:
+    linear = [name.rsplit(".", 1)[-1] for name, m in module.named_modules() if isinstance(m, nn.Linear)]
+    known = list(dict.fromkeys(linear))
+    layers = known if lora.layers is None else list(lora.layers)
+    if lora.rank < 1 or not layers or set(layers) - set(known):
         raise UserError(f"lora needs a rank of at least 1 and layers out of {sorted(known)}, got {lora}")
-    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(lora.layers))
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=layers)
     inject_adapter_in_model(config, module)
+    return replace(lora, layers=layers)

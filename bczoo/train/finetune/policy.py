@@ -1,8 +1,8 @@
 """A policy that starts from a trained one: the model class of ``configs/finetune.yaml``.
 
 Place in the pipeline: ``bczoo fit --config finetune --model.init_from org/bc-150m --data.root my_game``. Family,
-architecture and preprocessing come from the source, so nothing of them is repeated in the YAML; what the YAML chooses is
-what is trained and how. What comes out is a plain policy of the source's family.
+architecture and preprocessing come from the source, so nothing of them is repeated in the YAML; what the YAML chooses
+is what is trained and how. What comes out is a plain policy of the source's family.
 """
 
 from __future__ import annotations
@@ -32,25 +32,9 @@ from bczoo.train.finetune.lora import LoRA, add_lora
 from bczoo.train.finetune.transfer import carry_over
 
 
-class FineTune(Policy):
-    """A trained policy that learns on: an instance of its own family, with what fine-tuning adds.
-
-    Args:
-        init_from: ``org/name`` on the Hugging Face Hub, a published folder, a run, or a .ckpt file.
-        revision: branch, tag or commit on the Hub.
-        action_space: another action space, by name or as data; what both know is carried over by name. null keeps
-            the source's.
-        instruction: what to do, in words, at steps that carry no instruction; null for none.
-        text_dim: gives text to a policy that has none; null keeps what the source has.
-        text_encoder: embeds the instruction; null keeps the source's.
-        window: steps of a training window and of the memory in play; null keeps the source's.
-        freeze: per part (of a BCPolicy encoder, transformer, decoder, embeddings) for how many steps it stays as it is;
-            true for ever. A frozen part is in evaluation mode, its BatchNorm statistics do not move.
-        learning_rate: per part its own learning rate; the optimiser's elsewhere.
-        lora: train the transformer through low-rank matrices, which are merged on export; null trains it whole.
-        optimizer: makes the optimiser, given the parameters.
-        lr_scheduler: makes the learning rate schedule, given the optimiser and the number of steps of the run.
-    """
+class _OfItsSource(Policy):
+    """Makes an object of the source's family. Apart from FineTune, because jsonargparse takes the options of a class
+    with a ``__new__`` of its own from there, and they are those of its ``__init__``."""
 
     template = True
 
@@ -63,6 +47,31 @@ class FineTune(Policy):
         self = super().__new__(_of_family(found.family))
         object.__setattr__(self, "_found", found)
         return self
+
+
+class FineTune(_OfItsSource):
+    """A trained policy that learns on: an instance of its own family, with what fine-tuning adds.
+
+    Args:
+        init_from: ``org/name`` on the Hugging Face Hub, an exported folder, a run, or a .ckpt file.
+        revision: branch, tag or commit on the Hub.
+        action_space: another action space, by name or as data; what both know is carried over by name. null keeps
+            the source's.
+        instruction: what to do, in words, at steps that carry no instruction; null for none.
+        text_dim: gives text to a policy that has none; null keeps what the source has.
+        text_encoder: embeds the instruction; null keeps the source's.
+        window: steps of a training window and of the memory in play; null keeps the source's.
+        freeze: per part for how many steps it stays as it is; true for ever. A BCPolicy has the parts encoder,
+            transformer, decoder and embeddings, a CNNPolicy encoder, transformer and heads. A frozen part is in
+            evaluation mode, its BatchNorm statistics do not move.
+        learning_rate: per part its own learning rate; the optimiser's elsewhere.
+        lora: train the transformer, of a family that has one, through low-rank matrices, which are merged on export;
+            null trains it whole.
+        optimizer: makes the optimiser, given the parameters.
+        lr_scheduler: makes the learning rate schedule, given the optimiser and the number of steps of the run.
+    """
+
+    template = True
 
     def __init__(
         self,
@@ -81,6 +90,7 @@ class FineTune(Policy):
     ) -> None:
         found: Any = self._found
         source, weights = found.blueprint(), found.float_weights()  # of a Source
+        family = family_of(type(source)).__name__
         config = _changed(source, action_space, text_dim, text_encoder, window)
         super().__init__(**config)
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
@@ -98,14 +108,18 @@ class FineTune(Policy):
                 raise UserError("freeze names the transformer, but LoRA keeps its weights as they are anyway")
             transformer = getattr(self, "transformer", None)
             if not isinstance(transformer, nn.Module):
-                raise UserError(f"LoRA is for families with a transformer, and {init_from} has none")
-            add_lora(transformer, lora)
+                raise UserError(
+                    f"LoRA is for families with a transformer, and the {family} in {init_from} has none; leave lora out"
+                )
+            self.lora = add_lora(transformer, lora)
         self.instruction = instruction
         self._embedded: Tensor | None = None  # (E,)
-        if instruction is not None and (self.text_encoder is None or not self.input_spec.text_dim):
+        if instruction is not None and self.why_no_text:
+            settable = "text_encoder" in config and "text_dim" in config
+            advice = "set text_dim and text_encoder, or leave" if settable else f"a {family} never does; leave"
             raise UserError(
                 f"{init_from} takes no text or has no text encoder, so it cannot learn under the instruction "
-                f"{instruction!r}; set text_dim and text_encoder, or leave the instruction out"
+                f"{instruction!r}; {advice} the instruction out"
             )
         # parameters that freezing may switch on and off again; others (LoRA's base) stay as they are
         self._trainable = {part: [p for p in self._parameters_of(part) if p.requires_grad] for part in self.frozen_for}

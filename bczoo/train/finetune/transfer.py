@@ -1,9 +1,9 @@
 """Carrying weights from one policy to another of its family whose action space differs.
 
-Place in the pipeline: :class:`bczoo.train.finetune.policy.FineTune` builds the new policy, and :func:`carry_over` fills it
-from the source's weights. Everything that does not depend on the action space is taken as it is. Rows of the rest belong
-to meanings (:meth:`bczoo.Policy.action_rows`): the row of ``w`` in an embedding or a head goes to the row of ``w``, wherever
-it stands in the new space; what the source did not know keeps its fresh initialisation.
+Place in the pipeline: :class:`bczoo.train.finetune.policy.FineTune` builds the new policy, and :func:`carry_over` fills
+it from the source's weights. Everything that does not depend on the action space is taken as it is. Rows of the rest
+belong to meanings (:meth:`bczoo.Policy.action_rows`): the row of ``w`` in an embedding or a head goes to the row of
+``w``, wherever it stands in the new space; what the source did not know keeps its fresh initialisation.
 """
 
 from __future__ import annotations

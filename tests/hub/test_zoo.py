@@ -10,7 +10,7 @@ import yaml
 from bczoo import BCPolicy
 from bczoo.cli import main
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 SHIPPED = [p.parent for p in sorted((REPOSITORY / "checkpoints").glob("*/config.json"))]
 
 
@@ -41,7 +41,7 @@ def test_a_stale_page_is_found_and_written_anew(copy, capsys):
     assert main(["zoo", "table", "--check", "true"]) == 0
 
 
-@pytest.mark.parametrize("section", ["trained", "published"])
+@pytest.mark.parametrize("section", ["trained", "reference"])
 def test_an_incomplete_row_is_named(copy, capsys, section):
     path = copy / "checkpoints" / "zoo.yaml"
     zoo = yaml.safe_load(path.read_text())

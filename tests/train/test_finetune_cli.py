@@ -231,7 +231,9 @@ def test_an_instruction_from_the_command_line(source, recordings):
 def table(out) -> dict[str, list[str]]:
     """Rows of the table of differences by their first cell."""
     lines = out.split("the recordings and the policy differ:\n")[1].splitlines()
-    cells = [[c.strip() for c in line.split("|")] for line in lines if "|" in line]
+    cells = [
+        [c.strip() for c in line.split("|")[1:-1]] for line in lines if line.startswith("| ") and "---" not in line
+    ]
     return {row[0]: row[1:] for row in cells}
 
 

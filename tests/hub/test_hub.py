@@ -67,7 +67,7 @@ def hub():
 def client(env: dict[str, str], code: str, **given: object) -> dict:
     """Runs code in a process of its own; returns what it left in ``out``."""
     code = f"{PROLOGUE}\n{code}\nprint(json.dumps(out))"
-    given["tests"] = Path(__file__).parent
+    given["tests"] = Path(__file__).parents[1]
     env = {k: v for k, v in env.items() if k != "BCZOO_TRACEBACK"}
     env |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "OMP_NUM_THREADS": "1"}
     run = subprocess.run(
@@ -112,10 +112,10 @@ def answer(policy: BCPolicy) -> float:
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory):
+def exported(tmp_path_factory):
     """A policy and its folder."""
     policy = tiny.tiny_policy(seed=3)
-    return policy, policy.save_pretrained(tmp_path_factory.mktemp("published") / "policy", license="mit")
+    return policy, policy.save_pretrained(tmp_path_factory.mktemp("exported") / "policy", license="mit")
 
 
 def test_export_push_pull_and_play(hub, tmp_path):
@@ -202,8 +202,8 @@ out["pull beside"] = command("pull", "me/bare", "--out", f"{root}/project")
     assert out["new loaded"] == dict.fromkeys(("new", "again", "whole again"), answer(tiny.tiny_policy(seed=4)))
 
 
-def test_what_cannot_be_opened_is_told_in_one_line(hub, published, tmp_path):
-    policy, folder = published
+def test_what_cannot_be_opened_is_told_in_one_line(hub, exported, tmp_path):
+    policy, folder = exported
     good = contents(folder)
     for name, options in (("open", {}), ("private", {"private": True}), ("gated", {"gated": True})):
         hub.add(f"me/{name}", good, **options)
@@ -258,7 +258,7 @@ out["open"] = load("me/open")
     assert out["python with a token"] == [answer(policy)] * 3 and out["open"] == answer(policy)
 
 
-def test_a_download_that_breaks_off_goes_on_and_hostile_ones_end(hub, published, tmp_path):
+def test_a_download_that_breaks_off_goes_on_and_hostile_ones_end(hub, exported, tmp_path):
     policy = tiny.tiny_policy(text_dim=100_000)  # 13 MB
     weights = contents(policy.save_pretrained(tmp_path / "long"))
     assert STEP + 500_000 < len(weights["model.safetensors"]) < 2 * STEP
@@ -266,7 +266,7 @@ def test_a_download_that_breaks_off_goes_on_and_hostile_ones_end(hub, published,
     hub.break_after("model.safetensors", STEP + 200_000)
     hub.break_after("model.safetensors", 1000)
 
-    good = contents(published[1])
+    good = contents(exported[1])
 
     def config(**changes: object) -> bytes:
         content = json.loads(good["config.json"])
@@ -318,7 +318,7 @@ out["imported"] = sorted(m for m in sys.modules if m.startswith("evil"))
     assert len([r for r in hub.requests if "me/long" in r.path and "config.json" in r.path]) <= 2  # HEAD and GET
 
     # what else lies in a repository is not even fetched
-    assert out["code"][0] == 0 and out["python code"] == answer(published[0])
+    assert out["code"][0] == 0 and out["python code"] == answer(exported[0])
     assert set(contents(out["code"][1])) == FILES and out["imported"] == []
     everything = [p for p in tmp_path.rglob("*") if p.is_file()]
     assert not [p for p in everything if p.name in ("marker", "evil", "evil.py", "pytorch_model.bin")]
@@ -332,8 +332,8 @@ def stop_when(hub: HubServer, marker: Path) -> None:
     hub.stop()
 
 
-def test_what_was_fetched_works_without_the_hub(hub, published, tmp_path):
-    policy, folder = published
+def test_what_was_fetched_works_without_the_hub(hub, exported, tmp_path):
+    policy, folder = exported
     commit = hub.add("me/policy", contents(folder))
     hub.add("me/policy", {"README.md": b"# newer\n"})
     hub.add("me/second", contents(folder))

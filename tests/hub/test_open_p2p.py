@@ -1,4 +1,4 @@
-"""Published Pixels2Play checkpoints, both ways, through the command line.
+"""Reference Pixels2Play checkpoints, both ways, through the command line.
 
 The source folder is built as that project publishes it: its YAML, and a Lightning checkpoint with all of its names,
 the image tokenizer's twice. Weights follow the golden formulas, so what comes out is held against golden values.
@@ -94,7 +94,7 @@ def model_config() -> str:
 
 
 def golden_state(in_bfloat16=False) -> dict[str, torch.Tensor]:
-    """All published entries; those that are published in bfloat16 are so here if asked for."""
+    """All reference entries; those that are reference in bfloat16 are so here if asked for."""
     state = {}
     for entry in content()["state_dict"]:
         name = entry["alias_of"] or entry["name"]
@@ -108,7 +108,7 @@ def golden_state(in_bfloat16=False) -> dict[str, torch.Tensor]:
 
 
 def write_source(folder: Path, state=None, config=None, checkpoint=CHECKPOINT, **more) -> Path:
-    """A folder as published; ``more`` goes into the checkpoint beside the weights."""
+    """A folder as reference; ``more`` goes into the checkpoint beside the weights."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model_config.yaml").write_text(config or model_config())
     moments = {0: {"step": torch.tensor(7.0), "exp_avg": torch.zeros(3), "exp_avg_sq": torch.zeros(3)}}
@@ -132,14 +132,14 @@ def convert(*arguments) -> int:
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory):
-    return write_source(tmp_path_factory.mktemp("published") / "golden")
+def reference(tmp_path_factory):
+    return write_source(tmp_path_factory.mktemp("reference") / "golden")
 
 
 @pytest.fixture(scope="module")
-def converted(published, tmp_path_factory):
+def converted(reference, tmp_path_factory):
     out = tmp_path_factory.mktemp("converted") / "golden"
-    assert convert("open-p2p", published, out, "--license", "mit") == 0
+    assert convert("open-p2p", reference, out, "--license", "mit") == 0
     return out
 
 
@@ -203,7 +203,7 @@ def test_of_several_checkpoints_the_one_of_most_steps(tmp_path, capsys):
 # ---------------------------------------------------------------------------------------------------- and back
 
 
-def test_there_and_back_nothing_changes(published, converted, tmp_path, capsys):
+def test_there_and_back_nothing_changes(reference, converted, tmp_path, capsys):
     back, again = tmp_path / "back", tmp_path / "again"
     assert convert("to-open-p2p", converted, back) == 0
     out = capsys.readouterr().out
@@ -213,7 +213,7 @@ def test_there_and_back_nothing_changes(published, converted, tmp_path, capsys):
     assert state.keys() == before.keys() and len(state) == 568
     for name, tensor in before.items():
         assert state[name].dtype == tensor.dtype and torch.equal(state[name], tensor), name
-    theirs, ours = (yaml.safe_load((f / "model_config.yaml").read_text()) for f in (published, back))
+    theirs, ours = (yaml.safe_load((f / "model_config.yaml").read_text()) for f in (reference, back))
     theirs["shared"].pop("output_path")
     theirs["shared"]["text_tokenizer_config"].pop("text_annotation_model_version")
     for section in ("shared", "inference", "policy_model"):
@@ -248,7 +248,7 @@ def test_bfloat16_entries_come_back_as_such_where_that_loses_nothing(tmp_path, c
 
 
 def variant(seed=0, width=32, decoder=None, text_encoder=True, **arguments) -> BCPolicy:
-    """A small policy that the published code has, random but for what the arguments say."""
+    """A small policy that the reference code has, random but for what the arguments say."""
     torch.manual_seed(seed)
     encoder = {"frame_size": 64, "pretrained": False} | arguments.pop("encoder", {})
     transformer = {"class_path": "bczoo.PolicyTransformer"} | {
@@ -300,7 +300,7 @@ def test_a_folder_that_holds_something_is_not_written_to(converted, tmp_path, ca
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 
 
-UNPUBLISHED = {
+NOT_IN_THE_REFERENCE = {
     "gamepad": ({"action_space": "gamepad"}, ["action space"]),
     "another key": ({"action_space": {"name": "keyboard_mouse", "extra_keys": ["r"]}}, ["action space"]),
     "no chain": ({"decoder": IndependentHeads}, ["decoder"]),
@@ -325,8 +325,8 @@ UNPUBLISHED = {
 }
 
 
-@pytest.mark.parametrize(("arguments", "told"), UNPUBLISHED.values(), ids=UNPUBLISHED.keys())
-def test_what_the_published_code_does_not_have_is_listed(arguments, told, tmp_path, capsys):
+@pytest.mark.parametrize(("arguments", "told"), NOT_IN_THE_REFERENCE.values(), ids=NOT_IN_THE_REFERENCE.keys())
+def test_what_the_reference_code_does_not_have_is_listed(arguments, told, tmp_path, capsys):
     variant(**arguments).save_pretrained(tmp_path / "ours")
     capsys.readouterr()
     assert convert("to-open-p2p", tmp_path / "ours", tmp_path / "theirs") == 1
@@ -390,7 +390,7 @@ def test_weights_that_do_not_fit_are_named(change, told, tmp_path, capsys):
 
 
 def test_a_checkpoint_of_nothing_but_originals_is_taken(tmp_path):
-    """The second names are a habit of the published files and hold nothing of their own."""
+    """The second names are a habit of the reference files and hold nothing of their own."""
     aliases = {e["name"] for e in content()["state_dict"] if e["alias_of"]}
     state = {k: v for k, v in golden_state().items() if k not in aliases}
     assert len(aliases) == 246
@@ -434,13 +434,13 @@ def test_config_and_weights_of_two_policies(tmp_path, capsys):
     assert "misshaped: bc_transformer.thinking_pos_tokens [1, 1, 64] instead of [1, 2, 64]" in error
 
 
-def test_files_that_are_not_there(published, tmp_path, capsys):
+def test_files_that_are_not_there(reference, tmp_path, capsys):
     out = tmp_path / "out"
     assert "is not a folder" in refused(tmp_path / "nowhere", out, capsys)
     source = tmp_path / "source"
     source.mkdir()
     assert "checkpoint-step=*.ckpt" in refused(source, out, capsys)
-    (source / CHECKPOINT).write_bytes((published / CHECKPOINT).read_bytes())
+    (source / CHECKPOINT).write_bytes((reference / CHECKPOINT).read_bytes())
     assert "model_config.yaml is missing" in refused(source, out, capsys)
     (source / "model_config.yaml").write_text(model_config())
     assert "'checkpoint-step=8.ckpt'" in refused(source, out, capsys, "--checkpoint", "checkpoint-step=8.ckpt")
@@ -489,14 +489,14 @@ def test_a_checkpoint_with_an_object_of_ones_own(tmp_path, capsys):
     assert CHECKPOINT in error and "is not executed" in error and "Settings" in error
 
 
-def test_a_checkpoint_that_was_cut_off(published, tmp_path, capsys):
+def test_a_checkpoint_that_was_cut_off(reference, tmp_path, capsys):
     source = write_source(tmp_path / "source")
-    whole = (published / CHECKPOINT).read_bytes()
+    whole = (reference / CHECKPOINT).read_bytes()
     for length in (0, len(whole) // 2):
         (source / CHECKPOINT).write_bytes(whole[:length])
         assert CHECKPOINT in refused(source, tmp_path / "out", capsys)
 
 
-def test_a_space_of_the_same_choices_is_the_published_one():
+def test_a_space_of_the_same_choices_is_the_reference_one():
     """What the error about the action space goes by: values, not identity."""
     assert ActionSpace.from_dict(ActionSpace.keyboard_mouse().to_dict()) == ActionSpace.keyboard_mouse()

@@ -1,5 +1,6 @@
 """The command line, as a user types it."""
 
+# ruff: noqa: F811 - fixtures are named as arguments
 import json
 import re
 import subprocess
@@ -12,43 +13,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from recordings import write_moving
+from command_line import QUIET, bczoo, fit, here, own_arguments, recordings, weights  # noqa: F401
 from safetensors.torch import load_file
 
 from bczoo import BCPolicy
 from bczoo.cli import main
 from bczoo.core import configs
+from bczoo.data.video import iterate_frames
 
-REPOSITORY = Path(__file__).parent.parent
-QUIET = [
-    "--trainer.enable_progress_bar",
-    "false",
-    "--trainer.enable_model_summary",
-    "false",
-    "--trainer.accelerator",
-    "cpu",
-]
-NO_LUCK = ["--model.encoder.init_args.drop_path", "0", "--trainer.num_sanity_val_steps", "0"]
-
-
-@pytest.fixture(scope="module")
-def recordings(tmp_path_factory):
-    return write_moving(tmp_path_factory.mktemp("recordings"), 6, 60)
-
-
-@pytest.fixture(autouse=True)
-def own_arguments(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["bczoo"])
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def bczoo(*arguments):
-    return main([str(a) for a in arguments])
+REPOSITORY = Path(__file__).parents[2]
 
 
 def run_python(code):
@@ -86,7 +59,8 @@ def test_every_shipped_config_parses_and_names_itself(name, capsys):
         bczoo("fit", *under, "--config", name, *init_from, "--print_config")
     assert exit.value.code == 0
     config = yaml.safe_load(capsys.readouterr().out)
-    assert config["model"]["class_path"] == ("bczoo.FineTune" if name == "finetune" else "bczoo.BCPolicy")
+    family = {"finetune": "FineTune", "bc_cnn": "CNNPolicy", "bc_cnn_quickstart": "CNNPolicy"}.get(name, "BCPolicy")
+    assert config["model"]["class_path"] == f"bczoo.{family}"
     assert config["trainer"]["default_root_dir"] == f"runs/{name.split('/')[-1]}"
     if name.startswith("experiments/"):
         assert config["data"]["init_args"]["fraction"] == 0.06
@@ -140,17 +114,6 @@ def test_unknown_config_gets_a_suggestion(capsys):
     assert "did you mean '600m'" in capsys.readouterr().err
 
 
-def fit(root, *more):
-    return bczoo(
-        "fit", "--config", "tiny", "--data.root", root, "--data.batch_size", 4, "--trainer.max_steps", 6,
-        "--trainer.val_check_interval", 3, *QUIET, *NO_LUCK, *more,
-    )  # fmt: skip
-
-
-def weights(path="runs/tiny/checkpoints/last.ckpt"):
-    return torch.load(path, weights_only=True)["state_dict"]
-
-
 def test_fit_validate_test_predict(recordings, here, capsys):
     assert fit(recordings) == 0
     common = ["--config", "tiny", "--data.root", recordings, *QUIET]
@@ -179,10 +142,20 @@ def test_a_second_run_starts_anew_and_keeps_the_first(recordings, here):
     assert all(torch.equal(weights(kept)[k], first[k]) for k in first)
 
 
-def test_a_run_that_ran_out_of_time_can_be_resumed(recordings, here):
-    fit(recordings, "--trainer.max_time", "00:00:00:02", "--trainer.max_steps", 100_000)
-    assert Path("runs/tiny/checkpoints/last.ckpt").exists()
-    assert not Path("runs/tiny/checkpoints/finished").exists()
+def test_a_run_that_ran_out_of_time_can_be_resumed(recordings, here, capsys):
+    """And ends as one that had the time."""
+    long = ["--trainer.max_steps", 12, "--trainer.default_root_dir", "runs/long"]
+    assert fit(recordings, *long) == 0
+    timed = ["--trainer.max_steps", 12, "--trainer.callbacks+=command_line.OutOfTime"]
+    assert fit(recordings, *timed) == 0
+    left = torch.load("runs/tiny/checkpoints/last.ckpt", weights_only=True)["global_step"]
+    assert 0 < left < 12 and not Path("runs/tiny/checkpoints/finished").exists()
+    capsys.readouterr()
+    assert fit(recordings, "--trainer.max_steps", 12) == 0
+    assert "resuming the interrupted run" in capsys.readouterr().out
+    assert Path("runs/tiny/checkpoints/finished").exists()
+    resumed, expected = weights(), weights("runs/long/checkpoints/last.ckpt")
+    assert all(torch.equal(resumed[k], expected[k]) for k in expected)
 
 
 def test_an_interrupted_run_of_another_policy_is_not_resumed(recordings, here, capsys):
@@ -270,9 +243,11 @@ def test_ablations_train_by_yaml(recordings, here, decoder, more):
 
 def test_data_check_and_view(recordings, here, capsys):
     assert bczoo("data", "check", recordings) == 0
-    assert "6" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert re.search(r"\b6 recordings\b", out) and "360" in out, out  # six of sixty steps
     assert bczoo("data", "view", recordings / "rec_0", "--out", "clip.mp4") == 0
-    assert Path("clip.mp4").stat().st_size > 0
+    drawn = list(iterate_frames(Path("clip.mp4")))
+    assert len(drawn) == 60 and drawn[0].ndim == 3
 
 
 def test_record_and_its_errors(here, capsys):
@@ -294,5 +269,5 @@ def test_the_wheel_carries_the_configs(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
     insert = f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r})"
-    code = f"{insert}; from bczoo import configs; print(configs.find('600m'))"
+    code = f"{insert}; from bczoo.core import configs; print(configs.find('600m'))"
     assert Path(run_python(code).strip()) == tmp_path / "site" / "bczoo" / "configs" / "600m.yaml"
