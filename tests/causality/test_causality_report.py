@@ -206,7 +206,7 @@ def test_donors_are_windows_of_other_recordings_whatever_the_batches(policy, roo
     row, _, _ = donors._places(every)
     assert (donors.recording[row[:, 0]] != every["recording"].numpy()).all()
     assert len(set(row[:, 0].tolist())) > 4
-    shown, where = donors.images_for(every)
+    shown, where = donors.encoded_for(every)
     done, _ = donors.actions_for(every)
     assert torch.equal(where, every["valid"])
     with torch.no_grad():
@@ -218,7 +218,7 @@ def test_donors_are_windows_of_other_recordings_whatever_the_batches(policy, roo
         assert torch.equal(done["keys"][b, t], donors.actions["keys"][row[b, 0], t % given])
     # of any other batch, with a window that only fills it up: the same
     some = WindowDataset(index, 5, tiny.SIZE).__getitems__([keys[7], (-1, 0), keys[2]])
-    again, where = donors.images_for(some)
+    again, where = donors.encoded_for(some)
     torch.testing.assert_close(again[[0, 2]], shown[[7, 2]])
     assert not where[1].any()
     # and what a loader hands out does not matter, only what it has
