@@ -1,8 +1,8 @@
 """What is known of a training run, as plain JSON: where it lies and what is in it.
 
 Place in the pipeline: :class:`bczoo.train.callbacks.run_record.RunRecord` writes it into the run's folder,
-``bczoo export`` copies it into the exported folder, and the model card, the table of checkpoints and ``bczoo play`` read
-it. Every number carries the optimiser step it was measured at, so that no card shows a number of other weights as
+``bczoo export`` copies it into the exported folder, and the model card, the table of checkpoints and ``bczoo play``
+read it. Every number carries the optimiser step it was measured at, so that no card shows a number of other weights as
 theirs::
 
     run, bczoo, command                            what ran; run is also in the checkpoints of that run
