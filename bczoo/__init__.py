@@ -17,14 +17,13 @@ through the modules::
       '---------------------------------------------------------------------------------------------------------------'
            |                                                            |
            v training (bczoo.train)                                     v play (bczoo.play)
-       bc_loss, ActionMetrics, callbacks                            Agent: sampling, Decision(values, ids, probabilities)
+       bc_loss, ActionMetrics, callbacks                            Agent: sampling, Decision(values, probabilities)
        checkpoints, run record, fine-tuning                             | games side by side, or a socket (bczoo.serve)
            |                                                            v
            '--> exported folders, cards, the Hub (bczoo.hub)        returns, latency, corrections (bczoo.record)
 
 What the parts rest on is in bczoo.core (action spaces, specifications, files, errors), what families share in bczoo.nn,
-whether a policy acts on what it sees in bczoo.causality, and whole experiments in bczoo.studies. Names of these packages
-are found in their own docstrings.
+whether a policy acts on what it sees in bczoo.causality, and whole experiments in bczoo.studies.
 
 Importing this module is light; the names below load their modules on first use.
 """
@@ -77,7 +76,7 @@ _EXPORTS = {
     "WritePredictions": "bczoo.train.callbacks.predictions",
     "WarmupCosine": "bczoo.train.schedules",
     "bc_loss": "bczoo.train.loss",
-    "from_pretrained": "bczoo.hub.source",
+    "from_pretrained": "bczoo.models.policy",
     "build_part": "bczoo.core.parts",
 }
 

@@ -2,9 +2,9 @@
 
     python benchmarks/families.py [--seeds 0 1 2] [--episodes 20] [--out runs/families]
 
-Trains the configurations ``quickstart`` and ``bc_cnn_quickstart`` once per seed, with the causality score in validation,
-and plays. Prints a Markdown table: mean and standard deviation over the seeds, and for the return the 95 % interval over
-all games of all seeds, which are drawn seed by seed. What lies in ``--out`` is not made again.
+Trains the configurations ``quickstart`` and ``bc_cnn_quickstart`` once per seed, with the causality score in
+validation, and plays. Prints a Markdown table: mean and standard deviation over the seeds, and each seed's return with
+its 95 % interval over games. What lies in ``--out`` is not made again.
 """
 
 from __future__ import annotations
@@ -75,7 +75,9 @@ def main() -> None:
     expert, random = (records[0]["play"][ENV]["players"][who]["mean"] for who in ("expert", "random"))
     lines = [f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()]
     print("\n".join([lines[0], "|---|---|---|", *lines[1:]]))
-    print(f"\nexpert {expert:.0f}, random play {random:.0f}; return: mean ± deviation over seeds, then each seed's mean")
+    print(
+        f"\nexpert {expert:.0f}, random play {random:.0f}; return: mean ± deviation over seeds, then each seed's mean"
+    )
     print(f"with its 95 % interval over {args.episodes} unseen games")
 
 

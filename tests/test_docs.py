@@ -1,4 +1,4 @@
-"""What the pages in docs/ show is run: the Python page from top to bottom, the examples of docs/extending.md by the command."""
+"""What the pages in docs/ show is run: the Python page from top to bottom, docs/extending.md by the command."""
 
 from __future__ import annotations
 

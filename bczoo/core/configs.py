@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from bczoo.core.errors import UserError
 
 if TYPE_CHECKING:
-    from bczoo.models.model import Model
+    from bczoo.core.parts import Family
 
-Built = TypeVar("Built", bound="Model")
+Built = TypeVar("Built", bound="Family")
 
 _HERE = Path(__file__).parent.parent
 FOLDER = _HERE / "configs" if (_HERE / "configs").is_dir() else _HERE.parent / "configs"
@@ -55,8 +55,7 @@ def load_model(
     import yaml
     from jsonargparse import ArgumentError, ArgumentParser
 
-    from bczoo.core.parts import class_path, find_class
-    from bczoo.models.model import Model
+    from bczoo.core.parts import Family, class_path, find_class
 
     family: type[Any] = cls
     if isinstance(config, Mapping):
@@ -66,7 +65,7 @@ def load_model(
         model = (yaml.safe_load(path.read_text()) or {}).get("model", {})
         init_args, where = dict(model.get("init_args", model)), str(path)
         if "class_path" in model:
-            family = find_class(model["class_path"], Model)
+            family = find_class(model["class_path"], Family)
     if not issubclass(family, cls):
         raise UserError(f"{where} describes a {class_path(family)} and no {class_path(cls)}")
     init_args = merge(init_args, overrides)

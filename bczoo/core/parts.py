@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import lightning as L
 
@@ -59,6 +59,27 @@ class Part(Configured, L.LightningModule):
     """A LightningModule that remembers its arguments."""
 
     template = True
+
+
+class Family(Part):
+    """What is known of a model where it is saved, loaded and published: what it is rebuilt from.
+
+    :class:`bczoo.Model` and through it every family is one; the packages below know no more of them.
+    """
+
+    template = True
+    kind: ClassVar[str] = "model"  # what errors call it
+    reference: ClassVar[str | None] = None  # the paper of the architecture, as a Markdown link
+    input_spec: Any  # bczoo.InputSpec
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Plain JSON: the arguments that rebuild this model, without weights and optimiser."""
+        raise NotImplementedError(f"{type(self).__name__} must define config")
+
+    def parameter_counts(self) -> dict[str, int]:
+        """Parameters in total and by part."""
+        raise NotImplementedError(f"{type(self).__name__} must define parameter_counts")
 
 
 T = TypeVar("T")
@@ -116,8 +137,8 @@ def find_class(path: Any, base: type[T]) -> type[T]:
         own = isinstance(path, str) and "." in path and not path.startswith("bczoo.")
         module = path.rpartition(".")[0] if own else "my_module"
         raise UserError(
-            f"{arguments.shown(path)} is not a known {base.__name__}; known are {sorted(known)}. A class of your own has "
-            f"to be imported first: --import {module} on the command line, import {module} in Python"
+            f"{arguments.shown(path)} is not a known {base.__name__}; known are {sorted(known)}. A class of your own "
+            f"has to be imported first: --import {module} on the command line, import {module} in Python"
         )
     return known[path]
 

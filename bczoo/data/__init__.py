@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Any
+from bczoo.core.lazy import lazy_exports
 
-_EXPORTS = {
-    "RecordingDataModule": "module",
-    "RecordingSource": "source",
-    "RecordingWriter": "recording",
-    "RecordingError": "recording",
-    "Index": "index",
-    "open_index": "index",
-    "WindowDataset": "dataset",
-    "ClipAugment": "augment",
-    "ReferenceAugmentations": "augment",
-    "PublishedAugmentations": "augment",  # its former name
-    "Report": "check",
-}
-__all__ = sorted(_EXPORTS)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+__all__, __getattr__ = lazy_exports(
+    __name__,
+    {
+        "RecordingDataModule": "module",
+        "RecordingSource": "source",
+        "RecordingWriter": "recording",
+        "RecordingError": "recording",
+        "Index": "index",
+        "open_index": "index",
+        "WindowDataset": "dataset",
+        "ClipAugment": "augment",
+        "ReferenceAugmentations": "augment",
+        "PublishedAugmentations": "augment",  # its former name
+        "Report": "check",
+    },
+)

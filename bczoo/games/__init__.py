@@ -1,46 +1,41 @@
 """Games: playing them, learning from experts that play them, and adding new ones. Names load on first use.
 
-The functions ``play`` and ``record`` are in the modules of the same names (``bczoo.play.episodes.play``), whose
-names they would hide here.
+Playing them is in bczoo.play, recording them in bczoo.record; some of their names are offered here too.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-_EXPORTS = {
-    "Bindings": "bindings",
-    "DictBindings": "bindings",
-    "DiscreteBindings": "bindings",
-    "VectorBindings": "bindings",
-    "Expert": "game",
-    "Game": "game",
-    "RunningGame": "game",
-    "UnknownGameError": "game",
-    "game_names": "game",
-    "make_game": "game",
-    "register_game": "game",
-    "ExpertPlayer": "players",
-    "Player": "players",
-    "RandomPlayer": "players",
-    "make_player": "players",
-    "PlayResult": "bczoo.play.episodes",
-    "play_in_processes": "bczoo.play.episodes",
-    "play_to_video": "bczoo.play.episodes",
-    "score_table": "bczoo.play.episodes",
-    "render_decision": "render",
-    "PlayedRecordings": "bczoo.record.command",
-}
-__all__ = sorted(_EXPORTS)
+from bczoo.core.lazy import lazy_exports
+
+__all__, __getattr__ = lazy_exports(
+    __name__,
+    {
+        "Bindings": "bindings",
+        "DictBindings": "bindings",
+        "DiscreteBindings": "bindings",
+        "VectorBindings": "bindings",
+        "Expert": "game",
+        "Game": "game",
+        "RunningGame": "game",
+        "UnknownGameError": "game",
+        "game_names": "game",
+        "make_game": "game",
+        "register_game": "game",
+        "ExpertPlayer": "players",
+        "Player": "players",
+        "RandomPlayer": "players",
+        "make_player": "players",
+        "PlayResult": "bczoo.play.episodes",
+        "play_in_processes": "bczoo.play.episodes",
+        "play_to_video": "bczoo.play.episodes",
+        "score_table": "bczoo.play.episodes",
+        "render_decision": "render",
+        "PlayedRecordings": "bczoo.record.command",
+    },
+)
 
 if TYPE_CHECKING:
     from bczoo.games.bindings import Bindings as Bindings
     from bczoo.games.game import Game as Game
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    where = _EXPORTS[name]
-    return getattr(import_module(where if "." in where else f"{__name__}.{where}"), name)

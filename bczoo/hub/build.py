@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FunctionType, ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,23 +27,14 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from bczoo.core.arguments import check_call
 from bczoo.core.configs import without_imagenet
 from bczoo.core.errors import UserError
-from bczoo.core.parts import class_path, find_class
-
-if TYPE_CHECKING:
-    from bczoo.models.model import Model
+from bczoo.core.parts import Family, class_path, find_class
+from bczoo.hub.names import Header, plain_entries, some
 
 LARGEST_NUMBER = 1_000_000  # any number in a config
 MOST_TENSORS = 20_000  # parameters of a policy, each counted as one
 
 
-class Header(NamedTuple):
-    """What is known of a stored tensor without reading it."""
-
-    shape: tuple[int, ...]
-    floating: bool
-
-
-def check_spec(spec: Any, stored: Mapping[str, Header], where: Path, cls: type[Model] | None = None) -> Model:
+def check_spec(spec: Any, stored: Mapping[str, Header], where: Path, cls: type[Family] | None = None) -> Family:
     """The model that a spec describes, without memory; an error unless the stored weights are that model's.
 
     Args:
@@ -59,7 +50,7 @@ def check_spec(spec: Any, stored: Mapping[str, Header], where: Path, cls: type[M
     return model
 
 
-def described(spec: Any, where: Path, cls: type[Model] | None = None) -> Model:
+def described(spec: Any, where: Path, cls: type[Family] | None = None) -> Family:
     """The model that a spec describes, without memory (on the meta device)."""
     family = family_of(spec, where, cls)
     try:
@@ -70,7 +61,7 @@ def described(spec: Any, where: Path, cls: type[Model] | None = None) -> Model:
         return _build(family, spec["init_args"], where)
 
 
-def fill(model: Model, state: Mapping[str, Tensor], spec: Mapping[str, Any], where: Path) -> Model:
+def fill(model: Family, state: Mapping[str, Tensor], spec: Mapping[str, Any], where: Path) -> Family:
     """Give a model that was built without memory its weights.
 
     Args:
@@ -110,18 +101,17 @@ def _holds_more_than(model: nn.Module, state: Mapping[str, Tensor]) -> bool:
     return False
 
 
-def family_of(spec: Any, where: Path, cls: type[Model] | None = None) -> type[Model]:
+def family_of(spec: Any, where: Path, cls: type[Family] | None = None) -> type[Family]:
     """The class of a spec.
 
     Raises:
         UserError: it is not laid out as one, it is of another family than ``cls``, or of one that is not known here.
     """
-    from bczoo.models.model import Model
 
     if not isinstance(spec, Mapping) or not isinstance(spec.get("init_args"), Mapping):
         raise UserError(f"{where}: a model is described by an object with class_path and init_args")
     try:
-        family = find_class(spec.get("class_path"), Model)
+        family = find_class(spec.get("class_path"), Family)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     if cls is not None and not issubclass(family, cls):
@@ -131,10 +121,8 @@ def family_of(spec: Any, where: Path, cls: type[Model] | None = None) -> type[Mo
     return family
 
 
-def check_rebuilds(model: Model) -> None:
+def check_rebuilds(model: Family) -> None:
     """Raise unless a model can be built again from what is saved of it: then its weights would be of no use."""
-    from bczoo.hub.state import plain_entries
-
     where = Path(type(model).__name__)
     entries = plain_entries(model.state_dict())  # what an export would hold, LoRA merged
     stored = {k: Header(tuple(t.shape), t.is_floating_point()) for k, (t, _) in entries.items()}
@@ -146,12 +134,7 @@ def check_rebuilds(model: Model) -> None:
         ) from error
 
 
-def plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict without what ``torch.compile`` adds to names."""
-    return {".".join(part for part in name.split(".") if part != "_orig_mod"): t for name, t in state.items()}
-
-
-def _build(family: type[Model], init_args: Mapping[str, Any], where: Path) -> Model:
+def _build(family: type[Family], init_args: Mapping[str, Any], where: Path) -> Family:
     try:
         check_call(family.__name__, family, **init_args)
         return family(**without_imagenet(init_args, family))
@@ -185,11 +168,6 @@ def _compare(expected: Mapping[str, Tensor], stored: Mapping[str, Header], where
     }
     if found := "; ".join(f"{what}: {some(names)}" for what, names in problems.items() if names):
         raise UserError(f"the weights are not those of the model that {where} describes; {found}")
-
-
-def some(names: list[str]) -> str:
-    """The first few of many names."""
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 @contextmanager

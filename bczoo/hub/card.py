@@ -10,20 +10,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from bczoo.core.actions import BinnedGroup
-from bczoo.core.parts import class_path
+from bczoo.core.parts import Family, class_path
 from bczoo.train.run_record import Record, weights_step
 
 if TYPE_CHECKING:
     import torch
 
-    from bczoo.models.model import Model
 
 TAGS = ["bczoo", "behavior-cloning", "imitation-learning", "video-games", "game-playing"]
 
 
 def model_card(
     name: str,
-    policy: Model,
+    policy: Family,
     record: Record,
     license: str | None = None,
     dtype: torch.dtype | None = None,
@@ -51,7 +50,7 @@ def model_card(
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _own_dtype(policy: Model) -> torch.dtype:
+def _own_dtype(policy: Family) -> torch.dtype:
     return next(policy.parameters()).dtype
 
 
@@ -88,7 +87,7 @@ def _of_these_weights(record: Record) -> dict[str, Any]:
     return {env: p for env, p in record.get("play", {}).items() if p["step"] == step and "policy" in p["players"]}
 
 
-def _introduction(policy: Model, dtype: torch.dtype | None) -> str:
+def _introduction(policy: Family, dtype: torch.dtype | None) -> str:
     spec, counts = policy.input_spec, policy.parameter_counts()
     groups = [
         f"| `{g.name}` | {g.tokens} | {g.choices} | "
@@ -114,14 +113,14 @@ def _introduction(policy: Model, dtype: torch.dtype | None) -> str:
     )
 
 
-def _architecture(policy: Model) -> str:
+def _architecture(policy: Family) -> str:
     family = class_path(type(policy))
     if policy.reference is None:
         return f"Its family is `{family}`, which has to be imported before it is loaded."
     return f"The architecture (`{family}`) is that of {policy.reference}."
 
 
-def _use(name: str, policy: Model) -> str:
+def _use(name: str, policy: Family) -> str:
     size = policy.input_spec.frame_size
     text = ', text="go to the red door"' if policy.input_spec.text_dim else ""
     return f"""## How to use

@@ -12,6 +12,7 @@ from bczoo.core.devices import DTYPES, Precision
 from bczoo.hub.folder import read_folder
 from bczoo.hub.remote import fetch, push, require_repository
 from bczoo.hub.source import locate
+from bczoo.models.model import Model
 
 
 def export(
@@ -31,7 +32,7 @@ def export(
         flaws: known flaws of these weights, for the card.
     """
     found = locate(source)
-    policy = found.load()
+    policy = found.load(Model)
     record = found.record | ({"license": license} if license else {}) | ({"flaws": flaws} if flaws else {})
     policy.save_pretrained(out, DTYPES[dtype] if dtype else None, license, record)
     print(f"{out}: {policy.parameter_counts()['total']:,} parameters; bczoo push {out} org/name uploads it")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from bczoo.core.errors import UserError
-from bczoo.hub.build import some
+from bczoo.hub.names import some
 
 
 def not_finite(state: Mapping[str, Tensor]) -> list[str]:

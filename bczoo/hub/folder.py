@@ -19,7 +19,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,12 +27,11 @@ from torch import Tensor
 
 from bczoo.core.errors import UserError
 from bczoo.core.files import PartialPath, restore, sweep, system_errors, write_json, write_text
-from bczoo.hub.build import Header, check_spec, fill, some
+from bczoo.core.parts import Family
+from bczoo.hub.build import check_spec, fill
 from bczoo.hub.finite import check_finite
+from bczoo.hub.names import Header, some
 from bczoo.train.run_record import EXPORTED_RECORD, read_json, read_record
-
-if TYPE_CHECKING:
-    from bczoo.models.model import Model
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 INDEX = f"{WEIGHTS}.index.json"
@@ -78,7 +77,7 @@ class ExportedFolder:
     path: Path
     spec: dict[str, Any]
     tensors: dict[str, StoredTensor]
-    model: Model
+    model: Family
 
     @property
     def record(self) -> dict[str, Any]:
@@ -101,7 +100,7 @@ def write_folder(
 
     Args:
         folder: where to.
-        spec: :attr:`bczoo.Model.spec`.
+        spec: :attr:`bczoo.Family.spec`.
         state: weights by plain state-dict names (``bczoo.hub.state.plain_state``).
         card: text of README.md.
         record: what is known of the training, for training.json.
@@ -153,7 +152,7 @@ def write_folder(
 # ---------------------------------------------------------------------------------------------------- reading
 
 
-def read_folder(folder: str | Path, cls: type[Model] | None = None) -> ExportedFolder:
+def read_folder(folder: str | Path, cls: type[Family] | None = None) -> ExportedFolder:
     """Read config and headers and check that they describe one and the same policy; no weights are read.
 
     Raises:
@@ -171,10 +170,10 @@ def read_folder(folder: str | Path, cls: type[Model] | None = None) -> ExportedF
 
 def load_folder(
     folder: str | Path,
-    cls: type[Model] | None = None,
+    cls: type[Family] | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
-) -> Model:
+) -> Family:
     """The policy of an exported folder, in evaluation mode.
 
     Args:

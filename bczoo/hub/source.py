@@ -10,25 +10,21 @@ import difflib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from bczoo.core.errors import UserError
 from bczoo.core.files import restore
+from bczoo.core.parts import Family
 from bczoo.hub.build import check_spec, described, family_of, fill
 from bczoo.hub.folder import CONFIG, ExportedFolder, load_folder, read_folder, read_weights
 from bczoo.hub.remote import fetch, is_repository
 from bczoo.hub.state import Checkpoint, read_checkpoint
-from bczoo.train.callbacks.checkpoint import LAST
-from bczoo.train.run_record import EXPORTED_RECORD, RUN_RECORD, read_record, weights_step
+from bczoo.train.run_record import EXPORTED_RECORD, LAST, RUN_RECORD, read_record, weights_step
 
-if TYPE_CHECKING:
-    from bczoo.models.model import Model
-    from bczoo.models.policy import Policy
-
-Loaded = TypeVar("Loaded", bound="Model")
+Loaded = TypeVar("Loaded", bound=Family)
 
 
 @dataclass(frozen=True)
@@ -52,7 +48,7 @@ class Source:
         return read_folder(self.path) if self.exported else read_checkpoint(self.path)
 
     @property
-    def family(self) -> type[Model]:
+    def family(self) -> type[Family]:
         """The class of the model."""
         return family_of(self._content.spec, self._where)
 
@@ -60,40 +56,26 @@ class Source:
     def _where(self) -> Path:
         return self.path / CONFIG if self.exported else self.path
 
-    @overload
-    def load(
-        self, cls: None = None, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
-    ) -> Policy: ...
-
-    @overload
-    def load(
-        self, cls: type[Loaded], device: str | torch.device = "cpu", dtype: torch.dtype | None = None
-    ) -> Loaded: ...
-
-    def load(
-        self, cls: type[Any] | None = None, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
-    ) -> Any:
+    def load(self, cls: type[Loaded], device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Loaded:
         """The model, in evaluation mode.
 
         Args:
-            cls: family that it has to be of; a Policy of any family if left out.
+            cls: family that it has to be of, or bczoo.Policy for any that acts.
             device: where the weights go.
             dtype: brings the weights to this type; as they were saved if left out.
         """
-        from bczoo.models.policy import Policy
-
-        wanted = cls or Policy
         if self.exported:
-            return load_folder(self.path, wanted, device, dtype)
-        checkpoint, model = self._checkpoint(wanted)
-        state = {k: v.clone() for k, v in checkpoint.state.items()}
-        return fill(model, state, checkpoint.spec, self.path).to(device=device, dtype=dtype).eval()
+            model = load_folder(self.path, cls, device, dtype)
+        else:
+            checkpoint, blank = self._checkpoint(cls)
+            state = {k: v.clone() for k, v in checkpoint.state.items()}
+            model = fill(blank, state, checkpoint.spec, self.path).to(device=device, dtype=dtype).eval()
+        assert isinstance(model, cls)
+        return model
 
-    def blueprint(self) -> Policy:
-        """The policy without memory (on the meta device), for what it says of itself."""
-        from bczoo.models.policy import Policy
-
-        return described(self._content.spec, self._where, Policy)  # type: ignore[return-value]
+    def blueprint(self) -> Family:
+        """The model without memory (on the meta device), for what it says of itself."""
+        return described(self._content.spec, self._where)
 
     def float_weights(self) -> dict[str, Tensor]:
         """The weights in float32, for training to go on from."""
@@ -101,7 +83,7 @@ class Source:
             return read_weights(self._content, dtype=torch.float32)
         return self._checkpoint()[0].state
 
-    def _checkpoint(self, cls: type[Model] | None = None) -> tuple[Checkpoint, Model]:
+    def _checkpoint(self, cls: type[Family] | None = None) -> tuple[Checkpoint, Family]:
         """The checkpoint, checked to be of one model, and that model without memory."""
         checkpoint = read_checkpoint(self.path)
         return checkpoint, check_spec(checkpoint.spec, checkpoint.headers, self.path, cls)
@@ -161,10 +143,3 @@ def locate(
         f"there is no policy {name!r}{hint} A policy is an exported folder, a run such as runs/quickstart, "
         "a .ckpt file, or org/name on the Hugging Face Hub"
     )
-
-
-def from_pretrained(source: str | Path, *args: Any, **options: Any) -> Policy:
-    """A trained policy of whatever family the source holds; options as of :meth:`bczoo.Model.from_pretrained`."""
-    from bczoo.models.policy import Policy
-
-    return Policy.from_pretrained(source, *args, **options)

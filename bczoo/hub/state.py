@@ -13,25 +13,22 @@ import zipfile
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from bczoo.core.errors import UserError
-from bczoo.hub.build import Header, plain_names, some
+from bczoo.core.parts import Family
 from bczoo.hub.finite import check_finite
-
-if TYPE_CHECKING:
-    from bczoo.models.model import Model
+from bczoo.hub.names import Header, plain_entries, some
 
 CLASS_PATH = "bczoo_class_path"  # key of a checkpoint
 RUN_STATE = "RunRecord"  # where that callback's state is in a checkpoint
 LORA_SCALE = "bczoo_lora_scale"  # key of a checkpoint
-LORA_A, LORA_B = ".lora_A.default.weight", ".lora_B.default.weight"  # what peft appends to a layer's name
 
 
-def plain_state(policy: Model, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+def plain_state(policy: Family, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """The weights of a policy, on the CPU, LoRA merged.
 
     Args:
@@ -57,22 +54,6 @@ def plain(
             tensor = (tensor.float() + lora_scale * (b @ a)).to(tensor.dtype)
         tensor = tensor.cpu()
         out[name] = tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
-    return out
-
-
-def plain_entries(state: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, tuple[Tensor, Tensor] | None]]:
-    """Plain name to tensor and the LoRA matrices (A, B) to merge into it, if there are any."""
-    state = plain_names(state)
-    adapted = {name.removesuffix(LORA_A) for name in state if name.endswith(LORA_A)}
-    out: dict[str, tuple[Tensor, tuple[Tensor, Tensor] | None]] = {}
-    for name, tensor in state.items():
-        layer, _, rest = name.rpartition(".base_layer.")
-        if layer in adapted and rest == "weight" and layer + LORA_B in state:
-            out[f"{layer}.weight"] = tensor, (state[layer + LORA_A], state[layer + LORA_B])
-        elif layer in adapted:
-            out[f"{layer}.{rest}"] = tensor, None
-        elif name.removesuffix(LORA_A) not in adapted and name.removesuffix(LORA_B) not in adapted:
-            out[name] = tensor, None
     return out
 
 

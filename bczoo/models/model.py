@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -20,7 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from bczoo.core.configs import load_model, without_imagenet
 from bczoo.core.errors import UserError
-from bczoo.core.parts import Configured, class_path
+from bczoo.core.parts import Configured, Family, class_path
 from bczoo.core.spec import FIELDS, InputSpec
 from bczoo.hub.build import check_rebuilds
 from bczoo.hub.state import CLASS_PATH
@@ -34,7 +33,7 @@ def reference_optimizer(parameters: Iterable) -> Optimizer:
     return torch.optim.AdamW(parameters, lr=1e-4, betas=(0.9, 0.999), weight_decay=1e-4)
 
 
-class Model(Configured, L.LightningModule):
+class Model(Family):
     """Base class of all families.
 
     A family defines ``__init__`` with plain arguments and parts (:class:`bczoo.Part`), which calls
@@ -54,8 +53,6 @@ class Model(Configured, L.LightningModule):
     """
 
     template = True
-    kind: ClassVar[str] = "model"  # what errors call it
-    reference: ClassVar[str | None] = None  # the paper of the architecture, as a Markdown link
     supervision: ClassVar[str] = "user"
     fields: ClassVar[tuple[str, ...]] = FIELDS
     unsaved_arguments: ClassVar[tuple[str, ...]] = ("optimizer", "lr_scheduler")  # of the constructor

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -273,3 +274,8 @@ class Policy(Model):
 
 def _has_action_rows(module: nn.Module) -> bool:
     return callable(getattr(type(module), "action_rows", None))
+
+
+def from_pretrained(source: str | Path, *args: Any, **options: Any) -> Policy:
+    """A trained policy of whatever family the source holds; options as of :meth:`bczoo.Model.from_pretrained`."""
+    return Policy.from_pretrained(source, *args, **options)

@@ -85,7 +85,7 @@ def open_policy(
     """
     check_sampling(temperature, top_p)
     found = locate(source, revision)
-    policy = found.load(device=usable_device(str(device)), dtype=DTYPES[dtype] if dtype else None)
+    policy = found.load(Policy, device=usable_device(str(device)), dtype=DTYPES[dtype] if dtype else None)
     record = found.record
     if text is None and (text := record.get("instruction")):
         say(f"instruction: {text}")

@@ -1,1 +1,7 @@
-"""Writing recordings: demonstrations of experts and people, corrections of a policy."""
+"""Writing recordings: demonstrations of experts and people, corrections of a policy. Names load on first use."""
+
+from __future__ import annotations
+
+from bczoo.core.lazy import lazy_exports
+
+__all__, __getattr__ = lazy_exports(__name__, {"record": "command", "PlayedRecordings": "command"})

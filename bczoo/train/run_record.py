@@ -26,6 +26,7 @@ from typing import Any
 from bczoo.core.errors import UserError
 
 RUN_RECORD = "record.json"  # in the folder of a run
+LAST = "last.ckpt"  # in its folder of checkpoints
 EXPORTED_RECORD = "training.json"  # in an exported folder
 
 LARGEST_FILE = 4 << 20  # bytes of a JSON file

@@ -26,6 +26,7 @@ from disk import PAGE, SmallDisk
 from process import Run, bczoo, isolated, new_folder
 from works import CHECKPOINT, KEYBOARD, Export, Fit, FitAgain, Index, Record, Work, contents
 
+from bczoo import Policy
 from bczoo.core.errors import UserError
 from bczoo.data.check import check
 from bczoo.data.dataset import WindowDataset
@@ -198,7 +199,7 @@ def _loads_or_refuses(source: Path, expected: dict[str, np.ndarray], done: str) 
     def trial() -> None:
         torch.set_num_threads(1)
         try:
-            policy = locate(source).load()
+            policy = locate(source).load(Policy)
         except UserError as error:
             assert "\n" not in str(error), f"more than one line: {error}"
             return

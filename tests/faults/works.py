@@ -20,6 +20,7 @@ from mutate import arrays_equal
 from process import Run, bczoo, new_folder
 from recordings import write_moving
 
+from bczoo import Policy
 from bczoo.core.actions import ActionSpace
 from bczoo.data.index import open_index
 from bczoo.data.recording import read_annotation
@@ -226,7 +227,7 @@ class Index(Work):
 
 
 def _weights(folder: Path) -> dict[str, np.ndarray]:
-    return {k: v.numpy() for k, v in locate(folder).load().state_dict().items()}
+    return {k: v.numpy() for k, v in locate(folder).load(Policy).state_dict().items()}
 
 
 def contents(index: Any, window: int = 5) -> dict[str, np.ndarray]:

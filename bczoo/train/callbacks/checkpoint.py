@@ -36,8 +36,9 @@ from bczoo.hub.state import fingerprint
 from bczoo.train.callbacks.agreed import Agreed
 from bczoo.train.callbacks.checkpoint_io import install
 from bczoo.train.callbacks.lock import FolderLock
+from bczoo.train.run_record import LAST
 
-LAST, FINISHED = "last.ckpt", "finished"
+FINISHED = "finished"
 SHARDED = ("meta.pt", "checkpoint")  # one of them is in a checkpoint that a strategy writes as a folder
 
 

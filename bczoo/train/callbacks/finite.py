@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from bczoo.core.errors import UserError
-from bczoo.hub.build import some
 from bczoo.hub.finite import not_finite
+from bczoo.hub.names import some
 from bczoo.train.callbacks.agreed import Agreed
 
 WHAT_TO_DO = (

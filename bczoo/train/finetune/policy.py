@@ -44,6 +44,8 @@ class _OfItsSource(Policy):
                 "which policy to start from? --model.init_from org/name, an exported folder, a run or a .ckpt"
             )
         found = locate(init_from, revision)
+        if not issubclass(found.family, Policy):
+            raise UserError(f"{init_from} holds a {class_path(found.family)}, and only policies are fine-tuned")
         self = super().__new__(_of_family(found.family))
         object.__setattr__(self, "_found", found)
         return self
