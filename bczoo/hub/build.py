@@ -108,8 +108,10 @@ def family_of(spec: Any, where: Path, cls: type[Family] | None = None) -> type[F
         UserError: it is not laid out as one, it is of another family than ``cls``, or of one that is not known here.
     """
 
-    if not isinstance(spec, Mapping) or not isinstance(spec.get("init_args"), Mapping):
-        raise UserError(f"{where}: a model is described by an object with class_path and init_args")
+    if not isinstance(spec, Mapping) or set(spec) != {"class_path", "init_args"}:
+        raise UserError(f"{where}: a model is described by an object with class_path and init_args, and nothing else")
+    if not isinstance(spec["init_args"], Mapping):
+        raise UserError(f"{where}: init_args of a model are an object, not a {type(spec['init_args']).__name__}")
     try:
         family = find_class(spec.get("class_path"), Family)
     except UserError as error:

@@ -270,7 +270,8 @@ def test_a_download_that_breaks_off_goes_on_and_hostile_ones_end(hub, exported, 
 
     def config(**changes: object) -> bytes:
         content = json.loads(good["config.json"])
-        return json.dumps(content | {"policy": content["policy"] | changes}).encode()
+        spec = content["policy"]
+        return json.dumps(content | {"policy": spec | {"init_args": spec["init_args"] | changes}}).encode()
 
     run = {"class_path": "os.system", "init_args": {"command": f"touch {tmp_path}/marker"}}
     piece = "model-00001-of-00001.safetensors"

@@ -115,14 +115,13 @@ for path in given["hostile"]:
 
 
 def save_large(folder: Path, policy) -> int:
-    """Saves a policy whose weights were never written to, so that making it is quick; bytes of the weights."""
+    """Saves a policy of plain weights, so that making it is quick; bytes of the weights."""
     with torch.device("meta"):
         policy = policy()
     policy = policy.to_empty(device="cpu").eval()
     with torch.no_grad():
         for name, value in policy.state_dict().items():
-            if name.startswith(("encoder", "tokens")):
-                value.fill_(1)
+            value.fill_(int(name.startswith(("encoder", "tokens"))))
     policy.save_pretrained(folder)
     return sum(p.stat().st_size for p in folder.glob("*.safetensors"))
 
@@ -153,12 +152,12 @@ out["read"], out["tried"], out["devices"] = peak() - before, tried, sorted({p.de
     ],
 )
 def test_loading_takes_the_memory_of_the_weights_once(policy, plain, tmp_path):
-    """Weights are mapped; after every page of them was read, as much is resident as the file has, and little more."""
+    """Weights are mapped and read once, to see that they are numbers: as much is resident as the file has, and no copy."""
     size = save_large(tmp_path / "large", policy)
     assert size > 400_000_000
     out = python(PEAK + LOAD, small=plain[1], folder=tmp_path / "large")
     shutil.rmtree(tmp_path / "large")
     print(f"{size:,} bytes of weights; resident after loading {out['built'] / size:.3f}, read {out['read'] / size:.3f}")
     assert out["tried"] == [] and out["devices"] == ["cpu"]
-    assert out["built"] < 0.25 * size
+    assert out["built"] < 1.1 * size
     assert 0.9 * size < out["read"] < 1.25 * size
