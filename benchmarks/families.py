@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--data", default="data/quickstart")
     parser.add_argument("--out", default="runs/families")
     args = parser.parse_args()
-    rows: dict[str, list[str]] = {"": [], "parameters": [], "return": [], "seconds of training": []}
+    rows: dict[str, list[str]] = {"": [], "parameters": [], "return": []}
     rows |= {name: [] for name in METRICS}
     for family, config in FAMILIES.items():
         records = [train(config, seed, args) for seed in args.seeds]
@@ -69,7 +69,6 @@ def main() -> None:
         rows["parameters"].append(f"{policy.parameter_counts()['total'] / 1e6:.2f} M")
         each = "; ".join(f"{p['mean']:.0f} ({p['low']:.0f} to {p['high']:.0f})" for p in played)
         rows["return"].append(f"{means.mean():.0f} ± {means.std():.0f}: {each}")
-        rows["seconds of training"].append(spread([r["training"]["seconds"] for r in records], 0))
         for name, metric in METRICS.items():
             rows[name].append(spread([r["metrics"][metric] for r in records], 3))
     expert, random = (records[0]["play"][ENV]["players"][who]["mean"] for who in ("expert", "random"))

@@ -247,7 +247,7 @@ def test_data_check_and_view(recordings, here, capsys):
     assert re.search(r"\b6 recordings\b", out) and "360" in out, out  # six of sixty steps
     assert bczoo("data", "view", recordings / "rec_0", "--out", "clip.mp4") == 0
     drawn = list(iterate_frames(Path("clip.mp4")))
-    assert len(drawn) == 60 and drawn[0].ndim == 3
+    assert len(drawn) == 61 and drawn[0].ndim == 3  # sixty steps, and the frame that the last one led to
 
 
 def test_record_and_its_errors(here, capsys):

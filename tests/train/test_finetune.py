@@ -621,13 +621,13 @@ def texts_seen(policy):
     """The texts that a policy is given from now on."""
     seen = []
 
-    logits = policy.logits
+    logits = policy.window_logits
 
     def note(images, actions, text=None):
         seen.append(text)
         return logits(images, actions, text)
 
-    policy.logits = note
+    policy.window_logits = note
     return seen
 
 

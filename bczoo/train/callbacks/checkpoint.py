@@ -155,7 +155,8 @@ class ResumableCheckpoint(Checkpoint):
             self._after_step = None
             return  # gradients are still being added up, and would be lost between two steps
         self._step = trainer.global_step
-        if self._step % self.every_n_train_steps == 0 and self._step != self._saved_step:
+        # one that ends by a time limit is saved here, in the middle of its epoch; at its end Lightning counts it as over
+        if (self._step % self.every_n_train_steps == 0 or trainer.should_stop) and self._step != self._saved_step:
             self._save(trainer)
         if self._told_to_stop(trainer):
             self._end(trainer)
