@@ -60,6 +60,8 @@ def load_model(
     family: type[Any] = cls
     if isinstance(config, Mapping):
         init_args, where = dict(config), "this config"
+        if set(init_args) == {"class_path", "init_args"}:  # a spec
+            family, init_args = find_class(init_args["class_path"], Family), dict(init_args["init_args"])
     else:
         path = find(config)
         model = (yaml.safe_load(path.read_text()) or {}).get("model", {})

@@ -121,10 +121,11 @@ class Model(Family):
 
     @classmethod
     def from_config(cls, config: str | Mapping[str, Any], pretrained: bool = True, **overrides: Any) -> Self:
-        """An untrained model of a shipped size, a YAML file, or a :attr:`config`.
+        """An untrained model of a shipped size, a YAML file, or of what another one was built from.
 
         Args:
-            config: ``"150m"``, a path to a YAML file with a ``model`` section, or :attr:`config` of another model.
+            config: ``"150m"``, a path to a YAML file with a ``model`` section, or :attr:`config` or :attr:`spec` of
+                another model.
             pretrained: False leaves the image encoder random instead of loading ImageNet weights.
             **overrides: arguments of the constructor that replace the file's, e.g. ``window=20``; those of a part as
                 a dict, ``encoder={"init_args": {"frozen": True}}``.
