@@ -115,6 +115,7 @@ def main(argv: list[str] | None = None) -> int:
     from bczoo.core.threads import tune_for_cpu
 
     tune_for_cpu()
+    imported = os.environ.get(IMPORT)
     try:
         argv = import_modules(argv)
         if command is not None:
@@ -134,6 +135,10 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"bczoo: {report}", file=sys.stderr)
         return 1
+    finally:  # whoever calls this from Python goes on with the environment that there was
+        os.environ.pop(IMPORT, None)
+        if imported is not None:
+            os.environ[IMPORT] = imported
 
 
 def import_modules(argv: list[str]) -> list[str]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from jsonargparse import Namespace
 from lightning.pytorch.callbacks import BasePredictionWriter, Checkpoint, RichProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
@@ -56,8 +57,8 @@ class TrainerCLI(LightningCLI):
             arguments = data["init_args"]
             if arguments.get("source") is None:
                 require_recordings(arguments["root"])
-        encoder = config.model.init_args.get("encoder") if self._from_checkpoint(config) else None
-        if encoder is not None and "pretrained" in encoder.get("init_args", {}):
+        encoder = (config.model.get("init_args") or {}).get("encoder") if self._from_checkpoint(config) else None
+        if isinstance(encoder, Namespace) and "pretrained" in encoder.get("init_args", {}):
             encoder.init_args.pretrained = False  # ImageNet weights would be overwritten; do not download them
 
     def _from_checkpoint(self, config: Any) -> bool:
@@ -142,7 +143,7 @@ class TrainerCLI(LightningCLI):
         if same_function and (before == now or self.subcommand != "fit"):
             return
         before = _flat(saved.get("hyper_parameters", {}) | before)
-        now = _flat(self.model.config | now)
+        now = _flat(getattr(self.model, "config", {}) | now)
         changed = [f"{k}: {before.get(k)} -> {now.get(k)}" for k in sorted(before | now) if before.get(k) != now.get(k)]
         raise UserError(
             f"{path} holds another policy than the one configured ({'; '.join(changed[:5])}); give the same options, "
@@ -168,7 +169,11 @@ class PatientCSVLogger(CSVLogger):
     @classmethod
     def of(cls, logger: CSVLogger) -> PatientCSVLogger:
         return cls(
-            logger.save_dir, logger.name, logger.version, flush_logs_every_n_steps=logger._flush_logs_every_n_steps
+            logger.save_dir,
+            logger.name,
+            logger.version,
+            prefix=logger._prefix,
+            flush_logs_every_n_steps=logger._flush_logs_every_n_steps,
         )
 
     def save(self) -> None:

@@ -20,6 +20,7 @@ from bczoo.core import arguments
 from bczoo.core.errors import UserError
 
 PLUGINS = "bczoo"  # group of entry points
+IMPORT = "BCZOO_IMPORT"  # environment variable: modules that --import names, with commas between
 
 
 class Configured:
@@ -62,7 +63,7 @@ class Part(Configured, L.LightningModule):
 
 
 class Family(Part):
-    """What is known of a model where it is saved, loaded and published: what it is rebuilt from.
+    """What is known of a model where it is saved, loaded and exported: what it is rebuilt from.
 
     :class:`bczoo.Model` and through it every family is one; the packages below know no more of them.
     """

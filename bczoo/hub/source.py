@@ -85,7 +85,8 @@ class Source:
 
     def _checkpoint(self, cls: type[Family] | None = None) -> tuple[Checkpoint, Family]:
         """The checkpoint, checked to be of one model, and that model without memory."""
-        checkpoint = read_checkpoint(self.path)
+        checkpoint = self._content
+        assert isinstance(checkpoint, Checkpoint)
         return checkpoint, check_spec(checkpoint.spec, checkpoint.headers, self.path, cls)
 
     @property
@@ -93,7 +94,8 @@ class Source:
         """What is known of the training; empty if nothing is."""
         if self.exported:
             return read_record(self.path / EXPORTED_RECORD)
-        record, checkpoint = read_record(self.path.parent.parent / RUN_RECORD), read_checkpoint(self.path)
+        record, checkpoint = read_record(self.path.parent.parent / RUN_RECORD), self._content
+        assert isinstance(checkpoint, Checkpoint)
         # another run may have been started beside a checkpoint, or the same one gone on
         if not record or record.get("run") != checkpoint.run:
             return {}

@@ -94,7 +94,7 @@ class Model(Family):
 
     def _plain(self, name: str, value: Any) -> Any:
         if callable(value) and not isinstance(value, Configured):  # a factory; what it made is kept under its name
-            value = getattr(self, name, None)
+            value = getattr(self, name, value)
         if isinstance(value, Configured):
             return value.spec
         if hasattr(value, "to_dict"):
@@ -117,7 +117,7 @@ class Model(Family):
 
     def __getstate__(self) -> dict[str, Any]:
         """For another process: factories that YAML made cannot be sent there, what they made can."""
-        return self.__dict__ | {"init_args": self.config}
+        return {**super().__getstate__(), "init_args": self.config}
 
     @classmethod
     def from_config(cls, config: str | Mapping[str, Any], pretrained: bool = True, **overrides: Any) -> Self:

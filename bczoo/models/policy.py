@@ -6,7 +6,7 @@ the family opens. A family defines its logits; all else has a default that works
 
     logits(batch)                                  needed, in one piece or as
     encode(frames), logits_from(encoded, batch)    two: what depends on one frame alone is computed once
-    open_session(num_envs, sampler)                play; by default the window is computed anew at every frame
+    open_session(num_envs, sampler, cuda_graphs)   play; by default the window is computed anew at every frame
     counterfactual_logits(...)                     the causality score; by default a window per step
 
 Shape legend: B batch, T steps, E text width, n tokens and V choices of a group.

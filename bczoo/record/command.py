@@ -78,7 +78,7 @@ def record(
         workers: processes that play at the same time, of experts and random players; one per processor core if
             left out.
         hold: the player decides every so many steps and holds its decision in between.
-        policy: the policy that plays: a published folder, org/name on the Hugging Face Hub, a run, or a .ckpt file.
+        policy: the policy that plays: an exported folder, org/name on the Hugging Face Hub, a run, or a .ckpt file.
         expert: who corrects the policy: expert (the game's own), or keyboard for yourself in a window, where any
             bound key, mouse button or mouse motion takes over until half a second after the last, Tab takes over
             until the next Tab, Escape ends the episode and closing the window ends the recording. If left out,

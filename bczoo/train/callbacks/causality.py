@@ -79,7 +79,7 @@ class CausalityScore(L.Callback):
                 self._donors = Donors.read(pl_module, loaders)
 
     def _score(self, trainer: L.Trainer, pl_module: Any, batch: Batch, part: str, known: Any) -> None:
-        metrics = self._metrics[part].to(pl_module.device)
+        metrics = self._metrics[part]
         with trainer.precision_plugin.forward_context():
             known = {k: known.get(k) for k in ("encoded", "logits")} if isinstance(known, Mapping) else {}
             scores = evaluate(pl_module, batch, self._kinds, self.replaced, self.reliance, donors=self._donors, **known)
@@ -93,6 +93,7 @@ class CausalityScore(L.Callback):
         metrics.reset()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self._metrics["val"].to(pl_module.device)
         self._start(trainer, pl_module, trainer.val_dataloaders)
 
     def on_validation_batch_end(
@@ -104,6 +105,7 @@ class CausalityScore(L.Callback):
         self._log(pl_module, "val")
 
     def on_test_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self._metrics["test"].to(pl_module.device)
         self._start(trainer, pl_module, trainer.test_dataloaders)
 
     def on_test_batch_end(

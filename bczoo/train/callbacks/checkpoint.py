@@ -14,6 +14,7 @@ training: it is evaluated from there, and training again starts anew. ``finished
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import shutil
@@ -28,6 +29,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from bczoo.core.errors import UserError
@@ -39,7 +41,6 @@ from bczoo.train.callbacks.lock import FolderLock
 from bczoo.train.run_record import LAST
 
 FINISHED = "finished"
-SHARDED = ("meta.pt", "checkpoint")  # one of them is in a checkpoint that a strategy writes as a folder
 
 
 class ResumableCheckpoint(Checkpoint):
@@ -101,8 +102,11 @@ class ResumableCheckpoint(Checkpoint):
                 f"checkpoints cannot be written to {self.dirpath}: {error.strerror} ({error.filename}); mend that, or "
                 "give another --trainer.default_root_dir"
             ) from error
-        if self.path.is_dir() and not any((self.path / name).exists() for name in SHARDED):
-            raise UserError(f"{self.path} is a folder, where the checkpoint is to be; move it away")
+        if self.path.is_dir():
+            raise UserError(
+                f"{self.path} is a folder, where the checkpoint is to be; move it away (checkpoints that a strategy writes "
+                "as folders cannot be resumed from yet)"
+            )
         for folder in {self.dirpath, Path(trainer.default_root_dir), *_log_folders(trainer)}:
             sweep(folder)
 
@@ -220,16 +224,19 @@ class ResumableCheckpoint(Checkpoint):
             self._generators = self._after_step[1]
         else:
             self._generators = _generators_of_all_ranks(trainer)
-        kept = self._keep_earlier() if not self._own and trainer.is_global_zero and self.path.is_file() else None
+        kept: Path | None = None
         failure: OSError | None = None
         try:
+            if not self._own and trainer.is_global_zero and self.path.is_file():
+                kept = self._keep_earlier()
             trainer.save_checkpoint(self.path, weights_only=False)
         except OSError as error:
             failure = error
             trainer.strategy.barrier("Trainer.save_checkpoint")  # where the other processes are
-        finally:
-            if kept is not None and self.path.is_file() and kept.samefile(self.path):
-                kept.unlink()  # nothing took its place
+        if kept is not None:
+            with contextlib.suppress(OSError):
+                if self.path.is_file() and kept.samefile(self.path):
+                    kept.unlink()  # nothing took its place
         if trainer.strategy.broadcast(failure is not None):
             if must:
                 raise failure or UserError(f"the last checkpoint could not be written to {self.path}")
@@ -307,7 +314,8 @@ def _came_to_its_end(trainer: L.Trainer) -> bool:
         return False
     steps = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
     epochs = trainer.max_epochs not in (None, -1) and trainer.current_epoch >= trainer.max_epochs
-    early = any(isinstance(c, EarlyStopping) and c.stopped_epoch for c in trainer.early_stopping_callbacks)
+    stopped = EarlyStoppingReason.NOT_STOPPED
+    early = any(isinstance(c, EarlyStopping) and c.stopping_reason != stopped for c in trainer.early_stopping_callbacks)
     return bool(steps or epochs or early)
 
 

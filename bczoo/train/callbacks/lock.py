@@ -64,6 +64,9 @@ class FolderLock:
                 f"another training is writing to {self.path.parent} ({who}); wait for it, stop it, or give another "
                 "--trainer.default_root_dir"
             ) from None
+        except OSError as error:  # a network file system without its lock daemon
+            file.close()
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
         try:
             file.truncate(0)
             now = time.strftime("%Y-%m-%d %H:%M:%S %z")

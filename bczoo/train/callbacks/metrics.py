@@ -33,10 +33,13 @@ class LogMetrics(L.Callback):
     def _update(self, pl_module: Any, outputs: Any, batch: Any, part: str) -> None:
         if not isinstance(outputs, Mapping) or "logits" not in outputs:
             raise UserError(f"{type(pl_module).__name__} gives no logits in validation, which LogMetrics measures")
+        mask = loss_mask(batch, getattr(pl_module, "supervision", "user"))
         for metric in self.metrics[part].values():
-            metric.to(pl_module.device).update(
-                outputs["logits"], batch["actions"], loss_mask(batch, getattr(pl_module, "supervision", "user"))
-            )
+            metric.update(outputs["logits"], batch["actions"], mask)
+
+    def _start(self, pl_module: Any, part: str) -> None:
+        for metric in self.metrics[part].values():  # also where no batch comes: computing reduces over ranks
+            metric.to(pl_module.device)
 
     def _log(self, pl_module: Any, part: str) -> None:
         for name, metric in self.metrics[part].items():
@@ -44,6 +47,12 @@ class LogMetrics(L.Callback):
             values = {f"/{entry}": v for entry, v in value.items()} if isinstance(value, Mapping) else {"": value}
             pl_module.log_dict({f"{part}/{name}{entry}": v for entry, v in values.items()}, sync_dist=True)
             metric.reset()
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self._start(pl_module, "val")
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self._start(pl_module, "test")
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0

@@ -23,6 +23,7 @@ import torch
 
 import bczoo
 from bczoo.core.configs import FOLDER
+from bczoo.core.parts import IMPORT
 from bczoo.core.files import write_json
 from bczoo.train.callbacks.play import PlayGame
 from bczoo.train.run_record import RUN_RECORD, play_entry, read_record
@@ -141,7 +142,8 @@ def _later(measured: Mapping[str, float], than: Mapping[str, float]) -> bool:
 
 def _command() -> str:
     """What was typed, with shipped configurations by their name."""
-    return shlex.join(["bczoo", *(_with_name(word) for word in sys.argv[1:])])
+    own = [word for name in os.environ.get(IMPORT, "").split(",") if name for word in ("--import", name)]
+    return shlex.join(["bczoo", *(_with_name(word) for word in sys.argv[1:]), *own])
 
 
 def _with_name(word: str) -> str:

@@ -98,6 +98,7 @@ class FineTune(_OfItsSource):
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         object.__setattr__(self, "init_args", config)  # of the family, which is what is saved
         self.init_from, self.revision, self.base_model = init_from, revision, found.repository
+        object.__delattr__(self, "_found")  # it holds the source's weights
         carried = carry_over(weights, source, self.state_dict(), self)
         self.load_state_dict(carried.state)
         self._carried = str(carried)
@@ -204,23 +205,25 @@ class FineTune(_OfItsSource):
 
     def on_fit_start(self) -> None:
         """Say what was carried over and what of the data does not fit."""
+        super().on_fit_start()
         if self.trainer.is_global_zero:
             print(f"{self.init_from}: {self._carried}")
             print(comparison(self.input_spec, getattr(self.trainer, "datamodule", None)))
 
-    def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
+    def on_train_batch_start(self, batch: Batch, batch_index: int) -> Any:
         frozen = {part for part in self.frozen_for if self._frozen(part)}
-        if frozen == self._still_frozen:
-            return
-        self._still_frozen = frozen
-        # On one device a frozen part needs no gradients at all. DDP settled at the start which parameters it averages,
-        # so there the gradients are made and dropped.
-        if isinstance(self.trainer.strategy, SingleDeviceStrategy):
-            for part in self.frozen_for:
-                _require(self._trainable[part], part not in frozen)
-        self.train()
+        if frozen != self._still_frozen:
+            self._still_frozen = frozen
+            # On one device a frozen part needs no gradients at all. DDP settled at the start which parameters it
+            # averages, so there the gradients are made and dropped.
+            if isinstance(self.trainer.strategy, SingleDeviceStrategy):
+                for part in self.frozen_for:
+                    _require(self._trainable[part], part not in frozen)
+            self.train()
+        return super().on_train_batch_start(batch, batch_index)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        super().on_before_optimizer_step(optimizer)
         for part in self.frozen_for:
             if self._frozen(part):
                 for parameter in self._trainable[part]:
@@ -266,7 +269,8 @@ def _changed(
     config = source.spec["init_args"]
     if lacking := sorted(changes.keys() - config.keys()):
         raise UserError(f"a {family_of(type(source)).__name__} has no {', '.join(lacking)} to change; leave it out")
-    if "frozen" in (config.get("encoder") or {}).get("init_args", {}):
+    encoder = config.get("encoder")
+    if isinstance(encoder, Mapping) and "frozen" in encoder.get("init_args", {}):
         config = merge(config, {"encoder": {"init_args": {"frozen": False}}})  # freeze says what is frozen here
     return {**config, **changes}
 
@@ -277,7 +281,9 @@ _classes: dict[Any, type[FineTune]] = {}  # by family
 def _of_family(family: Any) -> type[FineTune]:
     """The class of fine-tuned policies of a family."""
     if family not in _classes:
-        _classes[family] = type("FineTune", (FineTune, family), {"__module__": __name__, "__doc__": FineTune.__doc__})
+        _classes[family] = type(
+            "FineTune", (FineTune, family), {"__module__": __name__, "__doc__": FineTune.__doc__, "template": True}
+        )
     return _classes[family]
 
 
