@@ -86,15 +86,23 @@ def _parse(text: str, name: str) -> descriptor_pb2.FileDescriptorProto:
     return file
 
 
-def _build(package: str) -> SimpleNamespace:
-    """The message classes of one package, as attributes."""
-    name = f"{package}.proto"
-    file = _parse((Path(__file__).parent / name).read_text(encoding="utf-8"), name)
+def build(text: str, name: str) -> SimpleNamespace:
+    """The message classes of one schema, as attributes.
+
+    Args:
+        text: the schema; it may use those that were built before.
+        name: of its file, unique in this process.
+    """
+    file = _parse(text, name)
     _POOL.AddSerializedFile(file.SerializeToString())
     types = _POOL.FindFileByName(name).message_types_by_name
     return SimpleNamespace(**{name: message_factory.GetMessageClass(types[name]) for name in types})
 
 
-shared = _build("shared")
-annotation = _build("video_annotation")
-inference = _build("video_inference")
+def _package(name: str) -> SimpleNamespace:
+    return build((Path(__file__).parent / f"{name}.proto").read_text(encoding="utf-8"), f"{name}.proto")
+
+
+shared = _package("shared")
+annotation = _package("video_annotation")
+inference = _package("video_inference")

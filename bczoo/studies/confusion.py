@@ -2,8 +2,9 @@
 
 Place in the pipeline: records demonstrations (:mod:`bczoo.record`), trains one policy per :class:`Trial`, and
 measures each of them in four ways: on held-out recordings (loss, metrics of :mod:`bczoo.train.metrics`, causality
-score), on interventions (:mod:`bczoo.studies.interventions`) and in play. :mod:`bczoo.studies.confusion_report` makes tables and
-plots of the rows. Every trial leaves its row in a file, so an interrupted study goes on, and a longer plan adds to it.
+score), on interventions (:mod:`bczoo.studies.interventions`) and in play. :mod:`bczoo.studies.confusion_report` makes
+tables and plots of the rows. Every trial leaves its row in a file, so an interrupted study goes on, and a longer plan
+adds to it.
 
 Two worlds invite confusion: ``deadly_corridor``, where long stretches of one action follow each other, and
 ``health_gathering`` with an expert that holds every decision for four steps, so that the past action predicts the next

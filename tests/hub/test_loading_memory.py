@@ -152,7 +152,7 @@ out["read"], out["tried"], out["devices"] = peak() - before, tried, sorted({p.de
     ],
 )
 def test_loading_takes_the_memory_of_the_weights_once(policy, plain, tmp_path):
-    """Weights are mapped and read once, to see that they are numbers: as much is resident as the file has, and no copy."""
+    """Weights are mapped and read once, to see that they are numbers: what the file has is resident, and no copy."""
     size = save_large(tmp_path / "large", policy)
     assert size > 400_000_000
     out = python(PEAK + LOAD, small=plain[1], folder=tmp_path / "large")

@@ -124,7 +124,7 @@ def test_a_step_that_cannot_be_recorded_is_played_without(monkeypatch):
         raise session.GraphError("this policy's step cannot be recorded")
 
     policy = tiny.tiny_policy()
-    monkeypatch.setattr("bczoo.play.agent.GraphedStream", refuse)
+    monkeypatch.setattr("bczoo.models.bc.session.GraphedBCSession", refuse)
     monkeypatch.setattr(torch.nn.Parameter, "is_cuda", True)
     with pytest.warns(UserWarning, match="cannot be recorded.*playing without"):
         assert type(policy.agent().session) is session.BCSession
@@ -309,7 +309,7 @@ class OnlyOnGPU(TorchDispatchMode):
         ({"temperature": 0}, "temperature"),
         ({"top_p": 1.5}, "top_p"),
         ({"mouse": "median"}, "truncated_normal"),
-        ({"games": 0}, "games"),
+        ({"num_envs": 0}, "num_envs"),
         ({"cuda_graphs": True}, "GPU"),
     ],
 )

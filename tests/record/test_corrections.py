@@ -267,7 +267,7 @@ def test_the_instruction_is_written_with_its_embedding(monkeypatch):
     class Found:
         record = {"instruction": "catch the dot"}  # noqa: RUF012
 
-        def load(self, device, dtype):
+        def load(self, cls, device, dtype):
             return loaded
 
     monkeypatch.setattr("bczoo.play.open.locate", lambda source, revision: Found())

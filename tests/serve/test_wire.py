@@ -19,13 +19,31 @@ PICTURE = np.array([[[1, 2, 3]]], np.uint8)
 
 def reference():
     """The messages as the reference client has them."""
-    table = """
-    Frame: width=1:int32 height=2:int32 data=3:bytes id=4:int32
-    MouseAction: mouse_delta_px=1:shared.Vec2Int|mouse_change mouse_pos=2:shared.Vec2Float|mouse_change
-        scroll_delta_px=3:shared.Vec2Int buttons_down=4:string*
-    Action: keys=1:string* id=2:int32 mouse_action=3:MouseAction
+    package = f"reference_{random.randrange(10**9)}"
+    text = f"""
+    package {package};
+    import "shared.proto";
+    message Frame {{
+      int32 width = 1;
+      int32 height = 2;
+      bytes data = 3;
+      int32 id = 4;
+    }}
+    message MouseAction {{
+      oneof mouse_change {{
+        shared.Vec2Int mouse_delta_px = 1;
+        shared.Vec2Float mouse_pos = 2;
+      }}
+      shared.Vec2Int scroll_delta_px = 3;
+      repeated string buttons_down = 4;
+    }}
+    message Action {{
+      repeated string keys = 1;
+      int32 id = 2;
+      MouseAction mouse_action = 3;
+    }}
     """
-    return schema._build(f"reference_{random.randrange(10**9)}", table)
+    return schema.build(text, f"{package}.proto")
 
 
 def test_a_reference_frame_is_read_and_written_to_the_byte():

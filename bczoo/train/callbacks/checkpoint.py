@@ -104,8 +104,8 @@ class ResumableCheckpoint(Checkpoint):
             ) from error
         if self.path.is_dir():
             raise UserError(
-                f"{self.path} is a folder, where the checkpoint is to be; move it away (checkpoints that a strategy writes "
-                "as folders cannot be resumed from yet)"
+                f"{self.path} is a folder, where the checkpoint is to be; move it away (checkpoints that a strategy "
+                "writes as folders cannot be resumed from yet)"
             )
         for folder in {self.dirpath, Path(trainer.default_root_dir), *_log_folders(trainer)}:
             sweep(folder)
@@ -159,7 +159,7 @@ class ResumableCheckpoint(Checkpoint):
             self._after_step = None
             return  # gradients are still being added up, and would be lost between two steps
         self._step = trainer.global_step
-        # one that ends by a time limit is saved here, in the middle of its epoch; at its end Lightning counts it as over
+        # one that ends by a time limit is saved here, in the middle of its epoch; later Lightning counts it as over
         if (self._step % self.every_n_train_steps == 0 or trainer.should_stop) and self._step != self._saved_step:
             self._save(trainer)
         if self._told_to_stop(trainer):
