@@ -64,7 +64,6 @@ _EXPORTS = {
     "LoRA": "bczoo.train.finetune.lora",
     "RecordingDataModule": "bczoo.data.module",
     "ReferenceAugmentations": "bczoo.data.augment",
-    "PublishedAugmentations": "bczoo.data.augment",
     "PlayedRecordings": "bczoo.record.command",
     "ResumableCheckpoint": "bczoo.train.callbacks.checkpoint",
     "PlayGame": "bczoo.train.callbacks.play",
@@ -87,6 +86,7 @@ if TYPE_CHECKING:
     from bczoo.core.actions import ActionSpace as ActionSpace
     from bczoo.core.actions import Decision as Decision
     from bczoo.core.parts import Part as Part
+    from bczoo.core.parts import build_part as build_part
     from bczoo.core.spec import Batch as Batch
     from bczoo.core.spec import InputSpec as InputSpec
     from bczoo.data.augment import ReferenceAugmentations as ReferenceAugmentations
@@ -101,6 +101,7 @@ if TYPE_CHECKING:
     from bczoo.models.cnn.policy import CNNPolicy as CNNPolicy
     from bczoo.models.model import Model as Model
     from bczoo.models.policy import Policy as Policy
+    from bczoo.models.policy import from_pretrained as from_pretrained
     from bczoo.models.session import Session as Session
     from bczoo.nn.actions import ActionHeads as ActionHeads
     from bczoo.nn.encoders import Encoder as Encoder

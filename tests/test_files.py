@@ -67,17 +67,6 @@ def test_a_folder_never_replaces_another(tmp_path):
     assert not leftovers(tmp_path)
 
 
-def test_a_file_can_refuse_to_replace(tmp_path):
-    target = tmp_path / "a"
-    target.write_text("old")
-    partial = files.PartialPath(target)
-    partial.path.write_text("new")
-    with pytest.raises(FileExistsError):
-        partial.commit(replace=False)
-    assert target.read_text() == "old"
-    assert not leftovers(tmp_path)
-
-
 def hold(folder, ready):
     partial = files.PartialPath(folder / "a")
     partial.path.write_text("half")

@@ -64,24 +64,18 @@ class PartialPath:
         self.path = _beside(self.target, "writing")
         _active.add(self.path.absolute())
 
-    def commit(self, replace: bool = True) -> None:
-        """Flush what was written to the device and give it its name.
-
-        Args:
-            replace: take the place of an older file; a folder never replaces a folder that holds anything.
+    def commit(self) -> None:
+        """Flush what was written to the device and give it its name, in the place of an older file.
 
         Raises:
-            FileExistsError: the target exists and is not replaced; what was written is discarded.
+            FileExistsError: it is a folder, and one that holds something is there; what was written is discarded.
         """
         try:
             flush(self.path)
             if self.path.is_dir():
                 _rename_folder(self.path, self.target)
-            elif replace:
-                os.replace(self.path, self.target)
             else:
-                os.link(self.path, self.target)  # unlike a rename, fails if the target is there
-                self.path.unlink()
+                os.replace(self.path, self.target)
             flush_entry(self.target.parent)
         except BaseException as error:
             self.discard()

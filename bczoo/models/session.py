@@ -57,6 +57,10 @@ class Session:
         """Makes a GPU the current one, whose queue is the one that is recorded and timed."""
         return torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext()
 
+    def for_sampling(self, u: Tensor) -> Tensor:
+        """Random numbers where the sampler takes them: on the device, or on the CPU if it has no float64."""
+        return u if self.device.type == "mps" else u.to(self.device)
+
     def reset(self, env_id: int | None = None) -> None:
         """Forget the past of a game, or of all of them. Families with a memory extend this."""
         which = slice(None) if env_id is None else env_id
@@ -85,7 +89,7 @@ class Session:
         """
         logits = self.logits(env_ids, frames.to(self.device), text.to(self.device))
         mark("backbone")
-        choose = self.sampler(u if self.device.type == "mps" else u.to(self.device))  # MPS has no float64
+        choose = self.sampler(self.for_sampling(u))
         ids = choose.all(logits, self.space)
         mark("decode")
         self.acted(env_ids, ids)
@@ -134,7 +138,7 @@ class WindowSession(Session):
         self.actions[env_id, min(int(self.steps[env_id]), self.policy.input_spec.window) - 1] = ids
 
     def step(self, env_ids: list[int], frames: Tensor, text: Tensor, u: Tensor, mark: Mark) -> tuple[Tensor, Tensor]:
-        u = u if self.device.type == "mps" else u.to(self.device)
+        u = self.for_sampling(u)
         seen = [(env_id, frames[i].to(self.device), text[i].to(self.device)) for i, env_id in enumerate(env_ids)]
         chosen = [self._step_one(*one, self.sampler(u[i : i + 1])) for i, one in enumerate(seen)]
         mark("backbone")

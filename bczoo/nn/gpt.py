@@ -16,6 +16,7 @@ import torch.nn.functional as F
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
+from bczoo.core import arguments
 from bczoo.core.errors import UserError
 
 NORM_EPS = 1e-5
@@ -62,12 +63,12 @@ class GPT(nn.Module):
         self, width: int, layers: int, heads: int, positions: int, dropout: float = 0.0, checkpointing: bool = False
     ) -> None:
         super().__init__()
-        if heads < 1 or width % heads:
+        for name, value in (("width", width), ("layers", layers), ("heads", heads), ("positions", positions)):
+            arguments.whole(name, value, 1)
+        if width % heads:
             raise UserError(f"heads must divide the width, got width {width} and heads {heads}")
-        if layers < 1 or positions < 1:
-            raise UserError(f"layers and positions are numbers from 1 on, got {layers} and {positions}")
-        if not 0 <= dropout < 1:
-            raise UserError(f"dropout is a probability from 0 to below 1, got {dropout}")
+        arguments.share("dropout", dropout)
+        arguments.flag("checkpointing", checkpointing)
         self.width, self.checkpointing = width, checkpointing
         self.positions = nn.Parameter(torch.empty(positions, width))
         self.blocks = nn.ModuleList(GPTBlock(width, heads, dropout) for _ in range(layers))

@@ -81,9 +81,7 @@ class BCSession(Session):
         mark("encode")
         latent = self.observe(images, text.to(self.device), index)
         mark("backbone")
-        if self.device.type != "mps":  # has no float64: samples on the CPU
-            u = u.to(self.device)
-        ids, p = self.decode(latent, u, index)
+        ids, p = self.decode(latent, self.for_sampling(u), index)
         mark("decode")
         self.latent = latent
         return ids, p

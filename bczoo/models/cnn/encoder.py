@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from bczoo.core.errors import UserError
+from bczoo.core import arguments
 from bczoo.nn.encoders import MAX_FRAME, MIN_FRAME, Encoder
 
 CHANNELS = (32, 64, 128)
@@ -62,13 +62,11 @@ class ConvNeXtEncoder(Encoder):
     ) -> None:
         super().__init__()
         channels = list(CHANNELS) if channels is None else channels
-        if not MIN_FRAME <= frame_size <= MAX_FRAME:
-            raise UserError(f"frame_size must be {MIN_FRAME} to {MAX_FRAME} pixels, got {frame_size}")
-        if len(channels) != 3 or min(channels) < 1 or blocks < 1 or embedding < 1:
-            raise UserError(
-                f"channels are three numbers from 1 on, blocks and embedding numbers from 1 on; got channels "
-                f"{channels}, blocks {blocks}, embedding {embedding}"
-            )
+        arguments.whole("frame_size", frame_size, MIN_FRAME, MAX_FRAME)
+        if not isinstance(channels, list | tuple) or len(channels) != 3:
+            arguments.refuse("channels", channels, "three whole numbers from 1 on")
+        for name, value in [("channels", c) for c in channels] + [("blocks", blocks), ("embedding", embedding)]:
+            arguments.whole(name, value, 1)
         self.frame_size = frame_size
         layers: list[nn.Module] = []
         for before, after, (kernel, stride) in zip([3, *channels], channels, [(8, 4), (3, 2), (3, 2)], strict=False):

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from bczoo.core import arguments
 from bczoo.core.actions import ActionSpace
 from bczoo.core.parts import build_part
 from bczoo.core.spec import Batch, InputSpec
@@ -79,6 +80,7 @@ class CNNPolicy(Policy):
         lr_scheduler: Callable[[Optimizer, int], LRScheduler] | None = None,
     ) -> None:
         space = ActionSpace.of(action_space)
+        arguments.flag("past_actions", past_actions)
         made = build_part("encoder", encoder, Encoder, width)
         spec = InputSpec(space, made.frame_size, fps, window, text_dim=None, resize=resize)
         super().__init__(spec, z_loss=0.0, optimizer=optimizer, lr_scheduler=lr_scheduler)

@@ -49,7 +49,7 @@ class CNNSession(Session):
         outputs = self.policy.outputs(x[:, :length], before[:, :length])
         latent = outputs[torch.arange(len(env_ids), device=self.device), at]  # (r, D)
         mark("backbone")
-        choose = self.sampler(u if self.device.type == "mps" else u.to(self.device))  # MPS has no float64
+        choose = self.sampler(self.for_sampling(u))
         ids = choose.all(self.policy.heads(latent), self.space)
         mark("decode")
         self.acted(env_ids, ids)
