@@ -240,7 +240,9 @@ def open_arrays(folder: Path) -> dict[str, np.ndarray]:
     for name in ARRAYS:
         try:
             arrays[name] = load(folder / f"{name}.npy")
-        except (ValueError, EOFError) as error:
+        except OSError:
+            raise
+        except Exception as error:  # of many kinds: numpy reads a header as Python source
             raise ValueError(f"{name}.npy: {error}") from error
     return arrays
 

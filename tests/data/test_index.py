@@ -189,6 +189,18 @@ def huge_header(build):
     )
 
 
+def header_of_noise(header):
+    """One that is no Python source, in any of the ways in which it can be none."""
+
+    def damage(build):
+        path = build / "kind.npy"
+        data = path.read_bytes()
+        path.write_bytes(data[:10] + header.ljust(10)[:10] + data[20:])
+
+    damage.__name__ = f"header_{header!r}"
+    return damage
+
+
 def pipe(build):
     (build / "table.json").unlink()
     os.mkfifo(build / "table.json")
@@ -237,6 +249,7 @@ def by_column(build):
         damage_table, damage_row, damage_count, empty_array, cut_array, other_type, other_shape, huge_header,
         pipe, no_text_array, empty_pointer, pointer_of_bytes, other_name, by_column,
         *(other_value(name) for name in ("ids", "kind")),
+        *(header_of_noise(header) for header in (b"\0", b"((", b"{'", b"\x1c", b"\xb3", b"-" * 10)),
     ],
 )  # fmt: skip
 def test_damaged_cache_is_built_anew_with_one_line(root, damage, scan):

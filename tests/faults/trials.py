@@ -93,7 +93,7 @@ class Bench:
 
 def recordings(rng: Random, folder: Path, bench: Bench) -> None:
     """Broken recordings beside a healthy one."""
-    names = [rng.choice(list(mutate.RECORDINGS)) for _ in range(rng.choice((1, 2, 6)))]
+    names = rng.sample(list(mutate.RECORDINGS), rng.choice((1, 2, 6)))
     break_recordings(names, rng, folder, bench)
 
 
