@@ -1,6 +1,6 @@
 """Tables in Markdown, which a terminal shows as well.
 
-Place in the pipeline: whatever prints or writes rows of numbers formats them here. tabulate was weighed: its ``pipe``
+Place in the pipeline: whatever prints or writes rows of numbers formats them here. tabulate was tried: its ``pipe``
 format gives the same rows once number parsing is off and every column's side is named, but no table without padding, so
 it would be a dependency that saves nothing.
 """

@@ -7,10 +7,10 @@ before any memory is taken. There is no pickle on this path.
 
 In memory there is one copy of the weights: the policy is built without them, and they are mapped from the file.
 
-``huggingface_hub.PyTorchModelHubMixin`` was weighed and left out. It calls the class with whatever the config says and
-checks nothing, falls back to a pickle where a repository has no safetensors, does not know which family a folder holds,
-reads no weights in pieces, and writes over the old ones that a policy may be mapped from. What is used of the library
-is ``save_torch_state_dict``.
+``huggingface_hub.PyTorchModelHubMixin`` was tried and left out: a class loads the folder of another class, the config's
+values reach the constructor unchecked, weights that are missing are passed over (``strict=False``), a repository
+without safetensors is read as a pickle, weights in several files are not read, and a save that is interrupted leaves
+new weights beside the old config. What is used of the library is ``save_torch_state_dict``.
 """
 
 from __future__ import annotations
