@@ -10,7 +10,7 @@ In memory there is one copy of the weights: the policy is built without them, an
 ``huggingface_hub.PyTorchModelHubMixin`` was tried and left out: a class loads the folder of another class, the config's
 values reach the constructor unchecked, weights that are missing are passed over (``strict=False``), a repository
 without safetensors is read as a pickle, weights in several files are not read, and a save that is interrupted leaves
-new weights beside the old config. What is used of the library is ``save_torch_state_dict``.
+the folder without its config. What is used of the library is ``save_torch_state_dict``.
 """
 
 from __future__ import annotations
