@@ -7,7 +7,7 @@ ratios are printed. Weights are random and frames are noise, which changes no sh
 
     streaming            as bczoo plays: one backbone pass over the memory
     before the window is full   the same in the first steps of a game (cost should not depend on time)
-    two passes           as published: one pass for the decision, another to write the action into the memory; never
+    two passes           as in the reference: one for the decision, another to write the action into the memory; never
                          in CUDA graphs, so on a GPU to be compared with one pass without
     token by token       the decoder's eight small passes instead of passes over all tokens behind a guess (CPU)
     matrices not packed  the policy itself instead of ``policy.for_play()`` (CPU)

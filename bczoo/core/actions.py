@@ -2,7 +2,7 @@
 
 Place in the pipeline: recordings and games speak in *values* (``{"keys": ["w"], "mouse_dx": 3, ...}``), the policy
 speaks in *ids* (``{"keys": [11, 0, 0, 0], "mouse_dx": [13], ...}``). An :class:`ActionSpace` translates both ways
-and travels with the policy. The default is the published keyboard-and-mouse space (paper 2601.04575, section 3).
+and travels with the policy. The default is the reference keyboard-and-mouse space (paper 2601.04575, section 3).
 
 A space is a tuple of groups. A group owns ``tokens`` consecutive action tokens, each a choice out of ``choices``:
 
@@ -46,7 +46,7 @@ class HeldGroup:
     Args:
         name: group name, also the keyword of :meth:`ActionSpace.encode`.
         names: meaning of every id; id 0 is "nothing".
-        tokens: how many can be held at once; more keeps the lowest ids (as published).
+        tokens: how many can be held at once; more keeps the lowest ids (as in the reference).
     """
 
     name: str
@@ -170,7 +170,7 @@ class BinnedGroup:
         low, high = self.support(ids[0])
         if how == "mean" or (how == "truncated_normal" and self.std is None):
             centre = (low + high) / 2
-            return int(centre) if self.integer else centre  # int() truncates towards zero, as published
+            return int(centre) if self.integer else centre  # int() truncates towards zero, as in the reference
         if how == "conservative":
             nearest = min(max(0.0, low), high)
             return int(nearest) if self.integer else nearest
@@ -247,10 +247,10 @@ class ActionSpace:
     def keyboard_mouse(
         cls, extra_keys: Sequence[str] = (), max_keys: int = 4, max_mouse_buttons: int = 2
     ) -> ActionSpace:
-        """The published space: 4 keys of 20, 2 mouse buttons of 4, mouse dx in 23 and dy in 17 bins.
+        """The reference space: 4 keys of 20, 2 mouse buttons of 4, mouse dx in 23 and dy in 17 bins.
 
         Args:
-            extra_keys: further key names (``r``, ``LeftControl``), appended after the published ids.
+            extra_keys: further key names (``r``, ``LeftControl``), appended after the reference ids.
             max_keys: how many keys can be held at once.
             max_mouse_buttons: how many mouse buttons can be held at once.
         """
@@ -344,7 +344,7 @@ class ActionSpace:
         """Values to ids: ``encode(keys=["w"], mouse_buttons=[], mouse_dx=3, mouse_dy=0)``.
 
         Args:
-            ignore_unknown: leave out names that the space lacks (as published); otherwise they raise.
+            ignore_unknown: leave out names that the space lacks (as in the reference); otherwise they raise.
             **values: per group a list of names or a number; a group that is left out is neutral.
 
         Raises:
@@ -368,7 +368,7 @@ class ActionSpace:
         Args:
             ids: per group one id per token.
             mouse: how a bin becomes a number: its centre (``mean``), its edge nearest to zero (``conservative``),
-                or a draw from a normal truncated to the bin (``truncated_normal``, the published default in play).
+                or a draw from a normal truncated to the bin (``truncated_normal``, the reference default in play).
             rng: source of the draws of ``truncated_normal``.
         """
         out: Values = {}

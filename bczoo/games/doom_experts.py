@@ -4,7 +4,7 @@ Place in the pipeline: :class:`bczoo.games.doom.DoomEnv` with ``see_objects`` pu
 ``info``; an expert answers with values of keyboard and mouse, which :mod:`bczoo.record` stores beside
 the bare frame.
 
-Bearings are in degrees, positive to the right. Mouse motion is rounded to the centres of the published mouse
+Bearings are in degrees, positive to the right. Mouse motion is rounded to the centres of the reference mouse
 bins, so that a policy trained on the recordings can execute exactly what the expert executed.
 """
 

@@ -43,7 +43,7 @@ def render_decision(
         decision: of the player, after seeing the frame; keyboard and mouse, or gamepad.
         caption: a line under the frame.
         size: height of the result in pixels, without the caption.
-        space: names the choices of ``decision.probabilities``; the published keyboard and mouse if left out.
+        space: names the choices of ``decision.probabilities``; the reference keyboard and mouse if left out.
 
     Returns:
         uint8 (height, width, 3), height and width even, as video encoders need it.
