@@ -137,9 +137,10 @@ def find_class(path: Any, base: type[T]) -> type[T]:
     if not isinstance(path, str) or path not in known:
         own = isinstance(path, str) and "." in path and not path.startswith("bczoo.")
         module = path.rpartition(".")[0] if own else "my_module"
+        others = f"; known are {sorted(known)}" if known else ""
         raise UserError(
-            f"{arguments.shown(path)} is not a known {base.__name__}; known are {sorted(known)}. A class of your own "
-            f"has to be imported first: --import {module} on the command line, import {module} in Python"
+            f"{arguments.shown(path)} is not a known {base.__name__}{others}. A class of your own has to be imported "
+            f"first: --import {module} on the command line, import {module} in Python"
         )
     return known[path]
 
