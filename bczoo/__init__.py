@@ -28,58 +28,63 @@ whether a policy acts on what it sees in bczoo.causality, and whole experiments 
 Importing this module is light; the names below load their modules on first use.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from bczoo.core.lazy import lazy_exports
 
 __version__ = "0.1.0"
 
-_EXPORTS = {
-    "ActionHeads": "bczoo.nn.actions",
-    "CNNPolicy": "bczoo.models.cnn.policy",
-    "ConvNeXtEncoder": "bczoo.models.cnn.encoder",
-    "LogMetrics": "bczoo.train.callbacks.metrics",
-    "Model": "bczoo.models.model",
-    "Part": "bczoo.core.parts",
-    "Policy": "bczoo.models.policy",
-    "Session": "bczoo.models.session",
-    "WarmupConstant": "bczoo.train.schedules",
-    "FiniteCheck": "bczoo.train.callbacks.finite",
-    "ActionSpace": "bczoo.core.actions",
-    "Decision": "bczoo.core.actions",
-    "InputSpec": "bczoo.core.spec",
-    "Batch": "bczoo.core.spec",
-    "BCPolicy": "bczoo.models.bc.policy",
-    "PolicyTransformer": "bczoo.models.bc.transformer",
-    "Encoder": "bczoo.nn.encoders",
-    "ImageEncoder": "bczoo.nn.encoders",
-    "Decoder": "bczoo.models.bc.decoder",
-    "ActionDecoder": "bczoo.models.bc.decoder",
-    "BackboneHeads": "bczoo.models.bc.decoder",
-    "IndependentHeads": "bczoo.models.bc.decoder",
-    "TextEncoder": "bczoo.nn.text",
-    "GemmaTextEncoder": "bczoo.nn.text",
-    "Agent": "bczoo.play.agent",
-    "PolicyPlayer": "bczoo.play.agent",
-    "FineTune": "bczoo.train.finetune.policy",
-    "LoRA": "bczoo.train.finetune.lora",
-    "RecordingDataModule": "bczoo.data.module",
-    "ReferenceAugmentations": "bczoo.data.augment",
-    "PlayedRecordings": "bczoo.record.command",
-    "ResumableCheckpoint": "bczoo.train.callbacks.checkpoint",
-    "PlayGame": "bczoo.train.callbacks.play",
-    "CausalityScore": "bczoo.train.callbacks.causality",
-    "AttentionMaskCheck": "bczoo.train.callbacks.attention_mask",
-    "ActionMetrics": "bczoo.train.metrics",
-    "CausalityMetrics": "bczoo.causality.metrics",
-    "RunRecord": "bczoo.train.callbacks.run_record",
-    "WritePredictions": "bczoo.train.callbacks.predictions",
-    "WarmupCosine": "bczoo.train.schedules",
-    "bc_loss": "bczoo.train.loss",
-    "from_pretrained": "bczoo.models.policy",
-    "build_part": "bczoo.core.parts",
-}
+_EXPORTED, __getattr__ = lazy_exports(
+    __name__,
+    {
+        "ActionHeads": "bczoo.nn.actions",
+        "CNNPolicy": "bczoo.models.cnn.policy",
+        "ConvNeXtEncoder": "bczoo.models.cnn.encoder",
+        "LogMetrics": "bczoo.train.callbacks.metrics",
+        "Model": "bczoo.models.model",
+        "Part": "bczoo.core.parts",
+        "Policy": "bczoo.models.policy",
+        "Session": "bczoo.models.session",
+        "WarmupConstant": "bczoo.train.schedules",
+        "FiniteCheck": "bczoo.train.callbacks.finite",
+        "ActionSpace": "bczoo.core.actions",
+        "Decision": "bczoo.core.actions",
+        "InputSpec": "bczoo.core.spec",
+        "Batch": "bczoo.core.spec",
+        "BCPolicy": "bczoo.models.bc.policy",
+        "PolicyTransformer": "bczoo.models.bc.transformer",
+        "Encoder": "bczoo.nn.encoders",
+        "ImageEncoder": "bczoo.nn.encoders",
+        "Decoder": "bczoo.models.bc.decoder",
+        "ActionDecoder": "bczoo.models.bc.decoder",
+        "BackboneHeads": "bczoo.models.bc.decoder",
+        "IndependentHeads": "bczoo.models.bc.decoder",
+        "TextEncoder": "bczoo.nn.text",
+        "GemmaTextEncoder": "bczoo.nn.text",
+        "Agent": "bczoo.play.agent",
+        "PolicyPlayer": "bczoo.play.agent",
+        "FineTune": "bczoo.train.finetune.policy",
+        "LoRA": "bczoo.train.finetune.lora",
+        "RecordingDataModule": "bczoo.data.module",
+        "ReferenceAugmentations": "bczoo.data.augment",
+        "PublishedAugmentations": "bczoo.data.augment",  # its former name
+        "PlayedRecordings": "bczoo.record.command",
+        "ResumableCheckpoint": "bczoo.train.callbacks.checkpoint",
+        "PlayGame": "bczoo.train.callbacks.play",
+        "CausalityScore": "bczoo.train.callbacks.causality",
+        "AttentionMaskCheck": "bczoo.train.callbacks.attention_mask",
+        "ActionMetrics": "bczoo.train.metrics",
+        "CausalityMetrics": "bczoo.causality.metrics",
+        "RunRecord": "bczoo.train.callbacks.run_record",
+        "WritePredictions": "bczoo.train.callbacks.predictions",
+        "WarmupCosine": "bczoo.train.schedules",
+        "bc_loss": "bczoo.train.loss",
+        "from_pretrained": "bczoo.models.policy",
+        "build_part": "bczoo.core.parts",
+    },
+)
 
-__all__ = ["__version__", *_EXPORTS]
+__all__ = ["__version__", *_EXPORTED]
 
 if TYPE_CHECKING:
     from bczoo.causality.metrics import CausalityMetrics as CausalityMetrics
@@ -125,13 +130,3 @@ if TYPE_CHECKING:
     from bczoo.train.metrics import ActionMetrics as ActionMetrics
     from bczoo.train.schedules import WarmupConstant as WarmupConstant
     from bczoo.train.schedules import WarmupCosine as WarmupCosine
-
-
-_FORMER = {"PublishedAugmentations": "ReferenceAugmentations"}  # names that configurations from before may use
-
-
-def __getattr__(name: str) -> Any:
-    name = _FORMER.get(name, name)
-    if name in _EXPORTS:
-        return getattr(import_module(_EXPORTS[name]), name)
-    raise AttributeError(f"module 'bczoo' has no attribute {name!r}")

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from bczoo import ActionDecoder, BCPolicy, ImageEncoder, PolicyTransformer
+from bczoo import ActionDecoder, Agent, BCPolicy, ImageEncoder, PolicyTransformer
 from bczoo.hub import open_p2p
 
 FOLDER = Path(__file__).parent / "golden"
@@ -72,6 +72,23 @@ def golden_frames(seed: int, batch: int, steps: int) -> np.ndarray:
     coarse = rng.randint(0, 256, (batch, steps, 3, 24, 24), dtype=np.int64)
     noise = rng.randint(0, 32, (batch, steps, 3, 192, 192), dtype=np.int64)
     return (coarse.repeat(8, axis=-1).repeat(8, axis=-2) * 7 // 8 + noise).astype(np.uint8)
+
+
+def close(ours, theirs, atol=2e-5, rtol=0) -> None:
+    """Assert that values are equal to golden ones within tolerance, whatever their types."""
+    torch.testing.assert_close(ours, theirs, atol=atol, rtol=rtol, check_dtype=False)
+
+
+def assert_plays_as_expected(agent: Agent) -> None:
+    """Greedy play past the wrap of the window: ids exactly, decisions and probabilities within tolerance."""
+    logits = by_group("online.logits")
+    for t, frame in enumerate(online_frames(15)):
+        decision = agent.step(frame)
+        ids = [i for group in GROUPS for i in decision.ids[group]]
+        assert ids == expected()["online.action_ids"][t].tolist(), t
+        close(agent.session.latent[0], expected()["online.action_out_token"][t])
+        for name, theirs in logits.items():
+            close(torch.from_numpy(decision.probabilities[name]), theirs[t].softmax(-1))
 
 
 def online_frames(count: int) -> np.ndarray:

@@ -94,7 +94,7 @@ def test_commands_name_what_exists(name):
     assert commands
     for command in commands:
         program, *arguments = (word for word in command if not re.match(r"[A-Z]+=", word))
-        {"pip": check_pip, "bczoo": check_bczoo, "pytest": check_paths}[program](arguments)
+        {"pip": check_pip, "bczoo": check_bczoo, "pytest": check_pytest}[program](arguments)
 
 
 def check_pip(words: list[str]) -> None:
@@ -110,5 +110,6 @@ def check_bczoo(words: list[str]) -> None:
         assert (REPOSITORY / config).is_file() or config in configs.names()
 
 
-def check_paths(words: list[str]) -> None:
-    assert all((REPOSITORY / word.partition("::")[0]).exists() for word in words if not word.startswith("-"))
+def check_pytest(words: list[str]) -> None:
+    paths = [after for word, after in itertools.pairwise(["", *words]) if not after.startswith("-") and word != "-n"]
+    assert all((REPOSITORY / path.partition("::")[0]).exists() for path in paths)

@@ -28,6 +28,13 @@ from bczoo import (
 
 SIZE = 64
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
+QUIET = {  # arguments of a trainer that writes and shows nothing
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "enable_checkpointing": False,
+}
 VARIANTS = {  # arguments of tiny_policy
     "reference": {},
     "backbone heads": {"decoder": BackboneHeads},

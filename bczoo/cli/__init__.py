@@ -11,6 +11,8 @@ import os
 import sys
 from importlib import import_module
 
+from bczoo.core.configs import IMPORT
+
 # command -> (what it does, "module:function" of a function whose arguments are the options, those without a name)
 FUNCTIONS = {
     ("record",): ("play a game and write the episodes as recordings", "bczoo.record.command:record", ()),
@@ -74,8 +76,6 @@ TRAINER = {
     "test": "evaluate a policy on the test recordings",
     "predict": "write a policy's predictions on recordings",
 }
-
-IMPORT = "BCZOO_IMPORT"  # environment variable: modules with commas between
 
 SYSTEM_ERRORS = {  # of a path that the user gave, and what to do about them
     errno.ENOSPC: "free space on that disk, or write elsewhere",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Built = TypeVar("Built", bound="Family")
 
 _HERE = Path(__file__).parent.parent
+IMPORT = "BCZOO_IMPORT"  # environment variable: modules that --import names, with commas between
 FOLDER = _HERE / "configs" if (_HERE / "configs").is_dir() else _HERE.parent / "configs"
 
 

@@ -20,7 +20,6 @@ from bczoo.core import arguments
 from bczoo.core.errors import UserError
 
 PLUGINS = "bczoo"  # group of entry points
-IMPORT = "BCZOO_IMPORT"  # environment variable: modules that --import names, with commas between
 
 
 class Configured:

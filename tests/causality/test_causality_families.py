@@ -23,7 +23,6 @@ from bczoo.games import DiscreteBindings, Game
 from bczoo.train.callbacks.metrics import LogMetrics
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-QUIET = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
 ENCODER = {"frame_size": tiny.SIZE, "channels": [4, 8, 8], "blocks": 1, "embedding": 16}
 
 
@@ -143,7 +142,7 @@ def test_attention_says_which_families_it_is_for(policy, recordings, capsys):
 
 def test_a_sound_policy_passes_the_check_in_training(policy):
     batches = DataLoader([tiny.tiny_batch(policy)], batch_size=None)
-    L.Trainer(max_steps=1, callbacks=[AttentionMaskCheck()], enable_checkpointing=False, **QUIET).fit(policy, batches)
+    L.Trainer(max_steps=1, callbacks=[AttentionMaskCheck()], **tiny.QUIET).fit(policy, batches)
 
 
 TURN = "action token 6 (mouse_dx)"
@@ -193,8 +192,9 @@ def test_what_a_policy_must_not_see_is_named(policy, mistake, said):
 
 def test_the_metric_and_the_callback_of_the_page_through_yaml(own, recordings, capsys):
     mine = yaml.safe_load(tiny.block("metric-yaml"))
+    quiet = tiny.QUIET | {"enable_checkpointing": True}
     base = {
-        "trainer": {"max_steps": 2, "val_check_interval": 1, "default_root_dir": "run", **QUIET},
+        "trainer": {"max_steps": 2, "val_check_interval": 1, "default_root_dir": "run", **quiet},
         "model": {
             "class_path": "bczoo.CNNPolicy",
             "init_args": {
@@ -219,7 +219,7 @@ def test_a_logged_metric_is_that_of_all_steps_that_count(own, policy):
     batches = [tiny.tiny_batch(policy, batch=n + 1, seed=n) for n in range(3)]
     batches[0]["user"][:, 2:] = False
     callback = LogMetrics({"confidence": metric})
-    trainer = L.Trainer(callbacks=[callback], enable_checkpointing=False, **QUIET)
+    trainer = L.Trainer(callbacks=[callback], **tiny.QUIET)
     (logged,) = trainer.validate(policy, DataLoader(batches, batch_size=None), verbose=False)
     most = []
     with torch.no_grad():

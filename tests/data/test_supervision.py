@@ -5,6 +5,7 @@ from __future__ import annotations
 import lightning as L
 import numpy as np
 import pytest
+import tiny
 import torch
 from synthetic import SIZE, number_of, numbered, write_recordings
 
@@ -19,8 +20,7 @@ from bczoo.models.policy import Policy
 from bczoo.train.loss import Loss
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(does not have many workers|num_workers|litlogger|logger|TPU)")
-QUIET = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-QUIET |= {"enable_checkpointing": False, "num_sanity_val_steps": 0}
+QUIET = tiny.QUIET | {"num_sanity_val_steps": 0}
 
 
 class Autoencoder(Model):

@@ -26,15 +26,6 @@ from bczoo.cli import main
 from bczoo.core.actions import Decision
 from bczoo.core.errors import UserError
 
-QUIET = {
-    "accelerator": "cpu",
-    "logger": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "enable_checkpointing": False,
-}
-
-
 VARIANTS = {
     "reference": {},
     "backbone-heads-on-a-gamepad": {"decoder": BackboneHeads, "action_space": "gamepad"},
@@ -98,7 +89,7 @@ def files(folder: Path) -> dict[str, object]:
 
 def checkpoint_of(policy: BCPolicy, path: Path) -> Path:
     """What the trainer writes of a policy."""
-    trainer = L.Trainer(**QUIET)
+    trainer = L.Trainer(**tiny.QUIET)
     trainer.strategy.connect(policy)
     trainer.save_checkpoint(path)
     return path

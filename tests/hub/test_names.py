@@ -13,7 +13,6 @@ import pytest
 import tiny
 import torch
 from exported import (
-    QUIET,
     assert_same_state,
     checkpoint_of,
     logits,
@@ -135,7 +134,7 @@ def test_lora_is_merged_as_peft_would(compiled, plain, tmp_path):
 
 def test_two_processes_leave_a_checkpoint_with_plain_names(recordings, plain, tmp_path):
     policy = tiny.tiny_policy(encoder={"frame_size": 96})
-    options = QUIET | {"enable_checkpointing": True, "callbacks": [ResumableCheckpoint(str(tmp_path))]}
+    options = tiny.QUIET | {"enable_checkpointing": True, "callbacks": [ResumableCheckpoint(str(tmp_path))]}
     trainer = L.Trainer(max_steps=2, devices=2, strategy="ddp_spawn", limit_val_batches=0, **options)
     trainer.fit(policy, RecordingDataModule(root=str(recordings), batch_size=2))
     checkpoint = read_checkpoint(tmp_path / "last.ckpt")

@@ -148,10 +148,6 @@ def policy(converted):
     return BCPolicy.from_pretrained(converted)
 
 
-def close(ours, theirs):
-    torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=0, check_dtype=False)
-
-
 # ---------------------------------------------------------------------------------------------------- theirs to ours
 
 
@@ -160,19 +156,11 @@ def test_logits_of_the_converted_policy(policy):
     with torch.no_grad():
         logits = policy(case["frames"], case["actions"], case["text"])
     for name, theirs in golden.by_group("f32.logits").items():
-        close(logits[name], theirs)
+        golden.close(logits[name], theirs)
 
 
 def test_play_of_the_converted_policy_past_the_wrap_of_the_window(policy):
-    expected, agent = golden.expected(), policy.agent(greedy=True)
-    logits = golden.by_group("online.logits")
-    for t, frame in enumerate(golden.online_frames(15)):
-        decision = agent.step(frame)
-        ids = [i for group in golden.GROUPS for i in decision.ids[group]]
-        assert ids == expected["online.action_ids"][t].tolist(), t
-        close(agent.session.latent[0], expected["online.action_out_token"][t])
-        for name, theirs in logits.items():
-            close(torch.from_numpy(decision.probabilities[name]), theirs[t].softmax(-1))
+    golden.assert_plays_as_expected(policy.agent(greedy=True))
 
 
 def test_the_folder_tells_architecture_origin_and_licence(policy, converted):

@@ -13,7 +13,6 @@ from bczoo.core.configs import merge
 from bczoo.models.cnn.encoder import count_without_projection
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-QUIET = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
 BASE = {"experiments/frozen_encoder": "150m"}  # laid over
 LAID = {name: yaml.safe_load((configs.FOLDER / f"{name}.yaml").read_text()).get("model") for name in configs.names()}
 TRAINED_FROM_ANOTHER = {"finetune"}  # tests of fine-tuning build it
@@ -43,7 +42,7 @@ def test_it_builds_and_takes_a_step(name, tmp_path):
     assert type(policy) is family
     before = {k: v.clone() for k, v in policy.named_parameters()}
     batches = DataLoader([tiny.tiny_batch(policy)], batch_size=None)
-    L.Trainer(max_steps=1, enable_checkpointing=False, **QUIET).fit(policy, batches)
+    L.Trainer(max_steps=1, **tiny.QUIET).fit(policy, batches)
     learned = {k for k, v in policy.named_parameters() if v.requires_grad}
     moved = {k for k, v in policy.named_parameters() if not torch.equal(v, before[k])}
     assert moved <= learned and len(moved) > 0.5 * len(learned)

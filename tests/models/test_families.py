@@ -29,8 +29,6 @@ from bczoo.core.errors import UserError
 from bczoo.models.session import WindowSession
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-QUIET = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-QUIET["enable_checkpointing"] = False
 
 
 @pytest.fixture(scope="session")
@@ -144,7 +142,7 @@ def test_two_steps_of_fit_validation_and_export(make, recordings, tmp_path):
     if spec.action_space.name != "keyboard_mouse":
         policy = make(action_space="keyboard_mouse")
     data = RecordingDataModule(root=recordings, batch_size=2, val_fraction=0.4)
-    trainer = L.Trainer(max_steps=2, val_check_interval=1, callbacks=[CausalityScore()], **QUIET)
+    trainer = L.Trainer(max_steps=2, val_check_interval=1, callbacks=[CausalityScore()], **tiny.QUIET)
     trainer.fit(policy, data)
     metrics = trainer.callback_metrics
     assert metrics["val/loss"].isfinite() and metrics["val/perplexity/keys"] >= 1
@@ -209,7 +207,7 @@ def test_it_is_fine_tuned_on_another_action_space(make, recordings, tmp_path):
     )
     assert isinstance(policy, type(source)) and len(policy.action_space.groups[0].names) == 21
     before = {k: v.clone() for k, v in policy.state_dict().items()}
-    trainer = L.Trainer(max_steps=2, **QUIET)
+    trainer = L.Trainer(max_steps=2, **tiny.QUIET)
     trainer.fit(policy, RecordingDataModule(root=recordings, batch_size=2))
     frozen = {id(p) for module in policy.parts()[part] for p in module.parameters()}
     for name, parameter in policy.named_parameters():
@@ -244,4 +242,4 @@ class Unsaved(CNNPolicy):
 
 def test_what_cannot_be_rebuilt_is_refused_before_training(recordings):
     with pytest.raises(UserError, match="cannot be rebuilt from its arguments"):
-        L.Trainer(max_steps=1, **QUIET).fit(Unsaved(window=5), RecordingDataModule(root=recordings, batch_size=2))
+        L.Trainer(max_steps=1, **tiny.QUIET).fit(Unsaved(window=5), RecordingDataModule(root=recordings, batch_size=2))

@@ -3,6 +3,7 @@
 import golden_case as golden
 import pytest
 import torch
+from golden_case import close
 
 from bczoo.causality.leaks import wrong_pairs
 from bczoo.models.bc import session as stream
@@ -10,12 +11,6 @@ from bczoo.models.bc.masks import window_attention
 from bczoo.nn import packed
 from bczoo.nn.blocks import Rotation
 from bczoo.train.loss import bc_loss
-
-TOLERANCE = {"atol": 2e-5, "rtol": 0}
-
-
-def close(ours, theirs, **tolerance):
-    torch.testing.assert_close(ours, theirs, **(tolerance or TOLERANCE), check_dtype=False)
 
 
 @pytest.fixture(scope="module")
@@ -127,15 +122,7 @@ def test_streaming_past_the_wrap_of_the_window(policy, way, monkeypatch):
     monkeypatch.setattr(packed, "SMALLEST", 1)
     monkeypatch.setattr(stream, "MOST_GUESSED", 0 if way == "token by token" else 16)
     expected, agent = golden.expected(), (policy.for_play() if way == "packed" else policy).agent(greedy=True)
-    logits = golden.by_group("online.logits")
-    for t, frame in enumerate(golden.online_frames(15)):
-        decision = agent.step(frame)
-        ids = [i for group in golden.GROUPS for i in decision.ids[group]]
-        assert ids == expected["online.action_ids"][t].tolist(), t
-        close(agent.session.latent[0], expected["online.action_out_token"][t])
-        for name, theirs in logits.items():
-            probabilities = torch.softmax(theirs[t], dim=-1)
-            close(torch.from_numpy(decision.probabilities[name]), probabilities)
+    golden.assert_plays_as_expected(agent)
     # keys of the last window, as kept: after norm and rotation, action_out left out, the last action still pending
     memory, layout = agent.session.memory, policy.layout
     kept = [s for s in range(layout.length) if s != layout.action_out]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tiny_game
 import torch
+from interruption import interrupted
 from tiny import tiny_policy
 
 from bczoo.core.actions import ActionSpace
@@ -185,18 +186,8 @@ def test_names_tell_policies_and_rules_apart(policy, capsys):
 
 
 def test_an_interrupted_recording_goes_on(policy, monkeypatch):
-    asked = []
-
-    def act(self, frame, info, ask=tiny_game.CatchExpert.act):
-        asked.append(1)
-        if len(asked) == 80:
-            raise KeyboardInterrupt
-        return ask(self, frame, info)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(tiny_game.CatchExpert, "act", act)
-        with pytest.raises(KeyboardInterrupt):
-            correct(policy, expert="expert", episodes=3, parallel=1)
+    with interrupted(monkeypatch):
+        correct(policy, expert="expert", episodes=3, parallel=1)
     assert len(list(Path("out").iterdir())) == 1
     assert len(correct(policy, expert="expert", episodes=3)) == len(list(Path("out").iterdir())) == 3
 

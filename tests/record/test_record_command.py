@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_game
+from interruption import interrupted
 from processes import wait_for
 
 from bczoo.core.actions import Decision
@@ -78,18 +79,8 @@ def test_what_is_there_is_kept_and_the_rest_is_added(capsys):
 
 
 def test_an_interrupted_recording_leaves_nothing_half_done_and_goes_on(monkeypatch):
-    played = []
-
-    def act(self, frame, info, ask=tiny_game.CatchExpert.act):
-        played.append(1)
-        if len(played) == 80:
-            raise KeyboardInterrupt
-        return ask(self, frame, info)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(tiny_game.CatchExpert, "act", act)
-        with pytest.raises(KeyboardInterrupt):
-            record(CATCH, "out", episodes=3, size=32, workers=1)
+    with interrupted(monkeypatch):
+        record(CATCH, "out", episodes=3, size=32, workers=1)
     assert len(list(Path("out").iterdir())) == 1
     assert len(record(CATCH, "out", episodes=3, size=32, workers=1)) == 3
     assert len(list(Path("out").iterdir())) == 3

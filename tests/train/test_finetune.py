@@ -30,14 +30,7 @@ from bczoo.train.metrics import change_points
 DECODERS = [ActionDecoder, BackboneHeads, IndependentHeads]
 PARTS = ["encoder", "transformer", "decoder", "embeddings"]
 PLAIN_DECODER = partial(ActionDecoder, layers=1, heads=4, dropout=0.0)
-QUIET = {
-    "accelerator": "cpu",
-    "logger": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "enable_checkpointing": False,
-    "num_sanity_val_steps": 0,
-}
+QUIET = tiny.QUIET | {"num_sanity_val_steps": 0}
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")

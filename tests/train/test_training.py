@@ -18,13 +18,6 @@ from bczoo.train.loss import bc_loss
 
 GROUPS = ("keys", "mouse_buttons", "mouse_dx", "mouse_dy")
 DETERMINISTIC = {"text_dim": None, "encoder": {"frozen": True}, "decoder": partial(ActionDecoder, dropout=0.0)}
-QUIET = {
-    "accelerator": "cpu",
-    "logger": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "enable_checkpointing": False,
-}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +28,7 @@ def recordings(tmp_path_factory):
 def test_a_plain_trainer_learns_what_the_picture_tells(recordings):
     policy = tiny.tiny_policy(text_dim=None, optimizer=lambda p: torch.optim.AdamW(p, lr=3e-3))
     data = RecordingDataModule(root=str(recordings), batch_size=4, val_fraction=0.25)
-    trainer = L.Trainer(max_epochs=6, **QUIET)
+    trainer = L.Trainer(max_epochs=6, **tiny.QUIET)
     trainer.fit(policy, data)
     assert trainer.callback_metrics["val/accuracy/mouse_dx"] > 0.9
     assert trainer.callback_metrics["val/perplexity/keys"] < 2
@@ -62,7 +55,7 @@ def test_two_processes_train_one_policy(recordings, tmp_path):
     policy = tiny.tiny_policy(text_dim=None)
     data = RecordingDataModule(root=str(recordings), batch_size=2, val_fraction=0.25)
     several = {"devices": 2, "strategy": "ddp_spawn", "val_check_interval": 2}
-    trainer = L.Trainer(max_steps=3, callbacks=[NoteWeights(tmp_path)], **several, **QUIET)
+    trainer = L.Trainer(max_steps=3, callbacks=[NoteWeights(tmp_path)], **several, **tiny.QUIET)
     before = torch.cat([p.detach().flatten() for p in policy.parameters()])
     trainer.fit(policy, data)
     (one, seen), (other, elsewhere) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
@@ -106,7 +99,7 @@ def learn(recordings, path, processes, batch_size):
     policy = tiny.tiny_policy(**DETERMINISTIC, optimizer=partial(torch.optim.SGD, lr=0.3))
     data = RecordingDataModule(root=str(recordings), batch_size=batch_size, val_fraction=0)
     several = {"devices": processes, "strategy": "ddp_spawn"} if processes > 1 else {}
-    trainer = L.Trainer(max_steps=6, callbacks=[NoteLoss(path)], **several, **QUIET)
+    trainer = L.Trainer(max_steps=6, callbacks=[NoteLoss(path)], **several, **tiny.QUIET)
     trainer.fit(policy, data)
     return [json.loads(line) for line in path.read_text().splitlines()], policy.state_dict()
 
@@ -164,7 +157,7 @@ def evaluated(recordings, processes, batch_size, **arguments):
             parameter.mul_(1.5)
     data = RecordingDataModule(root=str(recordings), val_root=str(recordings), batch_size=batch_size)
     several = {"devices": processes, "strategy": "ddp_spawn"} if processes > 1 else {}
-    trainer = L.Trainer(callbacks=[CausalityScore(["swap", "noise"])], **several, **QUIET, **arguments)
+    trainer = L.Trainer(callbacks=[CausalityScore(["swap", "noise"])], **several, **tiny.QUIET, **arguments)
     (logged,) = trainer.validate(policy, data, verbose=False)
     return logged
 
@@ -216,7 +209,7 @@ def test_metrics_weigh_steps_not_batches():
 
 def test_checkpoints_load_anywhere(recordings, tmp_path):
     policy = tiny.tiny_policy(text_dim=None)
-    trainer = L.Trainer(max_steps=2, **QUIET)
+    trainer = L.Trainer(max_steps=2, **tiny.QUIET)
     trainer.fit(policy, RecordingDataModule(root=str(recordings), batch_size=2))
     trainer.save_checkpoint(tmp_path / "policy.ckpt")
     loaded = BCPolicy.load_from_checkpoint(tmp_path / "policy.ckpt", weights_only=True)

@@ -22,9 +22,8 @@ import lightning as L
 import torch
 
 import bczoo
-from bczoo.core.configs import FOLDER
+from bczoo.core.configs import FOLDER, IMPORT
 from bczoo.core.files import write_json
-from bczoo.core.parts import IMPORT
 from bczoo.train.callbacks.play import PlayGame
 from bczoo.train.run_record import RUN_RECORD, play_entry, read_record
 
