@@ -46,6 +46,9 @@ _EXPORTED, __getattr__ = lazy_exports(
         "Policy": "bczoo.models.policy",
         "Session": "bczoo.models.session",
         "WarmupConstant": "bczoo.train.schedules",
+        "CompileBlocks": "bczoo.train.callbacks.compile",
+        "Sharded": "bczoo.train.sharded",
+        "Throughput": "bczoo.train.callbacks.throughput",
         "FiniteCheck": "bczoo.train.callbacks.finite",
         "ActionSpace": "bczoo.core.actions",
         "Decision": "bczoo.core.actions",
@@ -119,14 +122,17 @@ if TYPE_CHECKING:
     from bczoo.train.callbacks.attention_mask import AttentionMaskCheck as AttentionMaskCheck
     from bczoo.train.callbacks.causality import CausalityScore as CausalityScore
     from bczoo.train.callbacks.checkpoint import ResumableCheckpoint as ResumableCheckpoint
+    from bczoo.train.callbacks.compile import CompileBlocks as CompileBlocks
     from bczoo.train.callbacks.finite import FiniteCheck as FiniteCheck
     from bczoo.train.callbacks.metrics import LogMetrics as LogMetrics
     from bczoo.train.callbacks.play import PlayGame as PlayGame
     from bczoo.train.callbacks.predictions import WritePredictions as WritePredictions
     from bczoo.train.callbacks.run_record import RunRecord as RunRecord
+    from bczoo.train.callbacks.throughput import Throughput as Throughput
     from bczoo.train.finetune.lora import LoRA as LoRA
     from bczoo.train.finetune.policy import FineTune as FineTune
     from bczoo.train.loss import bc_loss as bc_loss
     from bczoo.train.metrics import ActionMetrics as ActionMetrics
     from bczoo.train.schedules import WarmupConstant as WarmupConstant
     from bczoo.train.schedules import WarmupCosine as WarmupCosine
+    from bczoo.train.sharded import Sharded as Sharded

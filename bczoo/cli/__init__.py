@@ -28,6 +28,11 @@ FUNCTIONS = {
         "bczoo.play.bench:latency",
         ("policy",),
     ),
+    ("bench", "train"): (
+        "measure a training step of a configuration, by stage",
+        "bczoo.train.bench:train",
+        ("config",),
+    ),
     ("export",): ("export a trained policy as a folder", "bczoo.hub.commands:export", ("source", "out")),
     ("push",): (
         "upload an exported policy to the Hugging Face Hub",

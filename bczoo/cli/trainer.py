@@ -33,6 +33,8 @@ from bczoo.train.callbacks.checkpoint import ResumableCheckpoint
 from bczoo.train.callbacks.finite import FiniteCheck
 from bczoo.train.callbacks.predictions import WritePredictions
 from bczoo.train.callbacks.run_record import RunRecord
+from bczoo.train.callbacks.throughput import Throughput
+from bczoo.train.sharded import Sharded as Sharded  # so that --trainer.strategy knows its name
 
 
 class TrainerParser(SuggestingParser, LightningArgumentParser):
@@ -80,7 +82,7 @@ class TrainerCLI(LightningCLI):
         callbacks[:] = [TQDMProgressBar() if type(c) is RichProgressBar else c for c in callbacks]
         if self.subcommand == "predict" and not any(isinstance(c, BasePredictionWriter) for c in callbacks):
             callbacks.append(WritePredictions(str(Path(trainer.default_root_dir) / "predictions.safetensors")))
-        for kind in (FiniteCheck, RunRecord):
+        for kind in (FiniteCheck, RunRecord, Throughput):
             if not any(isinstance(c, kind) for c in callbacks):
                 callbacks.append(kind())
         callbacks.sort(key=lambda c: isinstance(c, Checkpoint))  # they come last: they keep what the others have done

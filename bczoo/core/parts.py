@@ -85,8 +85,14 @@ class Family(Part):
 T = TypeVar("T")
 
 
+def written_class(cls: type) -> type:
+    """The class as it was written, where torch has derived one to shard its weights."""
+    return cls.__bases__[1] if cls.__bases__[0].__name__ == "FSDPModule" else cls
+
+
 def class_path(cls: type) -> str:
     """Import path of a part; bczoo's own parts are all exported at the top."""
+    cls = written_class(cls)
     module = "bczoo" if cls.__module__.startswith("bczoo.") else cls.__module__
     return f"{module}.{cls.__qualname__}"
 

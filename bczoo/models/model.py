@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -230,6 +231,22 @@ class Model(Family):
         """Refuse, before training, a model that could not be rebuilt from what is saved of it."""
         if stage == "fit":
             check_rebuilds(self)
+
+    def blocks(self) -> list[nn.Module]:
+        """The modules that repeat, by default the members of every ``nn.ModuleList`` that is named ``blocks``.
+
+        They are what is compiled, and what is gathered one after the other where weights are sharded.
+        """
+        lists = [m for name, m in self.named_modules() if name.rpartition(".")[2] == "blocks"]
+        return [block for blocks in lists if isinstance(blocks, nn.ModuleList) for block in blocks]
+
+    def configure_model(self) -> None:
+        """Spread the weights over the processes where the strategy says so (:class:`bczoo.Sharded`)."""
+        strategy = self.trainer.strategy
+        if isinstance(strategy, ModelParallelStrategy):
+            from bczoo.train.sharded import shard
+
+            shard(self, self.blocks(), strategy)
 
     def training_step(self, batch: Any, batch_index: int) -> Tensor:
         """The loss whose mean over processes is that of all their batches together; the mean is what is logged.

@@ -23,6 +23,7 @@ from bczoo.core.devices import play_threads
 from bczoo.games.game import Game, make_game
 from bczoo.play.agent import PolicyPlayer
 from bczoo.play.episodes import PlayResult, check_playable, play_beside_baselines, play_to_video, score_table
+from bczoo.train.sharded import whole
 
 
 class PlayGame(L.Callback):
@@ -62,7 +63,8 @@ class PlayGame(L.Callback):
         check_playable(make_game(self.env), pl_module.input_spec)  # type: ignore[arg-type]
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not trainer.is_global_zero or trainer.interrupted:
+        policy: Any = whole(pl_module)
+        if policy is None or not trainer.is_global_zero or trainer.interrupted:
             return
         game = make_game(self.env)
         text = self.text or getattr(pl_module, "instruction", None)

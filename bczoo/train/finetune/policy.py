@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from bczoo.core.actions import ActionSpace
 from bczoo.core.configs import merge
 from bczoo.core.errors import UserError
-from bczoo.core.parts import class_path
+from bczoo.core.parts import class_path, written_class
 from bczoo.core.spec import Batch
 from bczoo.hub.source import locate
 from bczoo.hub.state import LORA_SCALE
@@ -289,6 +289,7 @@ def _of_family(family: Any) -> type[FineTune]:
 
 def family_of(cls: type) -> type[Policy]:
     """The family itself, where fine-tuning has derived a class from it."""
+    cls = written_class(cls)
     return cls.__bases__[1] if cls.__bases__[0] is FineTune else cls
 
 
