@@ -78,7 +78,7 @@ def peak_flops(device: torch.device) -> float | None:
 def _without_memory(model: Model) -> Model:
     """A twin of a model on the device ``meta``, which learns the same parameters and computes nothing twice."""
     with torch.device("meta"):
-        twin = type(model).from_config(model.spec, pretrained=False)
+        twin = Model.from_config(model.spec, pretrained=False)
     twin = twin.to("meta").train()
     learned = {name for name, p in model.named_parameters() if p.requires_grad}
     for name, parameter in twin.named_parameters():

@@ -8,7 +8,6 @@ DDP step by step.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,6 +17,9 @@ from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+
+from bczoo.hub.state import plain
+from bczoo.models.model import Model
 
 # methods of a model that trainer and callbacks call from outside; within them its weights have to be whole
 ENTRIES = (
@@ -85,6 +87,6 @@ def whole(model: Any) -> Any:
     )
     if not state:  # only the first process has them
         return None
-    twin = type(model).from_config(copy.deepcopy(model.spec), pretrained=False)  # type: ignore[attr-defined]
-    twin.load_state_dict(state)
+    twin = Model.from_config(model.spec, pretrained=False)
+    twin.load_state_dict(plain(state, getattr(model, "lora_scale", None)))
     return twin.train(model.training)
