@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bczoo.core.style import MUTED, line_style, point_style, saved_figure
+from bczoo.core.style import MUTED, SMALL, line_style, point_style, saved_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -76,7 +76,7 @@ def plot_scaling(kinds: Sequence[Kind], baselines: Mapping[str, Mapping[str, flo
             axes[0, column].set_title(world)
             play = baselines[world]
             note = f"expert {play['expert']:,.0f}, random play {play['random']:,.0f}".replace("-", "−")
-            axes[-1, column].set_title(note, fontsize="small", color=MUTED, loc="right", pad=3)
+            axes[-1, column].set_title(note, fontsize=SMALL, color=MUTED, loc="right", pad=3)
             axes[-1, column].set_xlabel("share of the recordings to learn from")
         for row, name in enumerate(SCALED):
             axes[row, 0].set_ylabel(WORDS[name])

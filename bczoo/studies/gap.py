@@ -28,10 +28,11 @@ from tqdm import tqdm
 from bczoo.causality.scores import kl
 from bczoo.core.actions import ActionSpace, Values
 from bczoo.core.errors import UserError
-from bczoo.core.files import write_figure, write_json
+from bczoo.core.files import write_json
 from bczoo.core.frames import FILTERS, resize
 from bczoo.core.spec import InputSpec, window_batch
 from bczoo.core.statistics import interval_over_episodes
+from bczoo.core.style import COLORS, SMALL, TEXT, saved_figure
 from bczoo.data.recording import RecordingWriter, parse_steps, read_annotation
 from bczoo.data.video import read_frames
 from bczoo.games.game import Game, make_game
@@ -47,6 +48,7 @@ ELSEWHERE = "another moment"
 FORMATS = {"yuv420p": "yuv420p", "yuv444p": "yuv444p", "rgb": "rgb24"}  # name in tables -> of the video file
 LARGEST_CRF = 51
 FRAMES_PER_FORWARD = 256
+INTERVAL = "95 % interval over games"
 SMALLEST_AXIS = 1e-3  # nats; rounding errors of a policy that does not look are no bars
 Interval = tuple[float, float]
 
@@ -480,6 +482,14 @@ class GapResult:
             "game": self.game, "episodes": self.episodes, "seed": self.seed, "steps": self.steps, "policies": policies
         }  # fmt: skip
 
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> GapResult:
+        """The result of what :meth:`to_dict` gives."""
+        rows = {
+            name: {version: Row(**row) for version, row in rows.items()} for name, rows in content["policies"].items()
+        }
+        return cls(content["game"], content["episodes"], content["seed"], content["steps"], rows)
+
     def table(self) -> str:
         """A Markdown table: a line per version, the columns of the policies side by side.
 
@@ -535,32 +545,34 @@ def plot(result: GapResult, path: Path) -> None:
         result: what was measured.
         path: of the PNG.
     """
-    from matplotlib.figure import Figure
-
     shown = [version for version in next(iter(result.rows.values())) if version not in (GAME, ELSEWHERE)]
     places = _places(shown)
-    figure = Figure(figsize=(9, 1.6 + 0.36 * places[-1]), dpi=100, layout="constrained")
-    axes = figure.add_subplot()
     height = 0.8 / len(result.rows)
     plotted = [rows[version] for rows in result.rows.values() for version in shown]
     largest = max(row.kl_interval[1] if row.kl_interval else row.kl for row in plotted)
-    for i, (name, rows) in enumerate(result.rows.items()):
-        at = [p + (i - (len(result.rows) - 1) / 2) * height for p in places]
-        values = [rows[version].kl for version in shown]
-        axes.barh(at, values, height, color=("#4878a8", "#e39b4b")[i], label=name)
-        for y, version, value in zip(at, shown, values, strict=True):
-            low, high = rows[version].kl_interval or (value, value)
-            axes.plot([low, high], [y, y], color="0.25", linewidth=1)
-            axes.text(max(high, value) + 0.01 * largest, y, f"{value:.4f}", va="center", fontsize=8, color="0.25")
-    axes.set_yticks(places, shown)
-    axes.invert_yaxis()
-    axes.set_xlim(0, max(1.1 * largest, SMALLEST_AXIS))
-    axes.set_xlabel("KL divergence from the predictions in play, nats per action (95 % interval over episodes)")
-    axes.set_title(f"{result.game}: the same frames through files and other filters", loc="left")
-    axes.spines[["top", "right"]].set_visible(False)
-    if len(result.rows) > 1:
-        axes.legend(frameon=False, loc="best")
-    write_figure(figure, path)
+    with saved_figure(path, height=1.5 + 0.19 * len(result.rows) * places[-1]) as figure:
+        axes = figure.add_subplot()
+        for i, (name, rows) in enumerate(result.rows.items()):
+            at = [p + (i - (len(result.rows) - 1) / 2) * height for p in places]
+            values = [rows[version].kl for version in shown]
+            axes.barh(at, values, height, color=COLORS[i], label=name)
+            for y, version, value in zip(at, shown, values, strict=True):
+                low, high = rows[version].kl_interval or (value, value)
+                label = INTERVAL if low < high else None
+                axes.plot([low, high], [y, y], color=TEXT, linewidth=1, label=label)
+                told = f"{value:.3f}" if value else "0"
+                axes.text(max(high, value) + 0.01 * largest, y, told, va="center", fontsize=SMALL)
+        axes.set_yticks(places, shown)
+        axes.grid(visible=False, axis="y")
+        axes.tick_params(axis="y", length=0)
+        axes.invert_yaxis()
+        axes.set_ylim(places[-1] + 0.6, places[0] - 0.6)
+        axes.set_xlim(0, max(1.1 * largest, SMALLEST_AXIS))
+        axes.set_xlabel("KL divergence from the predictions in play (nats per action)")
+        axes.set_title(f"{result.game}: the same frames through video files and other filters")
+        marks = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))  # one for all intervals
+        names = sorted(marks, key=lambda name: name == INTERVAL)
+        figure.legend([marks[name] for name in names], names, loc="outside lower center", ncols=len(names))
 
 
 def _places(shown: Sequence[str]) -> list[float]:
