@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -42,6 +42,9 @@ from bczoo.models.policy import Policy
 from bczoo.play.episodes import check_playable, play
 from bczoo.play.open import open_policy
 from bczoo.train.loss import bc_loss
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 GAME = "game"
 ELSEWHERE = "another moment"
@@ -95,7 +98,7 @@ def gap(
     sources = dict(zip(names, [policy, compare], strict=False))
     content = {"env": env, "sources": sources, **result.to_dict()}
     write_json(folder / "gap.json", content, indent=1, allow_nan=False)
-    plot(result, folder / "gap.png")
+    plot(result.game, content["policies"], folder / "gap.png")
     print(f"\n{env}, {episodes} games of the expert, {result.steps} steps, seeds from {seed}\n\n{result.table()}\n")
     print(f"{result.group_table()}\n\n{folder / 'gap.json'}, {folder / 'gap.png'}")
     return result
@@ -482,14 +485,6 @@ class GapResult:
             "game": self.game, "episodes": self.episodes, "seed": self.seed, "steps": self.steps, "policies": policies
         }  # fmt: skip
 
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> GapResult:
-        """The result of what :meth:`to_dict` gives."""
-        rows = {
-            name: {version: Row(**row) for version, row in rows.items()} for name, rows in content["policies"].items()
-        }
-        return cls(content["game"], content["episodes"], content["seed"], content["steps"], rows)
-
     def table(self) -> str:
         """A Markdown table: a line per version, the columns of the policies side by side.
 
@@ -538,41 +533,44 @@ def _span(ends: Interval | None, form: str) -> str:
     return "" if ends is None else f" ({ends[0]:{form}} to {ends[1]:{form}})"
 
 
-def plot(result: GapResult, path: Path) -> None:
+def plot(game: str, policies: Mapping[str, Mapping[str, Mapping[str, Any]]], path: Path) -> None:
     """Write a bar chart of the KL of every version.
 
     Args:
-        result: what was measured.
-        path: of the PNG.
+        game: its name.
+        policies: by policy and version what gap.json has under this name: ``kl`` and ``kl_interval``.
+        path: of the picture.
     """
-    shown = [version for version in next(iter(result.rows.values())) if version not in (GAME, ELSEWHERE)]
+    shown = [version for version in next(iter(policies.values())) if version not in (GAME, ELSEWHERE)]
     places = _places(shown)
-    height = 0.8 / len(result.rows)
-    plotted = [rows[version] for rows in result.rows.values() for version in shown]
-    largest = max(row.kl_interval[1] if row.kl_interval else row.kl for row in plotted)
-    with saved_figure(path, height=1.5 + 0.19 * len(result.rows) * places[-1]) as figure:
+    height = 0.8 / len(policies)
+    plotted = [rows[version] for rows in policies.values() for version in shown]
+    largest = max((row["kl_interval"] or [row["kl"]])[-1] for row in plotted)
+    with saved_figure(path, height=1.5 + 0.19 * len(policies) * places[-1]) as figure:
         axes = figure.add_subplot()
-        for i, (name, rows) in enumerate(result.rows.items()):
-            at = [p + (i - (len(result.rows) - 1) / 2) * height for p in places]
-            values = [rows[version].kl for version in shown]
-            axes.barh(at, values, height, color=COLORS[i], label=name)
-            for y, version, value in zip(at, shown, values, strict=True):
-                low, high = rows[version].kl_interval or (value, value)
-                label = INTERVAL if low < high else None
-                axes.plot([low, high], [y, y], color=TEXT, linewidth=1, label=label)
-                told = f"{value:.3f}" if value else "0"
-                axes.text(max(high, value) + 0.01 * largest, y, told, va="center", fontsize=SMALL)
+        for i, (name, rows) in enumerate(policies.items()):
+            at = [p + (i - (len(policies) - 1) / 2) * height for p in places]
+            axes.barh(at, [rows[version]["kl"] for version in shown], height, color=COLORS[i], label=name)
+            for y, version in zip(at, shown, strict=True):
+                _write_value(axes, y, rows[version]["kl"], rows[version]["kl_interval"], 0.01 * largest)
         axes.set_yticks(places, shown)
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0)
-        axes.invert_yaxis()
         axes.set_ylim(places[-1] + 0.6, places[0] - 0.6)
         axes.set_xlim(0, max(1.1 * largest, SMALLEST_AXIS))
         axes.set_xlabel("KL divergence from the predictions in play (nats per action)")
-        axes.set_title(f"{result.game}: the same frames through video files and other filters")
+        axes.set_title(f"{game}: the same frames through video files and other filters")
         marks = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))  # one for all intervals
         names = sorted(marks, key=lambda name: name == INTERVAL)
         figure.legend([marks[name] for name in names], names, loc="outside lower center", ncols=len(names))
+
+
+def _write_value(axes: Axes, y: float, value: float, interval: Interval | None, aside: float) -> None:
+    """A bar's interval, and beside it its value in digits."""
+    if interval is not None and interval[0] < interval[1]:
+        axes.plot(interval, [y, y], color=TEXT, linewidth=1, label=INTERVAL)
+        aside += interval[1] - value
+    axes.text(value + aside, y, f"{value:.4f}" if value else "0", va="center", fontsize=SMALL)
 
 
 def _places(shown: Sequence[str]) -> list[float]:

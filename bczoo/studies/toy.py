@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -626,7 +626,7 @@ def plot(settings: Settings, curves: Curves, path: Path) -> None:
         figure.legend([mean, band, optimal], labels, loc="outside upper center", ncols=3)
 
 
-def drawn_from(content: dict[str, Any]) -> tuple[Settings, Curves]:
+def drawn_from(content: Mapping[str, Any]) -> tuple[Settings, Curves]:
     """Settings and curves of a toy.json, for :func:`plot`."""
     settings = Settings(**content["settings"] | {"depths": tuple(content["settings"]["depths"])})
 
