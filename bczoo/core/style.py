@@ -44,7 +44,9 @@ _STYLE: dict[str, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib, so pictures are the same everywhere
     "font.size": 9.5,
-    "figure.titlesize": 11,
+    "figure.titlesize": 10.5,
+    "figure.constrained_layout.h_pad": 0.07,
+    "figure.constrained_layout.w_pad": 0.06,
     "axes.titlesize": 10.5,
     "axes.titlelocation": "left",
     "axes.titlepad": 7,
