@@ -26,7 +26,7 @@ from bczoo.core.actions import ActionSpace
 from bczoo.core.errors import UserError
 from bczoo.core.files import write_json
 from bczoo.core.spec import Batch
-from bczoo.core.style import BLUE, DASHES, SKY, SMALL, TEXT, saved_figure, shades
+from bczoo.core.style import BLUE, DASHES, PAPER, SKY, SMALL, TEXT, saved_figure, shades
 from bczoo.data.dataset import WindowDataset
 from bczoo.data.index import open_index
 from bczoo.models.bc.layout import StepLayout
@@ -41,7 +41,6 @@ KINDS = ("sinks", "text", "image", "thinking", "actions", "itself")
 WORDS = dict(zip(KINDS, ("sinks", "text", "image", "thinking", "past actions", "itself"), strict=True))
 DRAWN_STEPS = 2
 MOST_WRITTEN = 8  # heads whose shares are written as numbers
-PAPER = "#EEEEEE"  # of what is hidden
 
 
 @dataclass(frozen=True)
@@ -397,7 +396,8 @@ def _plot_kinds(figure: SubFigure, axes: np.ndarray, shares: AttentionShares) ->
                 area.text(head, layer, f"{value:.0f}", ha="center", va="center", fontsize=SMALL, color=color)
     for area in axes.flat[len(present) :]:
         area.set_axis_off()
-    for area in axes[-1]:
+    for area in axes.flat[max(len(present) - axes.shape[1], 0) : len(present)]:  # the lowest of each column
+        area.tick_params(labelbottom=True)
         area.set_xlabel("head")
     for area in axes[:, 0]:
         area.set_ylabel("layer")

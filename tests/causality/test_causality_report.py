@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from drawing import check_legible, figures, texts
 from PIL import Image
 from test_causality import step_by_step
 
@@ -22,6 +23,7 @@ from bczoo.causality.scores import kl
 from bczoo.cli import main
 from bczoo.core.actions import ActionSpace
 from bczoo.core.errors import UserError
+from bczoo.core.style import DPI, WIDTH
 from bczoo.data.dataset import WindowDataset
 from bczoo.data.index import open_index
 from bczoo.data.loader import WindowLoader
@@ -182,7 +184,7 @@ def test_the_report_is_that_of_single_steps(policy, folder, root, capsys):
     assert cells["perplexity"][4] == f"{told['metrics']['perplexity/mouse_dy']['value']:.3f}"
     assert cells["relative cross-entropy"][-1] == ""
     picture = np.asarray(Image.open("out/causality.png").convert("RGB"))
-    assert picture.shape[1] == 900 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 100
+    assert picture.shape[1] == round(WIDTH * DPI) and len(np.unique(picture.reshape(-1, 3), axis=0)) > 100
 
     options = ["--perturb", "blank,freeze,noise,swap", "--freeze_steps", 2, "--batch_size", 3]
     again = command(folder, "--data", root, *options)[1]
@@ -370,7 +372,8 @@ def test_the_picture_shows_the_moments(folder, root, monkeypatch):
         return bar(self, x, height, width, bottom, **options)
 
     monkeypatch.setattr(Axes, "bar", spy)
-    result = causality_report(str(folder), str(root), "blank", out="out")
+    with figures() as pictures:
+        result = causality_report(str(folder), str(root), "blank", out="out")
     *groups, (unscored, _, _) = drawn
     total, scores = 0, result.clip.scores["causality"].numpy()
     for _, height, bottom in groups:
@@ -380,6 +383,12 @@ def test_the_picture_shows_the_moments(folder, root, monkeypatch):
     assert result.clip.name == "c"  # the longest, as none has ten seconds
     np.testing.assert_allclose(groups[0][0], np.arange(15) / 20)
     np.testing.assert_allclose(unscored, np.flatnonzero(np.isnan(scores)) / 20)
+    check_legible(pictures[0])
+    said = texts(pictures[0])
+    for expected in ("keys", "mouse buttons", "not scored", "action reliance", "seconds of the recording"):
+        assert expected in said
+    for expected in ("shown above", "the recorded action changes", "a window begins, without a past"):
+        assert expected in said
 
 
 def test_an_instruction_is_told_where_there_is_none(here):

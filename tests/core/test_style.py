@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import matplotlib as mpl
 import pytest
@@ -11,6 +13,8 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from bczoo.core import style
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_the_style_holds_in_the_block_and_is_gone_after_it(tmp_path):
@@ -64,3 +68,20 @@ def test_shades_get_lighter_all_along():
 def test_the_module_does_not_import_matplotlib():
     code = "import sys, bczoo.core.style; raise SystemExit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+OWN = r"pyplot|rcParams|rc_context|savefig|figsize|\bdpi\s*=|font_?size\s*=\s*\d|\"#[0-9a-fA-F]{6}\"|\bFigure\("
+
+
+def test_whoever_draws_leaves_the_look_to_the_style():
+    assert re.search(OWN, "figure = Figure(figsize=(3, 4))") and re.search(OWN, 'axes.text(0, 0, "a", fontsize=7)')
+    drawing = []
+    for path in [*(ROOT / "bczoo").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]:
+        source = path.read_text(encoding="utf-8")
+        if path.name == "style.py" or "matplotlib" not in source:
+            continue
+        if path != ROOT / "bczoo" / "core" / "files.py":  # which writes them
+            assert not (found := re.search(OWN, source)), f"{path} has {found[0]!r}, which belongs to core/style.py"
+            assert re.search(r"\b(saved_figure|figure_style)\b", source), f"{path} draws without core/style.py"
+        drawing.append(path.name)
+    assert {"clip.py", "attention.py", "gap.py", "toy.py", "confusion_pictures.py"} <= set(drawing)
