@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PICTURES = 6  # frames above the curves
-LEFT, RIGHT = 0.62, 0.12  # inches beside the axes
+LEFT, RIGHT = 0.78, 0.12  # inches beside the axes
 SHOWN: dict[str, Any] = {"marker": "v", "color": MUTED, "markersize": 4.5, "linestyle": "none"}
 CHANGE: dict[str, Any] = {"marker": "^", "color": TEXT, "markersize": 3.5, "linestyle": "none"}
 WINDOW: dict[str, Any] = {"color": PALE, "linewidth": 1}
@@ -165,6 +165,7 @@ def plot(clip: Clip, path: Path, title: str, kind: str, space: ActionSpace) -> N
             _plot_windows(area, clip)
             area.grid(visible=False)
             area.set_ylabel("nats per action")
+            area.locator_params(axis="y", nbins=5)
         _plot_causality(upper, clip, [group.name for group in space.groups])
         upper.set_title(f"Causality ({kind}): how much the decision hangs on the picture of this moment", pad=PAD)
         _plot_companions(lower, clip)
@@ -180,11 +181,12 @@ def _shown(clip: Clip) -> list[int]:
 
 
 def _plot_frames(axes: Axes, clip: Clip, space: ActionSpace) -> None:
-    """Frames over their own moments, with the recorded action below."""
+    """Frames over their own moments, in a short clip beside them so that none hides another; recorded actions below."""
     left, right = axes.get_xlim()
     half = 0.48 * (right - left) / PICTURES
-    for step in _shown(clip):
-        middle = min(max(float(clip.seconds[step]), left + half), right - half)
+    shown = _shown(clip)
+    for i, step in enumerate(shown):
+        middle = left + (i + 0.5) * (right - left) / len(shown)
         picture = clip.frames[step].permute(1, 2, 0).numpy()
         axes.imshow(picture, extent=(middle - half, middle + half, 0.02, 0.98), aspect="auto")
         axes.text(middle, -0.03, _in_words(clip, step, space), ha="center", va="top", fontsize=SMALL)

@@ -6,6 +6,7 @@ import shutil
 import sys
 import warnings
 from collections import Counter, defaultdict
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -384,6 +385,8 @@ def test_the_picture_shows_the_moments(folder, root, monkeypatch):
     np.testing.assert_allclose(groups[0][0], np.arange(15) / 20)
     np.testing.assert_allclose(unscored, np.flatnonzero(np.isnan(scores)) / 20)
     check_legible(pictures[0])
+    places = [image.get_extent()[:2] for image in pictures[0].axes[0].images]
+    assert len(places) == 6 and all(end < begin for (_, end), (begin, _) in pairwise(places)), "side by side"
     said = texts(pictures[0])
     for expected in ("keys", "mouse buttons", "not scored", "action reliance", "seconds of the recording"):
         assert expected in said
