@@ -90,6 +90,8 @@ def test_no_curve_of_the_toy_world_lies_on_another(tmp_path):
     for area, slope in zip(drawn[0].axes, (1, 1, 2), strict=True):
         mean, _optimal = area.get_lines()
         np.testing.assert_allclose(mean.get_ydata(), slope * steps / 1e6)
+        (final,) = area.texts  # above the band; below it in the last panel, where the optimal policy's line is near
+        assert final.get_va() == ("top" if slope == 2 else "bottom")
 
 
 def test_the_gap_has_values_beside_its_bars_and_names_its_intervals(tmp_path):
