@@ -21,7 +21,22 @@ from torch import Tensor
 from bczoo.core.actions import ActionSpace
 from bczoo.core.errors import UserError
 from bczoo.core.spec import Batch, InputSpec
-from bczoo.core.style import COLORS, DASHES, MUTED, PALE, PURPLE, SMALL, TEXT, WIDTH, saved_figure
+from bczoo.core.style import (
+    BLACK,
+    BLUE,
+    DASHES,
+    GREEN,
+    MUTED,
+    ORANGE,
+    PALE,
+    PURPLE,
+    SKY,
+    SMALL,
+    TEXT,
+    VERMILION,
+    WIDTH,
+    saved_figure,
+)  # fmt: skip
 from bczoo.data.index import Index
 from bczoo.data.recording import USER
 from bczoo.train.metrics import Measures, change_points
@@ -31,6 +46,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PICTURES = 6  # frames above the curves
+STACKED = (BLUE, ORANGE, GREEN, BLACK, SKY, VERMILION)  # neighbours differ in grey, too
 LEFT, RIGHT = 0.78, 0.12  # inches beside the axes
 SHOWN: dict[str, Any] = {"marker": "v", "color": MUTED, "markersize": 4.5, "linestyle": "none"}
 CHANGE: dict[str, Any] = {"marker": "^", "color": TEXT, "markersize": 3.5, "linestyle": "none"}
@@ -226,7 +242,7 @@ def _plot_causality(axes: Axes, clip: Clip, groups: Sequence[str]) -> None:
     seconds, bottom = clip.seconds.numpy(), np.zeros(len(clip.frames))
     for i, group in enumerate(groups):
         nats = np.nan_to_num(clip.scores[f"causality/{group}"].numpy()).clip(min=0)
-        color = COLORS[i % len(COLORS)]
+        color = STACKED[i % len(STACKED)]
         axes.bar(seconds, nats, 1 / clip.fps, bottom, color=color, label=_plain(group), linewidth=0)
         bottom += nats
     highest = bottom.max() or 1.0
