@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from bczoo.core.actions import Decision
 from bczoo.core.errors import UserError
-from bczoo.core.statistics import interval_over_episodes
+from bczoo.core.statistics import Interval, interval_over_episodes
 from bczoo.core.tables import markdown_table
 from bczoo.core.workers import Parcel, closing_on_sigterm, in_processes
 from bczoo.games.bindings import inputs_in
@@ -32,6 +32,8 @@ from bczoo.play.realtime import RealTimeEnvs, RealTimeReport
 
 if TYPE_CHECKING:
     from bczoo.core.spec import InputSpec  # brings in torch
+
+ENOUGH_EPISODES = 5  # of each player, for a share of the gap between random and expert
 
 PLAYED = Parcel("the game", hint=MAKE_IT_THERE)
 
@@ -66,8 +68,10 @@ class PlayResult:
         return float(np.mean(self.returns))
 
     @property
-    def interval(self) -> tuple[float, float]:
-        """95 % interval of the mean return: bootstrap over episodes, 10,000 resamples."""
+    def interval(self) -> Interval | None:
+        """95 % interval of the mean return: bootstrap over episodes, 10,000 resamples; None for a single one."""
+        if len(self.returns) < 2:
+            return None
         return interval_over_episodes(np.asarray(self.returns), np.ones(len(self.returns)))
 
     @property
@@ -190,19 +194,32 @@ def score_table(results: Mapping[str, PlayResult]) -> str:
     """A Markdown table of players by name: mean return, its 95 % interval, episodes.
 
     Where both ``random`` and ``expert`` are among the names, every other player is also placed between them:
-    0 % is random, 100 % the expert.
+    0 % is random, 100 % the expert. A single episode has no interval, and a few say nothing about a share.
     """
-    scale = (results["random"].mean, results["expert"].mean) if {"random", "expert"} <= set(results) else None
     rows = [["player", "mean return", "95 % interval", "episodes"]]
     for name, result in results.items():
-        low, high = result.interval
-        rows.append([name, f"{result.mean:.1f}", f"{low:.1f} to {high:.1f}", str(len(result.returns))])
-    lines = [markdown_table(rows, padded=False)]
-    for name, result in results.items():
-        if scale and scale[0] != scale[1] and name not in ("random", "expert"):
-            share = 100 * (result.mean - scale[0]) / (scale[1] - scale[0])
-            lines += ["", f"{name} closes {share:.0f} % of the gap between random and expert."]
-    return "\n".join(lines)
+        interval = "n/a" if result.interval is None else "{:.1f} to {:.1f}".format(*result.interval)
+        rows.append([name, f"{result.mean:.1f}", interval, str(len(result.returns))])
+    return "\n".join([markdown_table(rows, padded=False), *_between_baselines(results)])
+
+
+def _between_baselines(results: Mapping[str, PlayResult]) -> list[str]:
+    """Where players are between random and expert, in words."""
+    others = [name for name in results if name not in ("random", "expert")]
+    if not {"random", "expert"} <= set(results) or not others:
+        return []
+    fewest = min(len(result.returns) for result in results.values())
+    if fewest < ENOUGH_EPISODES:
+        few = f"{fewest} episode{'s' * (fewest != 1)}"
+        return ["", f"{few} a player: too few to say how much of the gap between random and expert is closed."]
+    low, high = results["random"].mean, results["expert"].mean
+    if low == high:
+        return ["", "The expert does no better than random play here, so there is no gap to close."]
+    lines = []
+    for name in others:
+        share = 100 * (results[name].mean - low) / (high - low)
+        lines += ["", f"{name} closes {share:.0f} % of the gap between random and expert."]
+    return lines
 
 
 def play_to_video(
