@@ -139,6 +139,12 @@ def _checkpoint_in(folder: Path) -> Path | None:
     return last if last.is_file() else None
 
 
+def chosen_step(checkpoint: Path) -> int | None:
+    """Optimiser steps of the weights that the run of a checkpoint stands for; None if that is not known."""
+    chosen = _checkpoint_in(checkpoint.parent)
+    return None if chosen is None else read_checkpoint(chosen).step
+
+
 def locate(
     source: str | Path,
     revision: str | None = None,

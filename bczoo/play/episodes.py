@@ -9,7 +9,7 @@ forward pass. They wait for its answer, or go on without it (:mod:`bczoo.play.re
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 ENOUGH_EPISODES = 5  # of each player, for a share of the gap between random and expert
 
+POLICY = "policy"  # its name among the players
 PLAYED = Parcel("the game", hint=MAKE_IT_THERE)
 
 
@@ -79,6 +80,18 @@ class PlayResult:
         """Decisions of the player per second of wall-clock time: in real time it may not answer every frame."""
         answers = sum(self.lengths) if self.realtime is None else self.realtime.answers
         return answers / self.seconds if self.seconds > 0 else float("nan")
+
+
+class PlayInterrupted(KeyboardInterrupt):
+    """A Ctrl-C while games were played.
+
+    Args:
+        results: by player what came out of the episodes that were over; a player may have none.
+    """
+
+    def __init__(self, results: Mapping[str, PlayResult]) -> None:
+        super().__init__("games were interrupted")
+        self.results = dict(results)
 
 
 def check_playable(game: Game, spec: InputSpec) -> None:
@@ -128,17 +141,27 @@ def play(
     num_envs, privileged = min(parallel, episodes), getattr(player, "privileged", False)
     with closing_on_sigterm(), tqdm(total=episodes, desc=game.name, disable=not progress, unit="ep") as bar:
         table, report = EpisodeTable(player, episodes, seed, bar, on_step, measure or realtime), None
-        if realtime:
-            with RealTimeEnvs(game, num_envs, privileged) as ticking:
-                player.start(num_envs, seed)
-                report = in_real_time(ticking, table, num_envs)
-        else:
-            with (SubprocessEnvs if processes else SyncEnvs)(game, num_envs, privileged) as envs:
-                player.start(num_envs, seed)
-                in_step(envs, table, num_envs)
+        try:
+            if realtime:
+                with RealTimeEnvs(game, num_envs, privileged) as ticking:
+                    player.start(num_envs, seed)
+                    report = in_real_time(ticking, table, num_envs)
+            else:
+                with (SubprocessEnvs if processes else SyncEnvs)(game, num_envs, privileged) as envs:
+                    player.start(num_envs, seed)
+                    in_step(envs, table, num_envs)
+        except KeyboardInterrupt as stop:
+            raise PlayInterrupted({POLICY: _of_finished(game, table)}) from stop
     latency = table.times.summary() if table.measured else None
     seeds = [seed + i for i in range(episodes)]
     return PlayResult(game.name, table.returns, table.lengths, seeds, table.seconds, latency, report)
+
+
+def _of_finished(game: Game, table: EpisodeTable) -> PlayResult:
+    """The episodes that were over when playing was interrupted."""
+    over = sorted(table.over)
+    returns, lengths = [table.returns[i] for i in over], [table.lengths[i] for i in over]
+    return PlayResult(game.name, returns, lengths, [table.seed + i for i in over], seconds=0.0)
 
 
 def play_in_processes(
@@ -160,13 +183,26 @@ def play_in_processes(
     share = max(1, min(10, episodes // 4))  # episodes per task: few enough to keep every process busy to the end
     tasks = [(game, player, min(share, episodes - i), seed + i) for i in range(0, episodes, share)]
     with tqdm(total=episodes, desc=f"{game.name} {player}", disable=not progress, unit="ep") as bar:
-        parts = in_processes(_play_some, tasks, workers, lambda part: bar.update(len(part.returns)), PLAYED)
+        over: list[PlayResult] = []
+
+        def note(part: PlayResult) -> None:
+            over.append(part)
+            bar.update(len(part.returns))
+
+        try:
+            parts = in_processes(_play_some, tasks, workers, note, PLAYED)
+        except KeyboardInterrupt as stop:
+            raise PlayInterrupted({player: _together(game, over, 0.0)}) from stop
+    return _together(game, parts, time.perf_counter() - started)
+
+
+def _together(game: Game, parts: Sequence[PlayResult], seconds: float) -> PlayResult:
     return PlayResult(
         game.name,
         returns=[r for part in parts for r in part.returns],
         lengths=[n for part in parts for n in part.lengths],
         seeds=[s for part in parts for s in part.seeds],
-        seconds=time.perf_counter() - started,
+        seconds=seconds,
     )
 
 
@@ -184,9 +220,12 @@ def play_beside_baselines(
         baselines: False for the policy alone.
         **options: of :func:`play`, for the policy.
     """
-    results = {"policy": play(game, player, episodes, seed, parallel=parallel, **options)}
+    results = {POLICY: play(game, player, episodes, seed, parallel=parallel, **options)}
     for name in (("expert", "random") if game.expert else ("random",)) if baselines else ():
-        results[name] = play_in_processes(game, name, episodes, seed)
+        try:
+            results[name] = play_in_processes(game, name, episodes, seed)
+        except PlayInterrupted as stop:
+            raise PlayInterrupted(results | stop.results) from stop
     return results
 
 

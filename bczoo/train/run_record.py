@@ -13,8 +13,9 @@ theirs::
     best      {monitor, mode, value, step, metrics {step, ...}}         of the best checkpoint
     play      {<game>: {seed, step, players {<who>: {mean, low, high, episodes}}, ...}}   low, high null for one game
     causality {<data>: {step, part, windows, recordings, metrics {<name>: {value, low, high}}}}
-    latency   {<device>: {step, dtype, games, threads, p50, p99, budget}}                 milliseconds
+    latency   {<device>: {step, dtype, games, threads, steps_measured, p50, p99, budget}} milliseconds
     weights_step                                   of an exported checkpoint that is not the run's last
+    rounded_to                                     type of exported weights that are not saved as they were trained
     license, flaws                                 what was said when it was exported
 """
 
@@ -82,7 +83,7 @@ def _check(record: Record) -> None:
             numbers += _known(metric["value"], metric["low"], metric["high"])
     for device, timed in record.get("latency", {}).items():
         lines += [device, timed["dtype"]]
-        numbers += [timed[k] for k in ("step", "games", "threads", "p50", "p99", "budget")]
+        numbers += [timed[k] for k in ("step", "games", "threads", "steps_measured", "p50", "p99", "budget")]
     training, data = record.get("training", {}), record.get("data", {})
     numbers += [v for k, v in training.items() if k in ("steps", "seconds", "devices", "seed")]
     lines += [training.get(k, "") for k in ("device", "precision", "torch")]
