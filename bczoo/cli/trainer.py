@@ -12,7 +12,7 @@ from __future__ import annotations
 import signal
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import bczoo
+from bczoo.cli.evaluation import evaluation_table
 from bczoo.cli.loggers import check_loggers, make_loggers
 from bczoo.cli.parser import SuggestingParser
 from bczoo.cli.resume import check_resumable, flat, settings_of
@@ -120,6 +121,20 @@ class TrainerCLI(LightningCLI):
         self._record.settings = settings_of(self.config_dump)
         return trainer
 
+    def validate(self, **kwargs: Any) -> None:
+        """Lightning's, with a table that explains what it could not measure."""
+        self._evaluate(self.trainer.validate, **kwargs)
+
+    def test(self, **kwargs: Any) -> None:
+        """The same on the test recordings."""
+        self._evaluate(self.trainer.test, **kwargs)
+
+    def _evaluate(self, evaluate: Callable[..., Any], verbose: bool = True, **kwargs: Any) -> None:
+        logged = evaluate(verbose=False, **kwargs)
+        metrics = {name: value for part in logged for name, value in part.items()}
+        if verbose and self.trainer.is_global_zero and metrics:
+            print(f"\n{evaluation_table(metrics)}")
+
     def fit(self, model: L.LightningModule, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Train, behind a validation that the run to be resumed had not come to after its last step."""
         if ckpt_path and Path(ckpt_path).is_file():
@@ -129,7 +144,7 @@ class TrainerCLI(LightningCLI):
             if self._record.owes_validation(self.trainer, saved):
                 print(f"the validation after step {saved['global_step']} is made up for")
                 self._metrics.evaluated_step = saved["global_step"]
-                self.trainer.validate(model, ckpt_path=ckpt_path, **kwargs)
+                self.trainer.validate(model, ckpt_path=ckpt_path, verbose=False, **kwargs)
                 self._metrics.evaluated_step = None
                 if keeper is not None:
                     keeper.take_into_account(self.trainer, saved, self._record.measured)

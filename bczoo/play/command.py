@@ -132,18 +132,13 @@ def _format_finished(results: Mapping[str, PlayResult], episodes: int) -> str:
     over = {name: result for name, result in results.items() if result.returns}
     if not over:
         return "no game was over yet"
-    missing = [
-        f"{name} {len(result.returns)} of {episodes}" for name, result in over.items() if len(result.returns) < episodes
-    ]
-    caution = (
-        ""
-        if not missing
-        else (
-            f"\n\nGames that were over: {', '.join(missing)}. Short games are over first, so these returns are no fair sample; "
-            "nothing was recorded."
-        )
+    counts = [f"{name} {len(one.returns)} of {episodes}" for name, one in over.items() if len(one.returns) < episodes]
+    if not counts:
+        return score_table(over)
+    return (
+        f"{score_table(over)}\n\nGames that were over: {', '.join(counts)}. Short games are over first, so these "
+        "returns are no fair sample, and nothing was kept of them."
     )
-    return f"{score_table(over)}{caution}"
 
 
 def _measured_in(record: Mapping[str, Any]) -> str:

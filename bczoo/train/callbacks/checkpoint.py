@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import os
 import shutil
 import signal
@@ -361,6 +362,13 @@ class ResumableCheckpoint(Checkpoint):
                 )
             self._missed = True
             return None
+        if math.isnan(float(metrics[self.monitor])) and not self._missed:
+            self._missed = True
+            warnings.warn(
+                f"no best checkpoint can be told: {self.monitor} is not a number, as where no step of the validation "
+                "recordings has an action to learn from",
+                stacklevel=2,
+            )
         found: Best | None = trainer.strategy.broadcast(challenger(best, metrics, self.monitor, self.mode, step))
         return found
 
