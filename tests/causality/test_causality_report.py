@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from test_causality import step_by_step
 
+from bczoo.causality.clip import Clip
 from bczoo.causality.donors import Donors, sample_donors
 from bczoo.causality.metrics import evaluate
 from bczoo.causality.perturb import perturbations
