@@ -1,4 +1,4 @@
-"""What commands measure goes into the record and the card of a policy, with its step, and takes no better number's place."""
+"""What commands measure goes into the record and the card of a policy, and takes no better number's place."""
 
 import json
 
