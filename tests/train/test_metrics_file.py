@@ -46,6 +46,16 @@ def test_a_resumed_run_goes_on_in_its_file(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
 
 
+def test_what_is_measured_again_for_the_last_step_takes_the_place_of_what_was(tmp_path):
+    log(MetricsFile(tmp_path), (3, {"train/loss": 1.0}), (3, {"val/loss": 2.0}), (2, {"val/loss": 3.0}))
+    resumed = MetricsFile(tmp_path)
+    resumed.go_on_from(3, ("val/",))
+    log(resumed, (3, {"val/loss": 4.0}))
+    assert [(row["step"], row["train/loss"], row["val/loss"]) for row in rows(tmp_path)] == [
+        ("3", "1.0", ""), ("2", "", "3.0"), ("3", "", "4.0")
+    ]  # fmt: skip
+
+
 def test_the_file_of_an_earlier_run_is_kept_beside(tmp_path, capsys):
     for number in range(3):
         log(MetricsFile(tmp_path), (1, {"train/loss": number}))
