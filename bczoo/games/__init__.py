@@ -18,7 +18,7 @@ __all__, __getattr__ = lazy_exports(
         "MultiDiscreteBindings": "bindings",
         "WAIT": "bindings",
         "VectorBindings": "bindings",
-        "default_bindings": "default_bindings",
+        "default_bindings": "default_keys",
         "gymnasium_game": "gymnasium_ids",
         "Expert": "game",
         "Game": "game",

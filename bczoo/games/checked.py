@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from bczoo.games.game import Expert, Game
 
 
+NOTHING: frozenset[str] = frozenset()
+
+
 class ValuesCheck:
     """Checks one player's values, step by step.
 
@@ -63,7 +66,7 @@ class ValuesCheck:
         if not isinstance(values, Mapping):
             self._refuse(f"gave {arguments.shown(values)}, and not a dictionary", "")
         for group, value in values.items():
-            quiet = self._quiet.get(group, ())
+            quiet = self._quiet.get(group, NOTHING)
             if type(value) is list and quiet is not None:
                 if not value or quiet.issuperset(value):  # type: ignore[union-attr]
                     continue

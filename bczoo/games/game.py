@@ -87,7 +87,7 @@ class Game:
             ``metadata["render_fps"]``; one without it, or with 10 at most (it waits for turns), gets one step a
             decision.
         frame_skip: steps of the environment per decision, in place of ``env_fps``.
-        about: is printed before the game is played, such as what its keys do.
+        about: is printed once before the game is played, such as what its keys do.
     """
 
     name: str
@@ -337,10 +337,11 @@ def as_game(game: Game | str) -> Game:
 
 
 def announce(game: Game) -> None:
-    """Print what the game says about itself, once in this process."""
-    if game.about and game.about not in _announced:
-        _announced.add(game.about)
-        print(game.about, flush=True)
+    """Print the rate and what the game says about itself (``about``), once in this process."""
+    text = f"{game.name}, {game.fps:g} decisions a second: {game.about}"
+    if game.about and text not in _announced:
+        _announced.add(text)
+        print(text, flush=True)
 
 
 def _import_game(name: str) -> Game:

@@ -1,7 +1,7 @@
 """Any environment of Gymnasium as a game, by its id: ``CarRacing-v3``, ``ALE/Breakout-v5``, ``my_module:Mine-v0``.
 
 Place in the pipeline: :func:`bczoo.games.game.make_game` comes here with names that it does not know itself;
-:mod:`bczoo.games.default_bindings` says what the keys do.
+:mod:`bczoo.games.default_keys` says what the keys do.
 
 The frame is what ``render()`` shows. Atari is stepped at its console's 60 frames a second, with no frames skipped by
 the environment itself: :mod:`bczoo.games.pace` holds an action for as many of them as a decision lasts.
@@ -22,10 +22,9 @@ import gymnasium
 from bczoo.core.actions import ActionSpace
 from bczoo.core.errors import UserError
 from bczoo.core.tables import markdown_table
-from bczoo.games.bindings import WAIT, DiscreteBindings
-from bczoo.games.default_bindings import default_bindings, random_actions
+from bczoo.games.default_keys import default_bindings, random_actions
 from bczoo.games.game import GYMNASIUM_ID, Game, UnknownGameError
-from bczoo.games.pace import own_rate, pace_of
+from bczoo.games.pace import own_rate
 
 
 def _quiet_atari(module: ModuleType) -> None:
@@ -98,13 +97,11 @@ def gymnasium_game(env_id: str, **options: Any) -> Game:
             action_space=space,
         )
         rate = own_rate(env)
-        speed = f"{game.fps:g} decisions a second, {pace_of(game, env)}" + (f" ({rate:g} a second)" if rate else "")
     finally:
         env.close()
-    waits = isinstance(bindings, DiscreteBindings) and bindings.none is WAIT
-    alone = "; it waits while nothing is pressed" if waits else ""
+    own = f"the environment says {rate:g} steps a second" if rate else "the environment says no rate"
     table = markdown_table([("press", "does"), *bindings.rows()], left=2)
-    about = f"{game.name}: {speed}{alone}. Default keys (docs/games.md shows how to bind your own):\n{table}"
+    about = f"{own}. Default keys (docs/games.md shows how to bind your own):\n{table}"
     return dataclasses.replace(game, about=about)
 
 

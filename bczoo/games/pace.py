@@ -41,13 +41,6 @@ class Pace:
     def _before(self, decision: int) -> int:
         return math.floor(decision * self.per_decision + 1e-6)  # 1e-6: 3 * (5 / 3) is 5
 
-    def __str__(self) -> str:
-        if self.per_decision == 1:
-            return "one step a decision"
-        if self.per_decision == round(self.per_decision):
-            return f"{self.per_decision:g} steps a decision"
-        return f"{', '.join(str(self.steps(i)) for i in range(4))}, ... steps a decision"
-
 
 def own_rate(env: Any) -> float | None:
     """The rate that an environment says it runs at (``metadata["render_fps"]``), in steps a second; None for none."""

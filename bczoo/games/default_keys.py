@@ -206,8 +206,9 @@ def _meanings(env: gymnasium.Env, count: int) -> list[str] | None:
     told, actions = _attribute(env, "get_action_meanings"), _attribute(env, "actions")
     if callable(told):
         meanings = told()
-    elif isinstance(actions, EnumMeta) and list(range(count)) == [one.value for one in actions.__members__.values()]:
-        meanings = list(actions.__members__)
+    elif isinstance(actions, EnumMeta):
+        members: Mapping[str, Any] = actions.__members__
+        meanings = list(members) if [one.value for one in members.values()] == list(range(count)) else None
     else:
         meanings = MEANINGS.get(_family(env))
     if not isinstance(meanings, Sequence) or len(meanings) != count:
