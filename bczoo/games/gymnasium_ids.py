@@ -132,7 +132,8 @@ def make_env(env_id: str, **options: Any) -> gymnasium.Env:
         raise UserError(f"game {env_id!r} needs a package that is not installed: {error}{install}") from error
     except (gymnasium.error.Error, TypeError) as error:
         raise UserError(f"game {env_id!r} cannot be made: {error}") from error
-    if env.render_mode != "rgb_array":
+    modes = env.metadata.get("render_modes") or ["rgb_array"]
+    if env.render_mode != "rgb_array" or "rgb_array" not in modes:
         env.close()
         raise UserError(f'game {env_id!r} has no render_mode="rgb_array", so it shows no pictures to learn from')
     if family.env_fps is not None and isinstance(skip := arguments["frameskip"], int):
