@@ -68,7 +68,7 @@ class ValuesCheck:
         for group, value in values.items():
             quiet = self._quiet.get(group, NOTHING)
             if type(value) is list and quiet is not None:
-                if not value or quiet.issuperset(value):  # type: ignore[union-attr]
+                if not value or quiet.issuperset(value):
                     continue
             elif quiet is None and type(value) in (int, float) and math.isfinite(value):
                 if value and group in self._deaf:
