@@ -16,7 +16,7 @@ import numpy as np
 from bczoo.core.actions import ActionSpace, Decision
 from bczoo.core.devices import Precision
 from bczoo.core.errors import UserError
-from bczoo.games.game import Game, GameOrName, as_game, game_names
+from bczoo.games.game import Game, GameOrName, announce, as_game, game_names, is_known
 from bczoo.hub.measurements import keep, measured_step
 from bczoo.play.agent import PolicyPlayer
 from bczoo.play.episodes import (
@@ -64,8 +64,9 @@ def play_policy(
 
     Args:
         policy: an exported folder, org/name on the Hugging Face Hub, a run such as runs/quickstart, or a .ckpt file.
-        env: the game, such as doom/defend_the_center, or package.module:function for your own; from Python
-            also a Game; if left out, the game that the policy was measured in.
+        env: the game, such as doom/defend_the_center, an id of Gymnasium such as CarRacing-v3, or
+            package.module:function for your own; from Python also a Game; if left out, the game that the policy was
+            measured in.
         episodes: how many games each player plays.
         seed: of the first game.
         parallel: games that the policy plays side by side.
@@ -91,6 +92,7 @@ def play_policy(
     opened = open_policy(policy, revision, device, dtype, text, temperature, top_p)
     env = env or _measured_in(opened.record)
     game = as_game(env)
+    announce(game)
     check_playable(game, opened.policy.input_spec)
     player = PolicyPlayer(opened.for_play(threads), opened.text, temperature=temperature, top_p=top_p, greedy=greedy)
     name = env if isinstance(env, str) else game.name
@@ -144,11 +146,11 @@ def _format_finished(results: Mapping[str, PlayResult], episodes: int) -> str:
 def _measured_in(record: Mapping[str, Any]) -> str:
     """The game that a policy was measured in."""
     # only games by name: a record may be anyone's, and module:function would import what it says
-    known = [name for name in record.get("play") or () if name in game_names()]
+    known = [name for name in record.get("play") or () if is_known(name)]
     if not known:
         raise UserError(
             f"which game? No game is known that this policy was measured in; --env is one of "
-            f"{', '.join(game_names())}, or module:function for your own"
+            f"{', '.join(game_names())}, an id of Gymnasium, or module:function for your own"
         )
     return known[0]
 

@@ -24,7 +24,7 @@ from bczoo.core.tables import markdown_table
 from bczoo.core.workers import Parcel, closing_on_sigterm, in_processes
 from bczoo.games.bindings import inputs_in
 from bczoo.games.game import MAKE_IT_THERE, Game, as_game
-from bczoo.games.players import Player, make_player
+from bczoo.games.players import DecisionsCheck, Player, make_player
 from bczoo.games.render import render_decision
 from bczoo.play.envs import SubprocessEnvs, SyncEnvs
 from bczoo.play.loop import EpisodeTable, OnStep, in_real_time, in_step
@@ -140,7 +140,7 @@ def play(
         raise UserError(f"episodes and parallel must be at least 1, got {episodes} and {parallel}")
     num_envs, privileged = min(parallel, episodes), getattr(player, "privileged", False)
     with closing_on_sigterm(), tqdm(total=episodes, desc=game.name, disable=not progress, unit="ep") as bar:
-        table, report = EpisodeTable(player, episodes, seed, bar, on_step, measure or realtime), None
+        table, report = EpisodeTable(game, player, episodes, seed, bar, on_step, measure or realtime), None
         try:
             if realtime:
                 with RealTimeEnvs(game, num_envs, privileged) as ticking:
@@ -298,9 +298,9 @@ def _episode(game: Game, player: Player, seed: int) -> Iterator[tuple[np.ndarray
         player.start(1, seed)
         frame, info = running.reset(seed)
         player.reset(0, seed)
-        done = False
+        check, done = DecisionsCheck(game, player), False
         while not done:
-            decision = player.act([0], [frame], [info])[0]
+            decision = check(player.act([0], [frame], [info]), 1)[0]
             next_frame, reward, done, info = running.step(decision.values)
             yield frame, decision, reward
             frame = next_frame

@@ -35,7 +35,7 @@ from bczoo.core.statistics import interval_over_episodes
 from bczoo.core.style import COLORS, SMALL, TEXT, saved_figure
 from bczoo.data.recording import RecordingWriter, parse_steps, read_annotation
 from bczoo.data.video import read_frames
-from bczoo.games.game import Game, make_game
+from bczoo.games.game import Game, GameOrName, announce, as_game
 from bczoo.games.players import make_player
 from bczoo.models.bc.decoder import Logits
 from bczoo.models.policy import Policy
@@ -58,7 +58,7 @@ Interval = tuple[float, float]
 
 def gap(
     policy: str,
-    env: str,
+    env: GameOrName,
     compare: str | None = None,
     episodes: int = 5,
     seed: int = 2_000_000,
@@ -74,7 +74,8 @@ def gap(
 
     Args:
         policy: an exported folder, org/name on the Hugging Face Hub, a run such as runs/quickstart, or a .ckpt file.
-        env: the game, such as doom/defend_the_center, or package.module:function for your own.
+        env: the game, such as doom/defend_the_center, or package.module:function for your own, which needs an expert;
+            from Python also a Game.
         compare: a second policy to show beside the first, such as one trained with augmentation.
         episodes: how many games the expert plays.
         seed: of the first game.
@@ -87,7 +88,9 @@ def gap(
     rates = _checked_rates([0, 18, 23, 30] if crf is None else [crf] if isinstance(crf, int) else crf)
     if episodes < 1:
         raise UserError(f"episodes must be at least 1, got {episodes}")
-    game = make_game(env)
+    game = as_game(env)
+    announce(game)
+    env = env if isinstance(env, str) else game.name
     make_player("expert", game)
     names = _labels([policy] if compare is None else [policy, compare])
     subjects = [_load(policy, game, device, revision)]

@@ -254,6 +254,11 @@ def test_the_command_gives_the_same_numbers_again(policies):
     assert (policies / "a" / "gap.json").read_bytes() == (policies / "b" / "gap.json").read_bytes()
 
 
+def test_a_game_is_as_good_as_its_name(policies):
+    assert gap("plain", drifting(), episodes=1, crf=[23], out="game").steps == STEPS
+    assert json.loads((policies / "game" / "gap.json").read_text())["env"] == "drifting"
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [

@@ -22,7 +22,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from bczoo.core.devices import play_threads
-from bczoo.games.game import Game, make_game
+from bczoo.games.game import Game, GameOrName, announce, as_game
 from bczoo.hub.state import load_tensors
 from bczoo.play.agent import PolicyPlayer
 from bczoo.play.episodes import PlayResult, check_playable, play_beside_baselines, play_to_video, score_table
@@ -34,7 +34,8 @@ class PlayGame(L.Callback):
     """Plays a game with the policy after training and prints a table: policy, expert, random.
 
     Args:
-        env: name of the game, e.g. ``doom/health_gathering``.
+        env: the game, such as doom/health_gathering, an id of Gymnasium such as CarRacing-v3, or
+            package.module:function for your own; from Python also a Game.
         episodes: how many games each of them plays.
         seed: of the first game; keep it away from the seeds of the recordings, so that the games are unseen.
         parallel: games that the policy plays side by side.
@@ -48,7 +49,7 @@ class PlayGame(L.Callback):
 
     def __init__(
         self,
-        env: str,
+        env: GameOrName,
         episodes: int = 20,
         seed: int = 1_000_000,
         parallel: int = 10,
@@ -58,7 +59,9 @@ class PlayGame(L.Callback):
         video_seconds: float = 60.0,
         threads: int | None = None,
     ) -> None:
-        self.env, self.episodes, self.seed, self.parallel = env, episodes, seed, parallel
+        self.game = env
+        self.env = env if isinstance(env, str) else env.name
+        self.episodes, self.seed, self.parallel = episodes, seed, parallel
         self.temperature, self.text, self.video, self.video_seconds = temperature, text, video, video_seconds
         self.threads = threads
         self.results: dict[str, PlayResult] = {}
@@ -71,12 +74,14 @@ class PlayGame(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Find out before a long training that the game cannot be played with this policy."""
-        check_playable(make_game(self.env), pl_module.input_spec)  # type: ignore[arg-type]
+        game = as_game(self.game)
+        announce(game)
+        check_playable(game, pl_module.input_spec)  # type: ignore[arg-type]
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.is_global_zero or trainer.interrupted:
             return
-        game = make_game(self.env)
+        game = as_game(self.game)
         text = self.text or getattr(pl_module, "instruction", None)
         training, threads = pl_module.training, torch.get_num_threads()
         try:
