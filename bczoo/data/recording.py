@@ -406,7 +406,11 @@ class RecordingWriter:
             text: the instruction that holds in this step.
             text_embedding: its embedding, 1-dimensional; instructions without one cannot be trained on.
         """
-        self._last = resize(frame, self.size)
+        resized = resize(frame, self.size)
+        if self._last is None:
+            window = self._message.metadata.capture_device_specs.window_specs
+            window.height, window.width = frame.shape[:2]
+        self._last = resized
         with write_errors(self.folder):
             self._video.add(self._last)
         annotation = self._message.frame_annotations.add()  # number n_frames: taken after seeing this frame

@@ -27,8 +27,14 @@ from bczoo.data.source import RecordingSource
 from bczoo.games.game import Game, GameOrName, as_game
 from bczoo.games.players import KEYBOARD, make_player
 from bczoo.record.demonstrations import demonstrate
-from bczoo.record.episode import Todo, episode_name
+from bczoo.record.episode import Todo, episode_name, stored_as, usual_size
+from bczoo.record.origin import OtherGameError, check_origin
 
+HOW_TO_RECORD = "record into another folder (--out), or give --mix true where the games are meant to be mixed"
+HOW_TO_TRAIN = (
+    "give the recordings of this game a folder of their own (--data.root), train on what lies there alone "
+    "(--data.source null), or give --data.source.mix true where the games are meant to be mixed"
+)
 TAKEOVER_OPTIONS = ("takeover", "takeover_steps", "dagger")
 
 
@@ -38,10 +44,11 @@ def record(
     agent: str = "expert",
     episodes: int = 20,
     seed: int = 0,
-    size: int = 192,
+    size: int | None = None,
     noise: float = 0.0,
     workers: int | None = None,
     hold: int = 1,
+    mix: bool | list[str] = False,
     policy: str | None = None,
     expert: str | None = None,
     takeover: float = 0.05,
@@ -57,9 +64,10 @@ def record(
     """Play a game and write every episode as a recording: demonstrations, or a policy that is corrected.
 
     An episode that is already in the folder is kept and not played again, so the same command goes on with a
-    recording that was interrupted, and a larger number of episodes adds to it. Episodes of other games,
-    agents, policies and seeds may lie in the same folder, and several commands may record into it at the same time: of
-    two episodes of one name the first to be finished stays.
+    recording that was interrupted, and a larger number of episodes adds to it. Episodes of other agents, policies and
+    seeds may lie in the same folder, and several commands may record into it at the same time: of two episodes of one
+    name the first to be finished stays. A folder that holds recordings of another game, or of one that nobody knows,
+    is refused unless they are meant to be mixed.
 
     With a policy and an expert the policy plays and the expert takes over at times. Training learns from the
     expert's steps only; the policy's are marked as its own and stay in view as past actions.
@@ -72,12 +80,14 @@ def record(
         agent: who plays where no policy does: expert, random, or keyboard for yourself in a window.
         episodes: how many episodes.
         seed: seed of the first episode; the others follow.
-        size: height and width of the stored frames in pixels.
+        size: height and width of the stored frames in pixels; if left out, the largest of 64, 96, 128, 160 and 192
+            that enlarges nothing.
         noise: share of steps that start a burst of random turning (2 to 10 steps long). The recording holds
             what the expert would have done instead, which teaches a policy to recover from its own mistakes.
         workers: processes that play at the same time, of experts and random players; one per processor core if
             left out.
         hold: the player decides every so many steps and holds its decision in between.
+        mix: true where out may hold recordings of other games too, or a list of those games.
         policy: the policy that plays: an exported folder, org/name on the Hugging Face Hub, a run, or a .ckpt file.
         expert: who corrects the policy: expert (the game's own), or keyboard for yourself in a window, where any
             bound key, mouse button or mouse motion takes over until half a second after the last, Tab takes over
@@ -109,6 +119,8 @@ def record(
     _check_effect(given)
     game = as_game(env)
     env = env if isinstance(env, str) else game.name
+    if size is None:
+        size = usual_size(game)
     who, play = agent, functools.partial(demonstrate, game, agent, size, noise, hold, workers)
     if policy is not None:
         from bczoo.record.corrections import TakeoverRule, record_corrections  # bring in torch
@@ -131,6 +143,8 @@ def record(
     outcomes: list[float | None] = []
     sweep(out)
     if todo:
+        if mix is not True:
+            check_origin(Path(out), {game.name, *(mix or ())}, env, HOW_TO_RECORD)
         _check_writable(Path(out))
         try:
             with closing_on_sigterm(), tqdm(total=episodes, initial=kept, desc=f"recording {env}", unit="ep") as bar:
@@ -151,6 +165,7 @@ def record(
         + (f", {kept} of them were already there" if kept else "")
         + (f"; mean return {np.mean(returns):.1f}" if returns else "")
     )
+    print(stored_as([folder for folder in folders if folder.exists()][:1]), end="")
     if expert is not None:
         print(_learnable([folder for folder in folders if folder.exists()]))
     return [str(folder) for folder in folders if folder.exists()]
@@ -221,10 +236,11 @@ class PlayedRecordings(RecordingSource):
         agent: who plays, expert or random.
         episodes: how many episodes of each game; one number, or one per game.
         seed: seed of the first episode.
-        size: height and width of the stored frames in pixels.
+        size: height and width of the stored frames in pixels; if left out, as of :func:`record`.
         noise: share of steps that start a burst of random turning.
         workers: processes that play at the same time; one per processor core if left out.
         hold: the player decides every so many steps and holds its decision in between.
+        mix: true where the folder may hold recordings of other games too.
     """
 
     def __init__(
@@ -233,10 +249,11 @@ class PlayedRecordings(RecordingSource):
         agent: str = "expert",
         episodes: int | list[int] = 20,
         seed: int = 0,
-        size: int = 192,
+        size: int | None = None,
         noise: float = 0.0,
         workers: int | None = None,
         hold: int = 1,
+        mix: bool = False,
     ) -> None:
         self.env = env
         self.agent = agent
@@ -246,6 +263,7 @@ class PlayedRecordings(RecordingSource):
         self.noise = noise
         self.workers = workers
         self.hold = hold
+        self.mix = mix
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -263,5 +281,20 @@ class PlayedRecordings(RecordingSource):
         counts = [self.episodes] * len(envs) if isinstance(self.episodes, int) else self.episodes
         if len(counts) != len(envs):
             raise UserError(f"{len(envs)} games need one number of episodes or one for each, got {counts}")
+        together = True if self.mix else [as_game(env).name for env in envs]
         for env, episodes in zip(envs, counts, strict=True):
-            record(env, str(root), self.agent, episodes, self.seed, self.size, self.noise, self.workers, self.hold)
+            try:
+                record(
+                    env,
+                    str(root),
+                    self.agent,
+                    episodes,
+                    self.seed,
+                    self.size,
+                    self.noise,
+                    self.workers,
+                    self.hold,
+                    together,
+                )
+            except OtherGameError as error:
+                raise OtherGameError(error.found, HOW_TO_TRAIN) from error
