@@ -22,6 +22,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import bczoo
+from bczoo.cli import retarget
 from bczoo.cli.parser import SuggestingParser
 from bczoo.core.configs import with_config_paths
 from bczoo.core.errors import UserError
@@ -48,8 +49,12 @@ class TrainerCLI(LightningCLI):
         Lightning merges the checkpoint's hyperparameters over the command line here (its issues 21262, 21246).
         """
 
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--env", type=str | None, default=None, help=retarget.HELP)
+
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
+        retarget.retarget(config, sys.argv[1:])
         data = config.get("data")
         if data is not None and data["class_path"].endswith("RecordingDataModule"):
             from bczoo.data.index import require_recordings
