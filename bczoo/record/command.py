@@ -28,6 +28,14 @@ from bczoo.games.game import Game, GameOrName, as_game
 from bczoo.games.players import KEYBOARD, make_player
 from bczoo.record.demonstrations import demonstrate
 from bczoo.record.episode import Todo, episode_name, stored_as, usual_size
+from bczoo.record.instruction import (
+    NO_INSTRUCTION,
+    UNEMBEDDED,
+    EncoderOrName,
+    Instruction,
+    instruction_tag,
+    make_instruction,
+)
 from bczoo.record.origin import OtherGameError, check_origin
 
 HOW_TO_RECORD = "record into another folder (--out), or give --mix true where the games are meant to be mixed"
@@ -55,6 +63,7 @@ def record(
     takeover_steps: tuple[int, int] = (10, 30),
     dagger: bool = False,
     text: str | None = None,
+    text_encoder: EncoderOrName | None = None,
     temperature: float = 1.0,
     greedy: bool = False,
     parallel: int = 8,
@@ -98,8 +107,10 @@ def record(
         dagger: label every step with what the expert would have done, whoever played, and learn from all of them.
             The past actions that a policy sees in training are then those labels and not what was executed, as
             under noise. With takeover 0 the policy plays alone.
-        text: instruction to the policy, also written into the recordings; the one that it was fine-tuned under if
-            left out.
+        text: instruction to the player, written into the recordings; for a policy the one that it was fine-tuned under
+            if left out.
+        text_encoder: embeds the instruction where no policy does, such as bczoo.GemmaTextEncoder, or its class_path and
+            init_args; policies learn from embedded instructions only.
         temperature: of the policy's sampling.
         greedy: let the policy take the most likely action instead of sampling.
         parallel: games that the policy plays side by side.
@@ -136,6 +147,8 @@ def record(
         play = functools.partial(_by_hand, game, None, size)
     else:
         make_player(agent, game)  # says at once that there is none
+    if policy is None:
+        who += instruction_tag(text, text_encoder)
     folders = [Path(out) / episode_name(env, who, seed + i, size, noise, hold) for i in range(episodes)]
     # unlike Path.exists, false in a folder that cannot be read, which is reported below
     todo = [(seed + i, folder) for i, folder in enumerate(folders) if not os.path.exists(folder)]
@@ -146,6 +159,8 @@ def record(
         if mix is not True:
             check_origin(Path(out), {game.name, *(mix or ())}, env, HOW_TO_RECORD)
         _check_writable(Path(out))
+        if policy is None:
+            play = functools.partial(play, instruction=make_instruction(text, text_encoder))
         try:
             with closing_on_sigterm(), tqdm(total=episodes, initial=kept, desc=f"recording {env}", unit="ep") as bar:
                 outcomes = play(todo, bar.update)
@@ -166,6 +181,8 @@ def record(
         + (f"; mean return {np.mean(returns):.1f}" if returns else "")
     )
     print(stored_as([folder for folder in folders if folder.exists()][:1]), end="")
+    if policy is None and text and text_encoder is None:
+        print(UNEMBEDDED)
     if expert is not None:
         print(_learnable([folder for folder in folders if folder.exists()]))
     return [str(folder) for folder in folders if folder.exists()]
@@ -188,9 +205,10 @@ def _check_effect(given: dict[str, Any]) -> None:
     """Raise for options that were given and would change nothing."""
     has_policy, agent, expert = given["policy"] is not None, given["agent"], given["expert"]
     goes_with = [
-        (not has_policy, "where no --policy plays", ("agent",)),
+        (not has_policy, "where no --policy plays", ("agent", "text_encoder")),
+        (given["text"] is not None, "with --text", ("text_encoder",)),
         (not has_policy and agent != KEYBOARD, "with --agent expert or random", ("noise", "hold", "workers")),
-        (has_policy, "with --policy", ("expert", "text", "temperature", "greedy", "device", "revision")),
+        (has_policy, "with --policy", ("expert", "temperature", "greedy", "device", "revision")),
         (has_policy and expert != KEYBOARD, "with --policy that no keyboard corrects", ("parallel",)),
         (has_policy and expert not in (None, KEYBOARD), "with --policy and --expert expert", TAKEOVER_OPTIONS),
     ]
@@ -222,10 +240,17 @@ def _corrects(game: Game, expert: str | None) -> bool:
     return expert == "expert"
 
 
-def _by_hand(game: Game, playing: Any, size: int, todo: Todo, on_episode: Callable[[], object]) -> list[float | None]:
+def _by_hand(
+    game: Game,
+    playing: Any,
+    size: int,
+    todo: Todo,
+    on_episode: Callable[[], object],
+    instruction: Instruction = NO_INSTRUCTION,
+) -> list[float | None]:
     from bczoo.record.keyboard import record_by_hand  # brings in the window
 
-    return record_by_hand(game, playing, size, todo, on_episode)
+    return record_by_hand(game, playing, size, todo, on_episode, instruction)
 
 
 class PlayedRecordings(RecordingSource):
@@ -241,6 +266,8 @@ class PlayedRecordings(RecordingSource):
         workers: processes that play at the same time; one per processor core if left out.
         hold: the player decides every so many steps and holds its decision in between.
         mix: true where the folder may hold recordings of other games too.
+        text: instruction to the player, written into the recordings.
+        text_encoder: embeds it, such as bczoo.GemmaTextEncoder, or its class_path and init_args.
     """
 
     def __init__(
@@ -254,6 +281,8 @@ class PlayedRecordings(RecordingSource):
         workers: int | None = None,
         hold: int = 1,
         mix: bool = False,
+        text: str | None = None,
+        text_encoder: EncoderOrName | None = None,
     ) -> None:
         self.env = env
         self.agent = agent
@@ -264,6 +293,8 @@ class PlayedRecordings(RecordingSource):
         self.workers = workers
         self.hold = hold
         self.mix = mix
+        self.text = text
+        self.text_encoder = text_encoder
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -273,6 +304,7 @@ class PlayedRecordings(RecordingSource):
             "seed": self.seed,
             "noise": self.noise,
             "hold": self.hold,
+            **({"text": self.text} if self.text else {}),
         }
 
     def prepare(self, root: Path) -> None:
@@ -295,6 +327,8 @@ class PlayedRecordings(RecordingSource):
                     self.workers,
                     self.hold,
                     together,
+                    text=self.text,
+                    text_encoder=self.text_encoder,
                 )
             except OtherGameError as error:
                 raise OtherGameError(error.found, HOW_TO_TRAIN) from error
