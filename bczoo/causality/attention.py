@@ -31,6 +31,7 @@ from bczoo.data.dataset import WindowDataset
 from bczoo.data.index import open_index
 from bczoo.models.bc.layout import StepLayout
 from bczoo.nn.attention import Attend, Sinks, prepend_sinks
+from bczoo.nn.text import where_untold
 from bczoo.play.open import open_policy
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ def attention_report(
     start: int = 0,
     steps: int | None = None,
     all_queries: bool = False,
+    text: str | None = None,
     out: str = "runs/attention",
     device: str = "cpu",
     revision: str | None = None,
@@ -96,13 +98,17 @@ def attention_report(
         start: first frame of the window.
         steps: how long the window is; the policy's own if left out.
         all_queries: watch the queries of all tokens.
+        text: instruction to the policy at steps that have none; the one it was fine-tuned under if left out.
         out: folder of the results.
         device: where the policy runs, cpu or cuda.
         revision: branch, tag or commit on the Hub.
     """
-    loaded = open_policy(policy, revision, device, text="").policy
+    opened = open_policy(policy, revision, device, text=text)
+    loaded, instruction = opened.policy, opened.embedding()
     require_layout(loaded)
     batch, name = read_window(loaded, data, recording, start, steps)
+    if instruction is not None:
+        batch["text"] = where_untold(batch["text"], instruction)
     shares = attention_shares(loaded, batch, all_queries)
     length = batch["frames"].shape[1]
     watched = "all tokens" if all_queries else "action_out"
@@ -110,7 +116,8 @@ def attention_report(
     print(f"{name}, frames {start} to {start + length - 1}: where {looks}, in % of attention\n")
     print(shares_table(shares))
     folder = Path(out)
-    settings = {"policy": policy, "data": data, "recording": name, "start": start, "steps": length, "queries": watched}
+    settings = {"policy": policy, "data": data, "recording": name, "start": start, "steps": length}
+    settings |= {"queries": watched, "text": opened.text}
     write_json(folder / "attention.json", settings | shares.to_dict(), indent=1)
     plot_attention(loaded, shares, folder / "attention.png")
     print(f"\nwrote {folder / 'attention.json'} and {folder / 'attention.png'}")

@@ -23,6 +23,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import bczoo
+from bczoo.cli import retarget
 from bczoo.cli.evaluation import evaluation_table
 from bczoo.cli.loggers import check_loggers, make_loggers
 from bczoo.cli.parser import SuggestingParser
@@ -59,6 +60,7 @@ class TrainerCLI(LightningCLI):
                 None,
                 "loggers beside metrics.csv, with commas: wandb, tensorboard, mlflow, comet",
             ),
+            ("--env", str | None, None, retarget.HELP),
             ("--play", bool, True, "play the closing games that the configuration names (bczoo.PlayGame)"),
             ("--resume_on_other_data", bool, False, "let an interrupted run go on although its data has changed"),
         ]
@@ -74,6 +76,7 @@ class TrainerCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         check_loggers(config.logger)
+        retarget.retarget(config, sys.argv[1:])
         data = config.get("data")
         if data is not None and data["class_path"].endswith("RecordingDataModule"):
             from bczoo.data.index import require_recordings

@@ -124,7 +124,7 @@ def check(
         decode: decode every frame; without it only headers are read.
         json: file to write the report to as JSON.
         action_space: name of the action space to map actions to, or its dict.
-        fps: steps per second that recordings must have.
+        fps: steps per second that recordings are brought to.
         text_dim: values that a text embedding must have; null for policies that take no text.
         processes: processes that decode; as many as there are processor cores if left out.
     """
@@ -188,7 +188,7 @@ def _decode_all(index: Index, processes: int) -> Iterator[tuple[int, str]]:
     """Decode all videos; yields every recording's number and what is wrong, or ""."""
     recordings = index.usable.tolist()
     videos = [[str(path) for path in index.videos(r)] for r in recordings]
-    frames = index.n_frames[recordings].tolist()
+    frames = index.n_recorded[recordings].tolist()
     bar = tqdm(total=sum(frames), desc="Decoding", unit="frame", disable=None)
     with bar:
         if processes < 2 or len(recordings) < 2:

@@ -27,8 +27,22 @@ from bczoo.data.source import RecordingSource
 from bczoo.games.game import Game, GameOrName, announce, as_game
 from bczoo.games.players import KEYBOARD, make_player
 from bczoo.record.demonstrations import demonstrate
-from bczoo.record.episode import Todo, episode_name
+from bczoo.record.episode import Todo, episode_name, stored_as, usual_size
+from bczoo.record.instruction import (
+    NO_INSTRUCTION,
+    UNEMBEDDED,
+    EncoderOrName,
+    Instruction,
+    instruction_tag,
+    make_instruction,
+)
+from bczoo.record.origin import OtherGameError, check_origin
 
+HOW_TO_RECORD = "record into another folder (--out), or give --mix true where the games are meant to be mixed"
+HOW_TO_TRAIN = (
+    "give the recordings of this game a folder of their own (--data.root), train on what lies there alone "
+    "(--data.source null), or give --data.source.mix true where the games are meant to be mixed"
+)
 TAKEOVER_OPTIONS = ("takeover", "takeover_steps", "dagger")
 
 
@@ -38,16 +52,18 @@ def record(
     agent: str = "expert",
     episodes: int = 20,
     seed: int = 0,
-    size: int = 192,
+    size: int | None = None,
     noise: float = 0.0,
     workers: int | None = None,
     hold: int = 1,
+    mix: bool | list[str] = False,
     policy: str | None = None,
     expert: str | None = None,
     takeover: float = 0.05,
     takeover_steps: tuple[int, int] = (10, 30),
     dagger: bool = False,
     text: str | None = None,
+    text_encoder: EncoderOrName | None = None,
     temperature: float = 1.0,
     greedy: bool = False,
     parallel: int = 8,
@@ -57,9 +73,10 @@ def record(
     """Play a game and write every episode as a recording: demonstrations, or a policy that is corrected.
 
     An episode that is already in the folder is kept and not played again, so the same command goes on with a
-    recording that was interrupted, and a larger number of episodes adds to it. Episodes of other games,
-    agents, policies and seeds may lie in the same folder, and several commands may record into it at the same time: of
-    two episodes of one name the first to be finished stays.
+    recording that was interrupted, and a larger number of episodes adds to it. Episodes of other agents, policies and
+    seeds may lie in the same folder, and several commands may record into it at the same time: of two episodes of one
+    name the first to be finished stays. A folder that holds recordings of another game, or of one that nobody knows,
+    is refused unless they are meant to be mixed.
 
     With a policy and an expert the policy plays and the expert takes over at times. Training learns from the
     expert's steps only; the policy's are marked as its own and stay in view as past actions.
@@ -73,12 +90,14 @@ def record(
         agent: who plays where no policy does: expert, random, or keyboard for yourself in a window.
         episodes: how many episodes.
         seed: seed of the first episode; the others follow.
-        size: height and width of the stored frames in pixels.
+        size: height and width of the stored frames in pixels; if left out, the largest of 64, 96, 128, 160 and 192
+            that enlarges nothing.
         noise: share of steps that start a burst of random turning (2 to 10 steps long). The recording holds
             what the expert would have done instead, which teaches a policy to recover from its own mistakes.
         workers: processes that play at the same time, of experts and random players; one per processor core if
             left out.
         hold: the player decides every so many steps and holds its decision in between.
+        mix: true where out may hold recordings of other games too, or a list of those games.
         policy: the policy that plays: an exported folder, org/name on the Hugging Face Hub, a run, or a .ckpt file.
         expert: who corrects the policy: expert (the game's own), or keyboard for yourself in a window, where any
             bound key, mouse button or mouse motion takes over until half a second after the last, Tab takes over
@@ -89,8 +108,10 @@ def record(
         dagger: label every step with what the expert would have done, whoever played, and learn from all of them.
             The past actions that a policy sees in training are then those labels and not what was executed, as
             under noise. With takeover 0 the policy plays alone.
-        text: instruction to the policy, also written into the recordings; the one that it was fine-tuned under if
-            left out.
+        text: instruction to the player, written into the recordings; for a policy the one that it was fine-tuned under
+            if left out.
+        text_encoder: embeds the instruction where no policy does, such as bczoo.GemmaTextEncoder, or its class_path and
+            init_args; policies learn from embedded instructions only.
         temperature: of the policy's sampling.
         greedy: let the policy take the most likely action instead of sampling.
         parallel: games that the policy plays side by side.
@@ -111,6 +132,8 @@ def record(
     game = as_game(env)
     announce(game)
     env = env if isinstance(env, str) else game.name
+    if size is None:
+        size = usual_size(game)
     who, play = agent, functools.partial(demonstrate, game, agent, size, noise, hold, workers)
     if policy is not None:
         from bczoo.record.corrections import TakeoverRule, record_corrections  # bring in torch
@@ -126,6 +149,8 @@ def record(
         play = functools.partial(_by_hand, game, None, size)
     else:
         make_player(agent, game)  # says at once that there is none
+    if policy is None:
+        who += instruction_tag(text, text_encoder)
     folders = [Path(out) / episode_name(env, who, seed + i, size, noise, hold) for i in range(episodes)]
     # unlike Path.exists, false in a folder that cannot be read, which is reported below
     todo = [(seed + i, folder) for i, folder in enumerate(folders) if not os.path.exists(folder)]
@@ -133,7 +158,11 @@ def record(
     outcomes: list[float | None] = []
     sweep(out)
     if todo:
+        if mix is not True:
+            check_origin(Path(out), {game.name, *(mix or ())}, env, HOW_TO_RECORD)
         _check_writable(Path(out))
+        if policy is None:
+            play = functools.partial(play, instruction=make_instruction(text, text_encoder))
         try:
             with closing_on_sigterm(), tqdm(total=episodes, initial=kept, desc=f"recording {env}", unit="ep") as bar:
                 outcomes = play(todo, bar.update)
@@ -153,6 +182,9 @@ def record(
         + (f", {kept} of them were already there" if kept else "")
         + (f"; mean return {np.mean(returns):.1f}" if returns else "")
     )
+    print(stored_as([folder for folder in folders if folder.exists()][:1]), end="")
+    if policy is None and text and text_encoder is None:
+        print(UNEMBEDDED)
     if expert is not None:
         print(_learnable([folder for folder in folders if folder.exists()]))
     return [str(folder) for folder in folders if folder.exists()]
@@ -175,9 +207,10 @@ def _check_effect(given: dict[str, Any]) -> None:
     """Raise for options that were given and would change nothing."""
     has_policy, agent, expert = given["policy"] is not None, given["agent"], given["expert"]
     goes_with = [
-        (not has_policy, "where no --policy plays", ("agent",)),
+        (not has_policy, "where no --policy plays", ("agent", "text_encoder")),
+        (given["text"] is not None, "with --text", ("text_encoder",)),
         (not has_policy and agent != KEYBOARD, "with --agent expert or random", ("noise", "hold", "workers")),
-        (has_policy, "with --policy", ("expert", "text", "temperature", "greedy", "device", "revision")),
+        (has_policy, "with --policy", ("expert", "temperature", "greedy", "device", "revision")),
         (has_policy and expert != KEYBOARD, "with --policy that no keyboard corrects", ("parallel",)),
         (has_policy and expert not in (None, KEYBOARD), "with --policy and --expert expert", TAKEOVER_OPTIONS),
     ]
@@ -209,10 +242,17 @@ def _corrects(game: Game, expert: str | None) -> bool:
     return expert == "expert"
 
 
-def _by_hand(game: Game, playing: Any, size: int, todo: Todo, on_episode: Callable[[], object]) -> list[float | None]:
+def _by_hand(
+    game: Game,
+    playing: Any,
+    size: int,
+    todo: Todo,
+    on_episode: Callable[[], object],
+    instruction: Instruction = NO_INSTRUCTION,
+) -> list[float | None]:
     from bczoo.record.keyboard import record_by_hand  # brings in the window
 
-    return record_by_hand(game, playing, size, todo, on_episode)
+    return record_by_hand(game, playing, size, todo, on_episode, instruction)
 
 
 class PlayedRecordings(RecordingSource):
@@ -224,10 +264,13 @@ class PlayedRecordings(RecordingSource):
         agent: who plays, expert or random.
         episodes: how many episodes of each game; one number, or one per game.
         seed: seed of the first episode.
-        size: height and width of the stored frames in pixels.
+        size: height and width of the stored frames in pixels; if left out, as of :func:`record`.
         noise: share of steps that start a burst of random turning.
         workers: processes that play at the same time; one per processor core if left out.
         hold: the player decides every so many steps and holds its decision in between.
+        mix: true where the folder may hold recordings of other games too.
+        text: instruction to the player, written into the recordings.
+        text_encoder: embeds it, such as bczoo.GemmaTextEncoder, or its class_path and init_args.
     """
 
     def __init__(
@@ -236,10 +279,13 @@ class PlayedRecordings(RecordingSource):
         agent: str = "expert",
         episodes: int | list[int] = 20,
         seed: int = 0,
-        size: int = 192,
+        size: int | None = None,
         noise: float = 0.0,
         workers: int | None = None,
         hold: int = 1,
+        mix: bool = False,
+        text: str | None = None,
+        text_encoder: EncoderOrName | None = None,
     ) -> None:
         self.env = env
         self.agent = agent
@@ -249,6 +295,9 @@ class PlayedRecordings(RecordingSource):
         self.noise = noise
         self.workers = workers
         self.hold = hold
+        self.mix = mix
+        self.text = text
+        self.text_encoder = text_encoder
 
     def describe(self) -> dict[str, Any]:
         names = [env if isinstance(env, str) else env.name for env in self._envs]
@@ -259,6 +308,7 @@ class PlayedRecordings(RecordingSource):
             "seed": self.seed,
             "noise": self.noise,
             "hold": self.hold,
+            **({"text": self.text} if self.text else {}),
         }
 
     @property
@@ -271,5 +321,22 @@ class PlayedRecordings(RecordingSource):
         counts = [self.episodes] * len(envs) if isinstance(self.episodes, int) else self.episodes
         if len(counts) != len(envs):
             raise UserError(f"{len(envs)} games need one number of episodes or one for each, got {counts}")
+        together = True if self.mix else [as_game(env).name for env in envs]
         for env, episodes in zip(envs, counts, strict=True):
-            record(env, str(root), self.agent, episodes, self.seed, self.size, self.noise, self.workers, self.hold)
+            try:
+                record(
+                    env,
+                    str(root),
+                    self.agent,
+                    episodes,
+                    self.seed,
+                    self.size,
+                    self.noise,
+                    self.workers,
+                    self.hold,
+                    together,
+                    text=self.text,
+                    text_encoder=self.text_encoder,
+                )
+            except OtherGameError as error:
+                raise OtherGameError(error.found, HOW_TO_TRAIN) from error

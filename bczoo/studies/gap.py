@@ -63,6 +63,7 @@ def gap(
     episodes: int = 5,
     seed: int = 2_000_000,
     crf: list[int] | int | None = None,
+    text: str | None = None,
     out: str = "runs/gap",
     device: str = "cpu",
     revision: str | None = None,
@@ -81,6 +82,7 @@ def gap(
         seed: of the first game.
         crf: rate factors of the videos, 0 (no loss but that of the colour format) to 51, such as 23 or '[18, 30]';
             0, 18, 23 and 30 if left out.
+        text: instruction to the policies; the one that each was fine-tuned under if left out.
         out: folder of the results.
         device: where the policy runs, cpu or cuda.
         revision: branch, tag or commit of the first policy on the Hub.
@@ -93,9 +95,9 @@ def gap(
     env = env if isinstance(env, str) else game.name
     make_player("expert", game)
     names = _labels([policy] if compare is None else [policy, compare])
-    subjects = [_load(policy, game, device, revision)]
+    subjects = [_load(policy, game, device, text, revision)]
     if compare is not None:
-        subjects.append(_load(compare, game, device))
+        subjects.append(_load(compare, game, device, text))
     result = measure(game, dict(zip(names, subjects, strict=True)), episodes, seed, rates)
     folder = Path(out)
     sources = dict(zip(names, [policy, compare], strict=False))
@@ -602,7 +604,7 @@ def _labels(policies: Sequence[str]) -> list[str]:
     return list(policies)
 
 
-def _load(source: str, game: Game, device: str, revision: str | None = None) -> Subject:
-    opened = open_policy(source, revision, device)
+def _load(source: str, game: Game, device: str, text: str | None, revision: str | None = None) -> Subject:
+    opened = open_policy(source, revision, device, text=text)
     check_playable(game, opened.policy.input_spec)
     return Subject(opened.policy, opened.embedding())

@@ -343,8 +343,8 @@ WITH_EXPERT = "(only with --policy and --expert expert)"
     ("given", "told"),
     [
         (
-            {"temperature": 0.5, "greedy": True, "device": "cuda", "revision": "v1", "text": "go", "expert": "expert"},
-            "expert, text, temperature, greedy, device, revision (only with --policy)",
+            {"temperature": 0.5, "greedy": True, "device": "cuda", "revision": "v1", "expert": "expert"},
+            "expert, temperature, greedy, device, revision (only with --policy)",
         ),
         ({"parallel": 2}, "parallel (only with --policy that no keyboard corrects)"),
         (TAKEOVERS, f"takeover, takeover_steps, dagger {WITH_EXPERT}"),

@@ -246,7 +246,8 @@ class ResumableCheckpoint(Checkpoint):
             kept = f"the same command goes on from step {self._saved_step}"
             if not (self._own and self.path.is_file()):
                 kept = (
-                    f"nothing was saved yet (every {self.every_n_train_steps} steps), so the same command starts anew"
+                    f"no checkpoint was written yet (every {self.every_n_train_steps} steps), so the same command "
+                    "trains from the first step; recordings stay as they are"
                 )
             by = f" by {signal.Signals(self._signal).name}" if self._signal else ""
             print(f"\ninterrupted{by} at step {trainer.global_step}; {kept}")
