@@ -92,7 +92,7 @@ def figure_style() -> Iterator[None]:
 
 @contextmanager
 def saved_figure(
-    path: str | Path, height: float, width: float = WIDTH, layout: Literal["constrained", "none"] = "constrained"
+    path: str | Path, height: float, width: float = WIDTH, layout: Literal["constrained"] | None = "constrained"
 ) -> Iterator[Figure]:
     """A figure in bczoo's style, written whole when the block ends and not at all if it raises.
 
@@ -104,7 +104,7 @@ def saved_figure(
         path: of the picture; its ending names the format, an older file is replaced.
         height: inches.
         width: inches.
-        layout: how matplotlib makes room for labels; ``none`` leaves axes where they are put.
+        layout: how matplotlib makes room for labels; None leaves axes where they are put.
     """
     with figure_style():
         from matplotlib.figure import Figure
