@@ -45,6 +45,19 @@ FUNCTIONS = {
         "bczoo.hub.open_p2p:to_open_p2p",
         ("source", "out"),
     ),
+    ("compare",): (
+        "compare runs: options, compute, measures, with intervals",
+        "bczoo.compare.command:compare",
+        ("runs",),
+    ),
+    ("plot",): ("plot curves of runs", "bczoo.compare.plot:plot", ("runs",)),
+    ("zoo", "list"): ("list the policies there are: weights and architectures", "bczoo.hub.models:zoo_list", ()),
+    ("zoo", "info"): ("say what is known of a policy of the zoo", "bczoo.hub.models:zoo_info", ("name",)),
+    ("zoo", "measure"): (
+        "measure exported weights again and write it into their card",
+        "bczoo.hub.measure:measure",
+        ("folder",),
+    ),
     ("zoo", "table"): ("write the table of checkpoints from its data file", "bczoo.hub.zoo:table", ()),
     ("causality",): (
         "measure whether a policy acts on what it sees",
