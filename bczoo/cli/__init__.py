@@ -53,9 +53,9 @@ FUNCTIONS = {
     ("plot",): ("plot curves of runs", "bczoo.compare.plot:plot", ("runs",)),
     ("zoo", "list"): ("list the policies there are: weights and architectures", "bczoo.hub.models:zoo_list", ()),
     ("zoo", "info"): ("say what is known of a policy of the zoo", "bczoo.hub.models:zoo_info", ("name",)),
-    ("zoo", "measure"): (
-        "measure exported weights again and write it into their card",
-        "bczoo.hub.measure:measure",
+    ("zoo", "replay"): (
+        "write a replay video of exported weights into their folder and card",
+        "bczoo.hub.replay:replay",
         ("folder",),
     ),
     ("zoo", "table"): ("write the table of checkpoints from its data file", "bczoo.hub.zoo:table", ()),
@@ -136,6 +136,10 @@ def main(argv: list[str] | None = None) -> int:
 
             _, target, positional = FUNCTIONS[command]
             return run_function(command, target, argv[len(command) :], positional)
+        if any(word.partition("=")[0] == "--seeds" for word in argv):
+            from bczoo.compare.seeds import fit_seeds
+
+            return fit_seeds(argv)
         from bczoo.cli.trainer import run_trainer
 
         return run_trainer(argv)

@@ -85,8 +85,13 @@ class Run:
 
     @property
     def steps(self) -> int | None:
-        """Optimiser steps of the policy."""
-        return weights_step(self.record)
+        """Optimiser steps of the training."""
+        return self.training.get("steps", weights_step(self.record))
+
+    @property
+    def policy_step(self) -> int | None:
+        """Optimiser steps of the weights that the folder means as a policy: the best ones, else the last."""
+        return self.record.get("weights_step", self.record.get("best", {}).get("step", self.steps))
 
     @property
     def training(self) -> Mapping[str, Any]:
@@ -102,15 +107,16 @@ class Run:
     def measures(self) -> dict[str, Measure]:
         """By name what is known of the policy.
 
-        ``val/...`` and ``test/...`` as they were logged, ``play/<game>`` the policy's mean return,
-        ``causality/<metric>`` and ``action_reliance`` beside it by the folder of recordings they were measured on.
+        ``val/...`` (of the best weights, where the run keeps them) and ``test/...`` as they were logged,
+        ``play/<game>`` the policy's mean return, ``<metric> on <folder>`` what `bczoo causality` measured there.
         """
         found: dict[str, Measure] = {}
         for name, (steps, values) in self.curves.items():
             if name.startswith(("val/", "test/")):
                 found[name] = Measure(float(values[-1]), step=int(steps[-1]))
-        for what in ("metrics", "test_metrics"):
-            logged = self.record.get(what, {})
+        best = self.record.get("best", {}).get("metrics", {})
+        of_the_policy = best if best.get("step") == self.policy_step else {}
+        for logged in (self.record.get("metrics", {}), of_the_policy, self.record.get("test_metrics", {})):
             found |= {k: Measure(v, step=int(logged["step"])) for k, v in logged.items() if k != "step"}
         for env, played in self.record.get("play", {}).items():
             if (policy := played["players"].get("policy")) is not None:

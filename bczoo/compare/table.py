@@ -259,13 +259,11 @@ def _notes_on_groups(groups: list[Group]) -> list[str]:
         trained = run.training.get("steps")
         if isinstance(planned, int) and trained is not None and 0 < trained < planned:
             notes.append(f"{run.name} is at step {trained} of {planned}: it has not finished")
-        late = sorted(
-            name for name, m in run.measures.items() if None not in (m.step, run.steps) and m.step != run.steps
-        )
-        if late:
+        late = sorted(k for k, m in run.measures.items() if m.step is not None and m.step != run.policy_step)
+        if late and run.policy_step is not None:
             at = run.measures[late[0]].step
             more = f" and {len(late) - 1} more" if len(late) > 1 else ""
-            notes.append(f"{run.name}: {late[0]}{more} measured at step {at}, its policy is of step {run.steps}")
+            notes.append(f"{run.name}: {late[0]}{more} measured at step {at}, its policy is of step {run.policy_step}")
     for i, group in enumerate(groups):
         for other in groups[i + 1 :]:
             if group.complete and other.complete and group.options == other.options:

@@ -43,6 +43,7 @@ def model_card(
         _introduction(policy, dtype),
         _use(name, policy),
         _measured(record, rounded=dtype not in (None, _own_dtype(policy))),
+        _replay(record),
         _training(record),
         _flaws(record),
         f"## Licence\n\n{license}" if license else "## Licence\n\nNo licence was stated for these weights.",
@@ -168,6 +169,16 @@ def _measured(record: Record, rounded: bool) -> str:
 
 def _at(step: int, steps: int | None) -> str:
     return "" if step == steps else f" (measured at step {step} of {steps}, not on these weights)"
+
+
+def _replay(record: Record) -> str:
+    if (shown := record.get("replay")) is None:
+        return ""
+    at = _at(shown["step"], weights_step(record))
+    return (
+        f"## Replay\n\n[{shown['video']}]({shown['video']}): `{shown['env']}`, the game of seed {shown['seed']}{at}, "
+        f"with the keys and the mouse motion of the policy; return {shown['return']:.1f} up to the end of the video."
+    )
 
 
 def _training(record: Record) -> str:

@@ -11,6 +11,7 @@ theirs::
     training  {steps, epochs, seconds, seed, precision, devices, device, torch}
     metrics   {step, "val/loss", "val/perplexity/<group>", ...}         test_metrics the same
     play      {<game>: {seed, step, players {<who>: {mean, low, high, episodes}}}}
+    replay    {video, env, seed, return, step}     the video beside exported weights
     weights_step                                   of an exported checkpoint that is not the run's last
     license, flaws                                 what was said when it was exported
 """
@@ -65,6 +66,9 @@ def _check(record: Record) -> None:
         numbers += [played["seed"], played["step"]]
         for player in played["players"].values():
             numbers += [player[k] for k in ("mean", "low", "high", "episodes")]
+    if "replay" in record:
+        lines += [record["replay"]["video"], record["replay"]["env"]]
+        numbers += [record["replay"][k] for k in ("seed", "return", "step")]
     training, data = record.get("training", {}), record.get("data", {})
     numbers += [v for k, v in training.items() if k in ("steps", "seconds", "devices", "seed")]
     lines += [training.get(k, "") for k in ("device", "precision", "torch")]

@@ -247,6 +247,14 @@ def test_a_number_of_other_weights_says_so(here):
     assert "a: val/loss measured at step 200, its policy is of step 300" in "\n".join(compare(["a"]).notes)
 
 
+def test_a_run_is_measured_by_its_best_weights(here):
+    best = {"monitor": "val/loss", "mode": "min", "value": 0.3, "step": 200, "metrics": {"step": 200, "val/loss": 0.3}}
+    write_run(here / "a", loss=0.5, best=best, play={})
+    run = read_run("a")
+    assert (run.steps, run.policy_step, run.measures["val/loss"].value) == (300, 200, 0.3)
+    assert "a: val/perplexity/keys measured at step 300, its policy is of step 200" in compare(["a"]).notes
+
+
 def test_many_options_get_a_table_of_their_own(here, capsys):
     for name in ("a", "b"):
         write_run(here / name)
