@@ -44,6 +44,7 @@ class EpisodeTable:
         self.times = StageTimes()
         self.episodes: dict[int, int] = {}  # env_id -> episode that runs there
         self.bar, self.count = bar, StepCount(bar)
+        self.over: list[int] = []  # episodes, in the order of their end
         self.seconds = 0.0
         self._todo = iter(range(episodes))
         self._started = 0.0
@@ -59,7 +60,7 @@ class EpisodeTable:
 
     def end(self, env_id: int) -> None:
         """The episode in a game is over."""
-        del self.episodes[env_id]
+        self.over.append(self.episodes.pop(env_id))
         self.bar.update()
 
     def start(self, first: Mapping[int, Seen | Shown]) -> None:
