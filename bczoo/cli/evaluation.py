@@ -1,7 +1,7 @@
 """What ``bczoo validate`` and ``bczoo test`` print.
 
-Place in the pipeline: the trainer's command line hands over what was logged. A metric that no step tells is "n/a", and a
-line below says why.
+Place in the pipeline: the trainer's command line hands over what was logged. A metric that no step tells is "n/a", and
+a line below says why.
 """
 
 from __future__ import annotations
