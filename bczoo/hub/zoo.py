@@ -121,6 +121,7 @@ def _trained(rows: list[dict[str, Any]], root: Path) -> list[str]:
         details += ["", f"### {name}", "", row["description"], ""]
         details += [f"    {line}" for line in row["recipe"].strip().splitlines()]
         details += ["", *_returns(record), *_perplexities(record, policy)]
+        details += [*_causality(record), *_latency(record), *_replay(record, name)]
         details += ["", "Known flaws:", "", *(f"- {flaw}" for flaw in record["flaws"])]
     return [*lines, *details]
 
@@ -146,8 +147,42 @@ def _perplexities(record: Mapping[str, Any], policy: Policy) -> list[str]:
     for group in groups:
         values = [metrics.get(f"val/{kind}/{group}") for kind in ("perplexity", "change_perplexity", "accuracy")]
         lines.append(f"| `{group}` | {' | '.join('' if v is None else f'{v:.3f}' for v in values)} |")
-    causality = "" if any("causality" in k for k in metrics) else " The causality score was not measured."
-    return [*lines, "", f"On validation recordings.{causality}"]
+    known = record.get("causality") or any("causality" in k for k in metrics)
+    return [*lines, "", f"On validation recordings.{'' if known else ' The causality score was not measured.'}"]
+
+
+def _causality(record: Mapping[str, Any]) -> list[str]:
+    if not record.get("causality"):
+        return []
+    lines = [
+        "",
+        "| held-out recordings | causality (nats) | action reliance (nats) | recordings |",
+        "|---|---:|---:|---:|",
+    ]
+    for data, scored in record["causality"].items():
+        cells = [
+            f"{m['value']:.3f} ({interval_of(m['low'], m['high'], 3)})" if (m := scored["metrics"].get(name)) else ""
+            for name in ("causality", "action_reliance")
+        ]
+        lines.append(f"| `{data}` | {' | '.join(cells)} | {scored['recordings']} |")
+    return [*lines, "", "How much a decision depends on the picture, and on past actions, with its 95 % interval."]
+
+
+def _latency(record: Mapping[str, Any]) -> list[str]:
+    return [
+        line
+        for device, timed in record.get("latency", {}).items()
+        for line in (
+            "",
+            f"Latency of a step, on {device}: {timed['p50']:.1f} ms (p50), {timed['p99']:.1f} ms (p99).",
+        )
+    ]
+
+
+def _replay(record: Mapping[str, Any], name: str) -> list[str]:
+    if (shown := record.get("replay")) is None:
+        return []
+    return ["", f"[A game of it]({name}/{shown['video']}), `{shown['env']}`."]
 
 
 def _reference(rows: list[dict[str, Any]]) -> list[str]:
