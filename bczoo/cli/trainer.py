@@ -139,9 +139,11 @@ class TrainerCLI(LightningCLI):
         """Train, behind a validation that the run to be resumed had not come to after its last step."""
         if ckpt_path and Path(ckpt_path).is_file():
             saved, keeper = load_tensors(ckpt_path), self._keeper
+            owes = self._record.owes_validation(self.trainer, saved)
             if keeper is not None and Path(ckpt_path) == keeper.path:
-                self._metrics.go_on_from(saved["global_step"])
-            if self._record.owes_validation(self.trainer, saved):
+                again = [name for name, due in (("val/", owes), ("play/", not keeper.finished)) if due]
+                self._metrics.go_on_from(saved["global_step"], tuple(again))
+            if owes:
                 print(f"the validation after step {saved['global_step']} is made up for")
                 self._metrics.evaluated_step = saved["global_step"]
                 self.trainer.validate(model, ckpt_path=ckpt_path, verbose=False, **kwargs)

@@ -49,6 +49,7 @@ class MetricsFile(Logger):
         self.trainer: L.Trainer | None = None
         self.evaluated_step: int | None = None
         self._continue_from: int | None = None
+        self._again: tuple[str, ...] = ()
         self._opened = False
         self._columns: list[str] = []
         self._waiting: list[dict[str, Any]] = []  # rows that are not in the file
@@ -73,9 +74,14 @@ class MetricsFile(Logger):
 
     log_dir = save_dir
 
-    def go_on_from(self, step: int) -> None:
-        """Keep the file that is there, but for what was logged after a step; to be called before anything is logged."""
-        self._continue_from = step
+    def go_on_from(self, step: int, again: tuple[str, ...] = ()) -> None:
+        """Keep the file that is there, but for what was logged after a step; to be called before anything is logged.
+
+        Args:
+            step: that the run is resumed from.
+            again: beginnings of metrics that are logged once more for that step, so that what was goes.
+        """
+        self._continue_from, self._again = step, again
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Nothing: ``config.yaml`` holds them."""
@@ -121,10 +127,20 @@ class MetricsFile(Logger):
                 print(f"the metrics of an earlier run are kept as {set_aside(self.path)}")
             else:
                 columns, rows = read_metrics(self.path)
-                known = [row for row in rows if _at_most(row.get("step"), self._continue_from)]
+                known = [row for row in rows if self._stays(row)]
                 self._columns = columns
                 write_text(self.path, _text(columns, known, head=True))
         self._opened = True
+
+    def _stays(self, row: Mapping[str, str]) -> bool:
+        """Whether a row of the file is of what the resumed run goes on from."""
+        assert self._continue_from is not None
+        try:
+            step = float(row.get("step") or "nan")
+        except ValueError:
+            return False
+        told_again = any(value for name, value in row.items() if self._again and name.startswith(self._again))
+        return step < self._continue_from or (step == self._continue_from and not told_again)
 
     def _write(self) -> None:
         """Append the rows; a file that lacks one of their columns is written anew."""
@@ -168,10 +184,3 @@ def _text(columns: list[str], rows: list[dict[str, Any]], head: bool = False) ->
 def _plain(value: Any) -> Any:
     value = value.item() if hasattr(value, "item") else value
     return "" if isinstance(value, float) and math.isnan(value) else value
-
-
-def _at_most(step: str | None, last: int) -> bool:
-    try:
-        return float(step or "nan") <= last
-    except ValueError:
-        return False

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from test_causality import step_by_step
 
+from bczoo.causality.clip import Clip
 from bczoo.causality.donors import Donors, sample_donors
 from bczoo.causality.metrics import evaluate
 from bczoo.causality.perturb import perturbations
@@ -322,6 +323,26 @@ def test_which_recordings_are_measured(folder, root):
     assert list(told["recordings"]) == held_out
     chosen = [list(command(folder, *options, "--limit", n)[1]["recordings"]) for n in (1, 2)]
     assert [len(names) for names in chosen] == [1, 2] and set(chosen[0]) < set(chosen[1])
+
+
+def test_a_sample_of_windows_is_measured_and_the_whole_clip(policy, folder, root, capsys):
+    options = ["--data", root, "--perturb", "blank", "--batch_size", 2, "--clip_seconds", 0.5]
+    _, every = command(folder, *options, "--windows", "null")
+    there = every["settings"]["windows"]
+    assert f"measuring {there} windows of 5 steps, of {len(FRAMES)} recordings" in capsys.readouterr().out
+    _, some = command(folder, *options, "--windows", 3)
+    assert f"measuring 4 windows of 5 steps of {there} (--windows null measures all" in capsys.readouterr().out
+    assert some["settings"]["windows"] == 4 and some["steps"]["causality"] <= 20 < every["steps"]["causality"]
+    excerpts = []
+    for windows in (None, 3):
+        loader = loader_of(policy, root, batch_size=2)
+        index = loader.plan.index
+        excerpts.append(Clip.of(index, index.usable, policy.input_spec, None, 0.0, 0.5))
+        measure(policy, loader, perturbations(["blank"]), clip=excerpts[-1], progress=False, windows=windows)
+    torch.testing.assert_close(*(one.scores["causality"] for one in excerpts), equal_nan=True)
+    assert torch.equal(excerpts[0].frames, excerpts[1].frames)
+    assert main(["causality", str(folder), "--data", str(root), "--windows", "0"]) == 1
+    assert "windows is a number from 1 on" in capsys.readouterr().err
 
 
 def test_a_run_is_told_apart_from_its_training_recordings(policy, folder, root, here, capsys):

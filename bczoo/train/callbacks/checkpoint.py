@@ -265,6 +265,7 @@ class ResumableCheckpoint(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._generators = state_dict["generators"]
         self._run = state_dict.get("run", self._run)
+        self._best = best_in(self.best_path, self._run)  # of a training that is over no more will be heard
         self._restore = True
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:

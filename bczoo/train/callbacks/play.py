@@ -142,8 +142,9 @@ def _ending_on_sigterm() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, _end)
     try:
         yield
-    except SIGTERMException:
-        print("\nstopped by SIGTERM in the closing games; the training is saved, and the same command plays them anew")
+    except (SIGTERMException, KeyboardInterrupt) as stop:
+        by = "SIGTERM" if isinstance(stop, SIGTERMException) else "Ctrl-C"
+        print(f"\nstopped by {by} in the closing games; the training is saved, and the same command plays them anew")
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
