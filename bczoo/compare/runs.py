@@ -26,6 +26,7 @@ import numpy as np
 import yaml
 
 from bczoo.core.errors import UserError
+from bczoo.hub.models import shipped_weights
 from bczoo.train.run_record import EXPORTED_RECORD, RUN_RECORD, Record, read_json, read_record, weights_step
 
 RUN_CONFIG, METRICS, LOGS = "config.yaml", "metrics.csv", "lightning_logs"
@@ -66,6 +67,7 @@ class Run:
     """What a folder says of a run.
 
     Args:
+        name: the folder, as it was given.
         path: the folder.
         record: of the run; empty if there is none.
         options: dotted name to value, without the seed and what has no effect (:data:`WITHOUT_EFFECT`).
@@ -73,15 +75,12 @@ class Run:
         seed: of the training; None if it is not known.
     """
 
+    name: str
     path: Path
     record: Record
     options: Mapping[str, Any]
     complete: bool
     seed: int | None
-
-    @property
-    def name(self) -> str:
-        return str(self.path)
 
     @property
     def steps(self) -> int | None:
@@ -132,14 +131,18 @@ class Run:
 def read_run(folder: str | Path) -> Run:
     """What a folder says of its run.
 
+    Args:
+        folder: a run, an exported folder, or ``checkpoints/name``, weights that ship.
+
     Raises:
         UserError: it is neither a run nor an exported folder; says what it lacks.
     """
-    path = Path(folder)
+    name, path = str(Path(folder)), Path(folder)
+    path = path if path.exists() else shipped_weights(path) or path
     if not path.is_dir():
         raise UserError(f"there is no folder {path}; give runs such as runs/quickstart, or exported folders")
     if (path / EXPORTED_CONFIG).is_file():
-        return _exported(path)
+        return _exported(name, path)
     record, config = read_record(path / RUN_RECORD), _config_file(path)
     if not record and config is None and not metrics_files(path):
         inside = sorted(p.name for p in path.iterdir() if (p / RUN_RECORD).is_file() or _config_file(p) is not None)
@@ -148,16 +151,16 @@ def read_run(folder: str | Path) -> Run:
     options = {} if config is None else read_options(config)
     seed = record.get("training", {}).get("seed", options.get(SEED))
     known = isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0
-    return Run(path, record, _of_effect(options) | _facts(record), config is not None, seed if known else None)
+    return Run(name, path, record, _of_effect(options) | _facts(record), config is not None, seed if known else None)
 
 
-def _exported(path: Path) -> Run:
+def _exported(name: str, path: Path) -> Run:
     """An exported folder: of the options it keeps those of the model alone."""
     record = read_record(path / EXPORTED_RECORD)
     options = flatten({"model": read_json(path / EXPORTED_CONFIG).get("policy")})
     options = {k: v for k, v in options.items() if not k.endswith(".pretrained")}  # weights are never fetched again
     seed = record.get("training", {}).get("seed", -1)
-    return Run(path, record, options | _facts(record), False, seed if seed >= 0 else None)
+    return Run(name, path, record, options | _facts(record), False, seed if seed >= 0 else None)
 
 
 def _facts(record: Record) -> dict[str, Any]:
