@@ -182,7 +182,7 @@ def _latency(record: Mapping[str, Any]) -> list[str]:
 def _replay(record: Mapping[str, Any], name: str) -> list[str]:
     if (shown := record.get("replay")) is None:
         return []
-    return ["", f"[A game of it]({name}/{shown['video']}), `{shown['env']}`."]
+    return ["", f"A game of `{shown['env']}`: `{name}/{shown['video']}`."]
 
 
 def _reference(rows: list[dict[str, Any]]) -> list[str]:
