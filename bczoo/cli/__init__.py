@@ -45,6 +45,19 @@ FUNCTIONS = {
         "bczoo.hub.open_p2p:to_open_p2p",
         ("source", "out"),
     ),
+    ("compare",): (
+        "compare runs: options, compute, measures, with intervals",
+        "bczoo.compare.command:compare",
+        ("runs",),
+    ),
+    ("plot",): ("plot curves of runs", "bczoo.compare.plot:plot", ("runs",)),
+    ("zoo", "list"): ("list the policies there are: weights and architectures", "bczoo.hub.models:zoo_list", ()),
+    ("zoo", "info"): ("say what is known of a policy of the zoo", "bczoo.hub.models:zoo_info", ("name",)),
+    ("zoo", "replay"): (
+        "write a replay video of exported weights into their folder and card",
+        "bczoo.hub.replay:replay",
+        ("folder",),
+    ),
     ("zoo", "table"): ("write the table of checkpoints from its data file", "bczoo.hub.zoo:table", ()),
     ("causality",): (
         "measure whether a policy acts on what it sees",
@@ -128,6 +141,10 @@ def main(argv: list[str] | None = None) -> int:
 
             _, target, positional = FUNCTIONS[command]
             return run_function(command, target, argv[len(command) :], positional)
+        if any(word.partition("=")[0] == "--seeds" for word in argv):
+            from bczoo.compare.seeds import fit_seeds
+
+            return fit_seeds(argv)
         from bczoo.cli.trainer import run_trainer
 
         return run_trainer(argv)

@@ -36,7 +36,9 @@ def run_function(command: tuple[str, ...], target: str, argv: list[str], positio
     parser = FunctionParser(prog=" ".join(("bczoo", *command)), description=described.short_description)
     for parameter in described.params:
         if parameter.arg_name in positional:
-            parser.add_argument(parameter.arg_name, type=str, help=parameter.description)
+            several = inspect.signature(function).parameters[parameter.arg_name].annotation in ("list[str]", list[str])
+            shape: dict[str, Any] = {"nargs": "+"} if several else {}
+            parser.add_argument(parameter.arg_name, type=str, help=parameter.description, **shape)
     parser.add_argument("--config", action="config", help="YAML file with options, or the name of a shipped one")
     parser.add_function_arguments(function, skip=set(positional), as_positional=False)
     options = parser.instantiate_classes(parser.parse_args(with_config_paths(argv))).as_dict()

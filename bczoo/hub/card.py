@@ -45,6 +45,7 @@ def model_card(
         _introduction(policy, dtype),
         _use(name, policy),
         measured_section(rounded_record(policy, record, dtype)),
+        _replay(record),
         _training(record),
         _flaws(record),
         f"## Licence\n\n{license}" if license else "## Licence\n\nNo licence was stated for these weights.",
@@ -229,6 +230,16 @@ def _at(measured: Mapping[str, Any], steps: int | None, before: str = " ") -> st
     if not said:
         return ""
     return f"{before}({said[0]})" if before == " " else f"{before}{said[0]}"
+
+
+def _replay(record: Record) -> str:
+    if (shown := record.get("replay")) is None:
+        return ""
+    at = _at(shown, weights_step(record))
+    return (
+        f"## Replay\n\n[{shown['video']}]({shown['video']}): `{shown['env']}`, the game of seed {shown['seed']}{at}, "
+        f"with the keys and the mouse motion of the policy; return {shown['return']:.1f} up to the end of the video."
+    )
 
 
 def _training(record: Record) -> str:

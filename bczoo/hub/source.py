@@ -20,6 +20,7 @@ from bczoo.core.files import restore
 from bczoo.core.parts import Family
 from bczoo.hub.build import check_spec, described, family_of, fill
 from bczoo.hub.folder import CONFIG, ExportedFolder, load_folder, read_folder, read_weights
+from bczoo.hub.models import shipped_weights
 from bczoo.hub.remote import fetch, is_repository
 from bczoo.hub.state import Checkpoint, of_one_run, read_checkpoint
 from bczoo.train.run_record import BEST, EXPORTED_RECORD, LAST, read_record, records_of_runs, weights_step
@@ -156,7 +157,7 @@ def locate(
 
     Args:
         source: an exported folder, a checkpoint (``.ckpt``), the folder of a run (its best checkpoint by validation, or
-            the last one if there is no such), or ``org/name`` on the Hub.
+            the last one if there is no such), ``org/name`` on the Hub, or ``checkpoints/name``, weights that ship.
         revision: branch, tag or commit on the Hub.
         token: access token of the Hub; the stored one if left out.
         cache_dir: huggingface_hub's download cache, if it is another one.
@@ -167,6 +168,8 @@ def locate(
     """
     path = Path(source)
     restore(path)
+    if not path.exists() and (shipped := shipped_weights(path)) is not None:
+        return Source(shipped)
     if path.is_file():
         return Source(path)
     if path.is_dir():

@@ -7,7 +7,6 @@ come from memory once a frame. Bandwidth is measured on the same device, by addi
 
 from __future__ import annotations
 
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from bczoo.core.configs import names
-from bczoo.core.devices import DTYPES, Precision, usable_device
+from bczoo.core.devices import DTYPES, Precision, processor, usable_device
 from bczoo.core.errors import UserError
 from bczoo.hub.measurements import keep, measured_step
 from bczoo.models.policy import Policy
@@ -104,12 +103,13 @@ def latency(
     instruction, loaded = opened.embedding(), opened.for_play(threads)
     agent = loaded.agent(games, cuda_graphs=cuda_graphs)
     report = measure(agent, steps, warm_up, instruction)
-    weights = next(loaded.parameters()).dtype
-    print(f"{policy}, {device}, {str(weights).removeprefix('torch.')}, games {games}, ", end="")
-    print(f"threads {torch.get_num_threads()}, {steps} steps\n" if agent.device.type == "cpu" else f"{steps} steps\n")
+    weights, on_cpu = next(loaded.parameters()).dtype, agent.device.type == "cpu"
+    where = processor() if on_cpu else torch.cuda.get_device_name(agent.device)
+    print(f"{policy}, {device} ({where}), {str(weights).removeprefix('torch.')}, games {games}, ", end="")
+    print(f"threads {torch.get_num_threads()}, {steps} steps\n" if on_cpu else f"{steps} steps\n")
     print("\n".join(report.lines()))
     if (step := measured_step(opened.found)) is not None:
-        on_cpu, step_ms = agent.device.type == "cpu", report.latency["step"]
+        step_ms = report.latency["step"]
         entry = {
             "step": step,
             "dtype": str(weights).removeprefix("torch."),
@@ -119,8 +119,7 @@ def latency(
             **{name: round(step_ms[name], 3) for name in ("p50", "p99")},
             "budget": report.budget_ms,
         }
-        name = f"{platform.machine()} CPU" if on_cpu else torch.cuda.get_device_name(agent.device)
-        if line := keep(opened.found, "latency", name, entry, steps, add_to_record):
+        if line := keep(opened.found, "latency", where, entry, steps, add_to_record):
             print(f"\n{line}")
     return report
 

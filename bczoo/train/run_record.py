@@ -14,6 +14,7 @@ theirs::
     play      {<game>: {seed, step, players {<who>: {mean, low, high, episodes}}, ...}}   low, high null for one game
     causality {<data>: {step, part, windows, recordings, metrics {<name>: {value, low, high}}}}
     latency   {<device>: {step, dtype, games, threads, steps_measured, p50, p99, budget}} milliseconds
+    replay    {video, env, seed, return, step}     the video beside exported weights
     weights_step                                   of an exported checkpoint that is not the run's last
     rounded_to                                     type of exported weights that are not saved as they were trained
     license, flaws                                 what was said when it was exported
@@ -84,6 +85,9 @@ def _check(record: Record) -> None:
     for device, timed in record.get("latency", {}).items():
         lines += [device, timed["dtype"]]
         numbers += [timed[k] for k in ("step", "games", "threads", "steps_measured", "p50", "p99", "budget")]
+    if "replay" in record:
+        lines += [record["replay"]["video"], record["replay"]["env"]]
+        numbers += [record["replay"][k] for k in ("seed", "return", "step")]
     training, data = record.get("training", {}), record.get("data", {})
     numbers += [v for k, v in training.items() if k in ("steps", "seconds", "devices", "seed")]
     lines += [training.get(k, "") for k in ("device", "precision", "torch")]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import platform
 import shlex
 import sys
 import time
@@ -23,6 +22,7 @@ import torch
 
 import bczoo
 from bczoo.core.configs import FOLDER, IMPORT
+from bczoo.core.devices import processor
 from bczoo.core.files import set_aside, write_json
 from bczoo.hub.state import RUN_STATE, kept_by
 from bczoo.train.callbacks.checkpoint import ResumableCheckpoint
@@ -218,7 +218,7 @@ def _device(trainer: L.Trainer) -> str:
     device = trainer.strategy.root_device
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} threads, {platform.machine()}"
+    return f"{device.type}, {torch.get_num_threads()} threads, {processor()}"
 
 
 def _data(trainer: L.Trainer) -> dict[str, Any]:
