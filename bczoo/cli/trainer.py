@@ -22,7 +22,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import bczoo
-from bczoo.cli.parser import SuggestingParser
+from bczoo.cli.parser import OneLineParser
 from bczoo.core.configs import with_config_paths
 from bczoo.core.errors import UserError
 from bczoo.core.files import write_text
@@ -35,7 +35,7 @@ from bczoo.train.callbacks.predictions import WritePredictions
 from bczoo.train.callbacks.run_record import RunRecord
 
 
-class TrainerParser(SuggestingParser, LightningArgumentParser):
+class TrainerParser(OneLineParser, LightningArgumentParser):
     """Parser of the trainer commands."""
 
 
