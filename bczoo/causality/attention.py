@@ -22,7 +22,7 @@ from torch import Tensor
 
 from bczoo.causality.leaks import require_layout, slot_name
 from bczoo.core.errors import UserError
-from bczoo.core.files import write_figure, write_json
+from bczoo.core.files import require_folder_target, write_figure, write_json
 from bczoo.core.spec import Batch
 from bczoo.data.dataset import WindowDataset
 from bczoo.data.index import open_index
@@ -95,6 +95,7 @@ def attention_report(
         device: where the policy runs, cpu or cuda.
         revision: branch, tag or commit on the Hub.
     """
+    require_folder_target(out, "--out")
     loaded = open_policy(policy, revision, device, text="").policy
     require_layout(loaded)
     batch, name = read_window(loaded, data, recording, start, steps)

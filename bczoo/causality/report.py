@@ -29,7 +29,7 @@ from bczoo.causality.metrics import causality_name, evaluate, visual_share
 from bczoo.causality.perturb import FREEZE_STEPS, Perturbation, checked_kinds, longest_freeze, perturbations
 from bczoo.core.actions import ActionSpace
 from bczoo.core.errors import UserError
-from bczoo.core.files import write_json
+from bczoo.core.files import require_folder_target, write_json
 from bczoo.core.spec import loss_mask
 from bczoo.core.statistics import RESAMPLES_OF_METRICS, bootstrap
 from bczoo.core.tables import markdown_table
@@ -108,6 +108,7 @@ def causality_report(
     kinds = _kinds(perturb, counterfactual, replaced, freeze_steps)
     if batch_size < 1 or (limit is not None and limit < 1):
         raise UserError(f"batch_size and limit are numbers from 1 on, got {batch_size} and {limit}")
+    require_folder_target(out, "--out")
     opened = open_policy(policy, revision, device, text=text)
     loaded, instruction = opened.policy, opened.embedding()
     spec = loaded.input_spec

@@ -125,7 +125,7 @@ def main(argv: list[str] | None = None) -> int:
 
         print(missing_config(argv[0]), file=sys.stderr)
         return 2
-    from bczoo.core.errors import UserError
+    from bczoo.core.errors import UserError, behind
     from bczoo.core.threads import tune_for_cpu
 
     tune_for_cpu()
@@ -144,7 +144,7 @@ def main(argv: list[str] | None = None) -> int:
         print("bczoo: interrupted", file=sys.stderr)
         return 130
     except Exception as error:
-        report = _behind(error, UserError) or _system_error(error)
+        report = behind(error, UserError) or _system_error(error)
         if report is None or os.environ.get("BCZOO_TRACEBACK"):
             raise
         print(f"bczoo: {report}", file=sys.stderr)
@@ -187,16 +187,11 @@ def import_modules(argv: list[str]) -> list[str]:
     return rest
 
 
-def _behind(error: BaseException | None, kind: type[Exception]) -> BaseException | None:
-    """The first error of ``kind`` in a chain of causes; building a policy from YAML wraps what went wrong."""
-    while error is not None and not isinstance(error, kind):
-        error = error.__cause__
-    return error
-
-
 def _system_error(error: BaseException | None) -> str | None:
     """What to say to an error of the system that the user can put right: which path, and what to do."""
-    cause = _behind(error, OSError)
+    from bczoo.core.errors import behind
+
+    cause = behind(error, OSError)
     if not isinstance(cause, OSError) or cause.errno not in SYSTEM_ERRORS:
         return None
     where = f"{cause.filename}: " if cause.filename else ""

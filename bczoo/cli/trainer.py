@@ -19,12 +19,12 @@ from jsonargparse import Namespace
 from lightning.pytorch.callbacks import BasePredictionWriter, Checkpoint, RichProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 import bczoo
 from bczoo.cli.parser import OneLineParser
 from bczoo.core.configs import with_config_paths
-from bczoo.core.errors import UserError
+from bczoo.core.errors import UserError, behind
 from bczoo.core.files import write_text
 from bczoo.hub.finite import check_finite
 from bczoo.hub.state import load_tensors
@@ -33,6 +33,7 @@ from bczoo.train.callbacks.checkpoint import ResumableCheckpoint
 from bczoo.train.callbacks.finite import FiniteCheck
 from bczoo.train.callbacks.predictions import WritePredictions
 from bczoo.train.callbacks.run_record import RunRecord
+from bczoo.train.run_record import LAST
 
 
 class TrainerParser(OneLineParser, LightningArgumentParser):
@@ -74,7 +75,12 @@ class TrainerCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Lightning's trainer, with the plain progress bar of all long stages, and predictions written to a file."""
-        trainer = super().instantiate_trainer(**kwargs)
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ValueError, TypeError) as error:
+            if behind(error, UserError):
+                raise
+            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
         trainer.loggers = [PatientCSVLogger.of(g) if type(g) is CSVLogger else g for g in trainer.loggers]
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         callbacks[:] = [TQDMProgressBar() if type(c) is RichProgressBar else c for c in callbacks]
@@ -102,6 +108,8 @@ class TrainerCLI(LightningCLI):
             self._keeper.claim(self.trainer)  # before it is read what there is to resume
         if kwargs.get("ckpt_path") == "last":
             kwargs["ckpt_path"] = self._last(resume=subcommand == "fit")
+        elif kwargs.get("ckpt_path") and Path(kwargs["ckpt_path"]).is_dir():
+            raise UserError(_no_file(Path(kwargs["ckpt_path"])))
         elif kwargs.get("ckpt_path") and not _is_checkpoint(kwargs["ckpt_path"]):
             raise UserError(f"there is no checkpoint {kwargs['ckpt_path']!r}")
         if kwargs.get("ckpt_path") and Path(kwargs["ckpt_path"]).is_file():
@@ -158,8 +166,15 @@ def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
     return {k: v for name, part in config.items() for k, v in _flat(part, f"{prefix}.{name}").items()}
 
 
+def _no_file(folder: Path) -> str:
+    """What to say to a folder where a checkpoint file is asked for."""
+    inside = [path for path in (folder / LAST, folder / "checkpoints" / LAST) if path.is_file()]
+    instead = f"name the file, --ckpt_path {inside[0]}" if inside else "give it a .ckpt file, or last"
+    return f"--ckpt_path {folder} is a folder; {instead}"
+
+
 def _is_checkpoint(path: str) -> bool:
-    """A file or folder, an address, or one of Lightning's own words."""
+    """A file, an address, or one of Lightning's own words."""
     return Path(path).exists() or "://" in path or path in ("best", "hpc") or path.startswith("registry")
 
 

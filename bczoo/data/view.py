@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from bczoo.core.actions import Decision
 from bczoo.core.errors import UserError
+from bczoo.core.files import require_file_target
 from bczoo.data.errors import RecordingError, printable
 from bczoo.data.index_build import find_recordings
 from bczoo.data.reading import Frames
@@ -73,10 +74,9 @@ def view(recording: str, out: str, start: int = 0, frames: int | None = None) ->
 def _check_out(out: str) -> None:
     """Raise unless a video can be written to ``out``."""
     path = Path(out)
-    if path.is_dir():
-        raise UserError(f"--out {out} is a folder; name a file in it, such as {path / 'clip.mp4'}")
-    if path.suffix not in CONTAINERS:
+    if path.suffix not in CONTAINERS and not path.is_dir():
         raise UserError(f"--out {out} does not end like a video file: {', '.join(CONTAINERS)}")
+    require_file_target(path, "--out", "clip.mp4")
     if not path.parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {path.parent}")
 

@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from bczoo.core.errors import UserError
-from bczoo.core.files import write_text
+from bczoo.core.files import require_file_target, write_text
 from bczoo.hub.folder import read_folder
 from bczoo.models.policy import Policy
 
@@ -34,6 +34,7 @@ def table(data: str = "checkpoints/zoo.yaml", out: str = "checkpoints.md", check
         out: the page.
         check: write nothing; an error if the page is not up to date.
     """
+    require_file_target(out, "--out", "checkpoints.md")
     text = page(Path(data))
     if check:
         if not Path(out).is_file() or Path(out).read_text(encoding="utf-8") != text:

@@ -18,7 +18,14 @@ from bczoo.core.devices import Precision
 from bczoo.core.errors import UserError
 from bczoo.games.game import Game, GameOrName, as_game, game_names
 from bczoo.play.agent import PolicyPlayer
-from bczoo.play.episodes import PlayResult, check_playable, play_beside_baselines, play_to_video, score_table
+from bczoo.play.episodes import (
+    PlayResult,
+    check_playable,
+    play_beside_baselines,
+    play_to_video,
+    require_video_target,
+    score_table,
+)
 from bczoo.play.latency import latency_table
 from bczoo.play.loop import OnStep
 from bczoo.play.open import open_policy
@@ -74,8 +81,8 @@ def play_policy(
         dtype: numbers that the policy computes with; those of its weights if left out.
         revision: branch, tag or commit on the Hub.
     """
-    if video and Path(video).suffix != ".mp4":
-        raise UserError(f"a video is an mp4 file, got {video!r}")
+    if video:
+        require_video_target(video, "--video")
     opened = open_policy(policy, revision, device, dtype, text, temperature, top_p)
     env = env or _measured_in(opened.record)
     game = as_game(env)

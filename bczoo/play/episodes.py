@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from bczoo.core.actions import Decision
 from bczoo.core.errors import UserError
+from bczoo.core.files import require_file_target
 from bczoo.core.statistics import interval_over_episodes
 from bczoo.core.tables import markdown_table
 from bczoo.core.workers import Parcel, closing_on_sigterm, in_processes
@@ -203,6 +204,18 @@ def score_table(results: Mapping[str, PlayResult]) -> str:
             share = 100 * (result.mean - scale[0]) / (scale[1] - scale[0])
             lines += ["", f"{name} closes {share:.0f} % of the gap between random and expert."]
     return "\n".join(lines)
+
+
+def require_video_target(path: str | Path, option: str) -> None:
+    """Raise, before anything is played, if no video can be written to a path.
+
+    Args:
+        path: where an mp4 file is to be.
+        option: that it was given by, for the error.
+    """
+    if Path(path).suffix != ".mp4" and not Path(path).is_dir():
+        raise UserError(f"{option}: a video is an mp4 file, got {str(path)!r}")
+    require_file_target(path, option, "play.mp4")
 
 
 def play_to_video(

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from bczoo.causality.scores import kl
 from bczoo.core.actions import ActionSpace, Values
 from bczoo.core.errors import UserError
-from bczoo.core.files import write_figure, write_json
+from bczoo.core.files import require_folder_target, write_figure, write_json
 from bczoo.core.frames import FILTERS, resize
 from bczoo.core.spec import InputSpec, window_batch
 from bczoo.core.statistics import interval_over_episodes
@@ -82,6 +82,7 @@ def gap(
     rates = _checked_rates([0, 18, 23, 30] if crf is None else [crf] if isinstance(crf, int) else crf)
     if episodes < 1:
         raise UserError(f"episodes must be at least 1, got {episodes}")
+    require_folder_target(out, "--out")
     game = make_game(env)
     make_player("expert", game)
     names = _labels([policy] if compare is None else [policy, compare])

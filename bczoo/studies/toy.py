@@ -28,7 +28,7 @@ from torch import nn
 from tqdm import tqdm
 
 from bczoo.core.errors import UserError
-from bczoo.core.files import write_figure, write_json
+from bczoo.core.files import require_folder_target, write_figure, write_json
 
 Array = NDArray[np.float64]
 
@@ -467,6 +467,7 @@ def study_toy(
     settings = Settings(
         steps, replicas, batch, every, width, tuple(depths), linear_bias, learning_rate, seed, min(compare_steps, steps)
     )
+    require_folder_target(out, "--out")
     result = run_study(settings)
     folder = Path(out)
     write_json(folder / "toy.json", as_dict(result), indent=1, allow_nan=False)

@@ -22,7 +22,14 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from bczoo.core.devices import play_threads
 from bczoo.games.game import Game, make_game
 from bczoo.play.agent import PolicyPlayer
-from bczoo.play.episodes import PlayResult, check_playable, play_beside_baselines, play_to_video, score_table
+from bczoo.play.episodes import (
+    PlayResult,
+    check_playable,
+    play_beside_baselines,
+    play_to_video,
+    require_video_target,
+    score_table,
+)
 
 
 class PlayGame(L.Callback):
@@ -60,6 +67,8 @@ class PlayGame(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Find out before a long training that the game cannot be played with this policy."""
         check_playable(make_game(self.env), pl_module.input_spec)  # type: ignore[arg-type]
+        if self.video:
+            require_video_target(self.video, "PlayGame's video")
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.is_global_zero or trainer.interrupted:
