@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
-from tqdm import tqdm
 
 from bczoo.causality.clip import Clip, plot
 from bczoo.causality.counterfactual import Counterfactuals
@@ -30,6 +29,7 @@ from bczoo.causality.perturb import FREEZE_STEPS, Perturbation, checked_kinds, l
 from bczoo.core.actions import ActionSpace
 from bczoo.core.errors import UserError
 from bczoo.core.files import require_folder_target, write_json
+from bczoo.core.progress import Progress
 from bczoo.core.spec import loss_mask
 from bczoo.core.statistics import RESAMPLES_OF_METRICS, bootstrap
 from bczoo.core.tables import markdown_table
@@ -247,7 +247,7 @@ def measure(
     """
     sums = RecordingSums(loader.plan.recordings)
     donors = Donors.read(policy, loader)
-    for batch in tqdm(loader, desc="causality", unit="batch", disable=not progress):
+    for batch in Progress(loader, desc="causality", unit="batch", disable=not progress):
         batch = move_data_to_device(batch, policy.device)
         if instruction is not None:
             batch["text"] = where_untold(batch["text"], instruction)

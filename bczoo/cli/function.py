@@ -13,12 +13,12 @@ from typing import Any, Literal
 import docstring_parser
 from jsonargparse import ArgumentParser
 
-from bczoo.cli.parser import OneLineParser
+from bczoo.cli.parser import SuggestingParser
 from bczoo.cli.source import describe
 from bczoo.core.configs import with_config_paths
 
 
-class FunctionParser(OneLineParser, ArgumentParser):
+class FunctionParser(SuggestingParser, ArgumentParser):
     """Parser of one function's options."""
 
 

@@ -16,7 +16,7 @@ from bczoo.cli.problems import Typed, explain
 TRACEBACK = "BCZOO_TRACEBACK"  # environment variable: show all there is to an error
 
 
-class OneLineParser:
+class SuggestingParser:
     """Mix-in for jsonargparse's ArgumentParser: an error is one line, the whole of it behind ``BCZOO_TRACEBACK=1``.
 
     Attributes:

@@ -1,6 +1,6 @@
 """What a parser says of a wrong option, in one line: what is wrong, where, and what was meant.
 
-Place in the pipeline: :class:`bczoo.cli.parser.OneLineParser` hands the messages of jsonargparse here. They nest: a
+Place in the pipeline: :class:`bczoo.cli.parser.SuggestingParser` hands the messages of jsonargparse here. They nest: a
 key, what is wrong with the class given for it, a key of that class, and so on, once for every type that was allowed.
 The first plain statement in such a message is the reason; the keys before it are the way there.
 """

@@ -16,13 +16,14 @@ from typing import Any
 
 import lightning as L
 from jsonargparse import Namespace
-from lightning.pytorch.callbacks import BasePredictionWriter, Checkpoint, RichProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import BasePredictionWriter, Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 import bczoo
-from bczoo.cli.parser import OneLineParser
+from bczoo.cli.parser import SuggestingParser
+from bczoo.cli.quiet import quieten
 from bczoo.core.configs import with_config_paths
 from bczoo.core.errors import UserError, behind
 from bczoo.core.files import write_text
@@ -30,13 +31,14 @@ from bczoo.hub.finite import check_finite
 from bczoo.hub.state import load_tensors
 from bczoo.models.model import TRAINING_SETTINGS
 from bczoo.train.callbacks.checkpoint import ResumableCheckpoint
+from bczoo.train.callbacks.display import in_place_of_lightnings
 from bczoo.train.callbacks.finite import FiniteCheck
 from bczoo.train.callbacks.predictions import WritePredictions
 from bczoo.train.callbacks.run_record import RunRecord
 from bczoo.train.run_record import LAST
 
 
-class TrainerParser(OneLineParser, LightningArgumentParser):
+class TrainerParser(SuggestingParser, LightningArgumentParser):
     """Parser of the trainer commands."""
 
 
@@ -83,7 +85,7 @@ class TrainerCLI(LightningCLI):
             raise UserError(f"trainer: {' '.join(str(error).split())}") from error
         trainer.loggers = [PatientCSVLogger.of(g) if type(g) is CSVLogger else g for g in trainer.loggers]
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
-        callbacks[:] = [TQDMProgressBar() if type(c) is RichProgressBar else c for c in callbacks]
+        callbacks[:] = in_place_of_lightnings(callbacks)
         if self.subcommand == "predict" and not any(isinstance(c, BasePredictionWriter) for c in callbacks):
             callbacks.append(WritePredictions(str(Path(trainer.default_root_dir) / "predictions.safetensors")))
         for kind in (FiniteCheck, RunRecord):
@@ -212,8 +214,7 @@ class SaveConfig(SaveConfigCallback):
 
 def run_trainer(argv: list[str]) -> int:
     """Run one of the trainer commands; returns the exit status, which is that of a signal after Ctrl-C or SIGTERM."""
-    # lightning uses a name that torch has deprecated; the warning lands in the middle of progress bars
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    quieten()
     sys.argv[1:] = with_config_paths(argv)  # LightningCLI warns about arguments that it is given in another way
     try:
         TrainerCLI(

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from bczoo.core.actions import ActionSpace, BinnedGroup, HeldGroup
 from bczoo.core.files import require_file_target, sweep, write_json
+from bczoo.core.progress import Progress
 from bczoo.data.errors import RecordingError, printable
 from bczoo.data.index import Index, open_index
 from bczoo.data.index_build import start_method
@@ -191,7 +191,7 @@ def _decode_all(index: Index, processes: int) -> Iterator[tuple[int, str]]:
     recordings = index.usable.tolist()
     videos = [[str(path) for path in index.videos(r)] for r in recordings]
     frames = index.n_frames[recordings].tolist()
-    bar = tqdm(total=sum(frames), desc="Decoding", unit="frame", disable=None)
+    bar = Progress(total=sum(frames), desc="Decoding", unit="frame", disable=None)
     with bar:
         if processes < 2 or len(recordings) < 2:
             for recording, paths, n in zip(recordings, videos, frames, strict=True):

@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable, Mapping
 
 import numpy as np
-from tqdm import tqdm
 
 from bczoo.core.actions import Decision
+from bczoo.core.progress import Progress
 from bczoo.games.players import Player
 from bczoo.play.envs import Envs, Seen
 from bczoo.play.latency import StageTimes
@@ -36,7 +36,7 @@ class EpisodeTable:
     """
 
     def __init__(
-        self, player: Player, episodes: int, seed: int, bar: tqdm, on_step: OnStep | None, measured: bool
+        self, player: Player, episodes: int, seed: int, bar: Progress, on_step: OnStep | None, measured: bool
     ) -> None:
         self.player, self.seed, self.measured = player, seed, measured
         self.on_step: OnStep = on_step or (lambda *step: None)
@@ -167,7 +167,7 @@ def in_real_time(games: RealTimeEnvs, table: EpisodeTable, num_envs: int) -> Rea
 class StepCount:
     """Steps beside a bar of episodes: games side by side may all end together, with nothing to see until then."""
 
-    def __init__(self, bar: tqdm) -> None:
+    def __init__(self, bar: Progress) -> None:
         self.bar, self.steps = bar, 0
         self.started = self.shown = time.perf_counter()
 

@@ -23,13 +23,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from bczoo.causality.scores import kl
 from bczoo.core.actions import ActionSpace, Values
 from bczoo.core.errors import UserError
 from bczoo.core.files import require_folder_target, write_figure, write_json
 from bczoo.core.frames import FILTERS, resize
+from bczoo.core.progress import Progress
 from bczoo.core.spec import InputSpec, window_batch
 from bczoo.core.statistics import interval_over_episodes
 from bczoo.data.recording import RecordingWriter, parse_steps, read_annotation
@@ -339,7 +339,7 @@ def measure(
     every = versions(next(iter(subjects.values())).policy.input_spec.resize, rates)
     scores: dict[str, dict[str, list[Score]]] = {name: {v.name: [] for v in every} for name in subjects}
     total = episodes * len(subjects) * len(every)
-    with tqdm(total=total, desc=game.name, disable=not progress, unit="version") as bar:
+    with Progress(total=total, desc=game.name, disable=not progress, unit="version") as bar:
         for i in range(episodes):
             for name, version, one in _scores(subjects, expert_episode(game, seed + i), every):
                 scores[name][version].append(one)

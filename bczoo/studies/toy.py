@@ -25,10 +25,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from tqdm import tqdm
 
 from bczoo.core.errors import UserError
 from bczoo.core.files import require_folder_target, write_figure, write_json
+from bczoo.core.progress import Progress
 
 Array = NDArray[np.float64]
 
@@ -265,7 +265,7 @@ def train(settings: Settings, steps: int, batch: int, title: str = "") -> Curves
     ]
     stack = Stack(rows, settings.width, settings.learning_rate)
     measured = [(stack.logits(PROBES), stack.logits(USUAL_PROBES))]
-    with tqdm(total=steps, desc=title, unit="step", unit_scale=True, disable=None) as bar:
+    with Progress(total=steps, desc=title, unit="step", unit_scale=True) as bar:
         for _ in range(steps // settings.every):
             driven = [world.drive(settings.every) for world in worlds]
             observations, brakes = (np.stack(part) for part in zip(*driven, strict=True))
