@@ -69,6 +69,7 @@ FUNCTIONS = {
         ("root",),
     ),
     ("data", "view"): ("draw the actions of a recording into its video", "bczoo.data.view:view", ("recording",)),
+    ("doctor",): ("say what of this installation works, and what mends the rest", "bczoo.doctor.command:doctor", ()),
     ("completion",): (
         "print a script that completes commands and options in a shell",
         "bczoo.cli.completion:completion",
@@ -119,6 +120,10 @@ def main(argv: list[str] | None = None) -> int:
     if command is None and argv[0] not in TRAINER:
         print(unknown(argv), file=sys.stderr)
         return 2
+    if command == ("doctor",) and "--help" not in argv:
+        from bczoo.doctor.command import run
+
+        return run(argv[1:])
     argv = ["--help" if word == "-h" else word for word in argv if (word, argv[-2:]) != ("all", ["--help", "all"])]
     if command is None and not _names_configuration(argv[1:]):
         from bczoo.cli.pages import missing_config
@@ -137,6 +142,10 @@ def main(argv: list[str] | None = None) -> int:
 
             _, target, positional = FUNCTIONS[command]
             return run_function(command, target, argv[len(command) :], positional)
+        if argv[0] != "fit" and not argv[1].startswith("-"):
+            from bczoo.cli.evaluate import run_evaluation
+
+            return run_evaluation(argv)
         from bczoo.cli.trainer import run_trainer
 
         return run_trainer(argv)

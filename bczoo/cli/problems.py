@@ -115,6 +115,8 @@ def _unknown(match: re.Match[str], keys: list[str], classes: list[str], message:
         option = next((word for word in words if word.startswith("-")), None)
         if option is None:
             named = ", ".join(repr(word) for word in words)
+            if typed.command.split()[-1] in ("validate", "test", "predict"):
+                return f"what is {named} for? A policy comes first: {typed.command} POLICY [options]"
             if "config" in typed.options and not typed.texts:
                 return f"what is {named} for? A configuration is named by --config, a folder by --data.root"
             return (

@@ -15,6 +15,7 @@ IRRELEVANT = {
     r"Starting from v1\.9\.0, `tensorboardX`": "which loggers Lightning would take; bczoo writes metrics.csv",
     r"Found \d+ module\(s\) in eval mode": "frozen parts are meant to be; the model's line names them",
     r"The number of training batches \(\d+\) is smaller than the logging interval": "steps are counted over epochs",
+    r"Couldn't infer the batch indices": "predictions carry recording and start themselves",
     r"This DataLoader will create \d+ worker processes": "a shipped configuration on a machine with fewer cores",
 }  # what a warning begins with, and why nobody needs it
 

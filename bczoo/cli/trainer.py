@@ -212,12 +212,12 @@ class SaveConfig(SaveConfigCallback):
             self.already_saved = True
 
 
-def run_trainer(argv: list[str]) -> int:
+def run_trainer(argv: list[str], cli: type[TrainerCLI] = TrainerCLI) -> int:
     """Run one of the trainer commands; returns the exit status, which is that of a signal after Ctrl-C or SIGTERM."""
     quieten()
     sys.argv[1:] = with_config_paths(argv)  # LightningCLI warns about arguments that it is given in another way
     try:
-        TrainerCLI(
+        cli(
             model_class=L.LightningModule,
             datamodule_class=L.LightningDataModule,
             subclass_mode_model=True,
