@@ -27,7 +27,7 @@ class Progress(tqdm):
             options |= {"bar_format": PLAIN, "dynamic_ncols": False}
         super().__init__(*args, **options)
 
-    def display(self, msg: str | None = None, pos: int | None = None) -> bool | None:
+    def display(self, msg: str | None = None, pos: int | None = None) -> Any:
         if not self._plain:
             return super().display(msg, pos)
         now = time.monotonic()

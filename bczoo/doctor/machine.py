@@ -85,7 +85,7 @@ def display() -> Finding:
 
 
 def _cpu() -> tuple[str, set[str]]:
-    model, flags = platform.processor() or platform.machine(), set()
+    model = platform.processor() or platform.machine()
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             key, _, value = line.partition(":")
@@ -95,7 +95,7 @@ def _cpu() -> tuple[str, set[str]]:
                 return model, set(value.split())
     except OSError:
         pass
-    return model, flags
+    return model, set()
 
 
 def _memory() -> tuple[int | None, int | None]:

@@ -10,7 +10,7 @@ group.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -140,7 +140,7 @@ def _name(owner: Any) -> str:
     return f"{type(owner).__module__}.{type(owner).__name__}"
 
 
-def _owner(error: Exception, parts: list[Configured]) -> Any:
+def _owner(error: Exception, parts: Sequence[Configured]) -> Any:
     """The innermost of some parts in whose code an error was raised; the first if it was in none."""
     owner, trace = parts[0], error.__traceback__
     while trace is not None:

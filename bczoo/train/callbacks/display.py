@@ -52,7 +52,7 @@ class TrainingProgress(TQDMProgressBar):
     def init_predict_tqdm(self) -> Any:
         return super().init_predict_tqdm() if _on_terminal() else self._bar(self.predict_description)
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # type: ignore[override]
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.is_enabled and trainer.is_global_zero:
             print(_announcement(trainer), flush=True)
         super().on_train_start(trainer, pl_module)
