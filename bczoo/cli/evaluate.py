@@ -62,6 +62,8 @@ class PolicyCLI(TrainerCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         trainer = super().instantiate_trainer(**kwargs)
+        if trainer.world_size > 1:  # other processes are started by a command line, which names no policy
+            raise UserError("an exported policy is evaluated on one device; leave out --trainer.devices")
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         callbacks[:] = [c for c in callbacks if not isinstance(c, RunRecord | Checkpoint)]
         return trainer
@@ -104,7 +106,11 @@ def _made_config(found: Source, folder: str | None, command: str) -> Iterator[Pa
     if folder is None and "root" not in data:
         raise UserError(f"{command} of which recordings? Those of the training are not known; give --data FOLDER")
     arguments = {"root": folder or data["root"], "batch_size": data.get("batch_size", 8)}
-    content = {"model": dict(found.spec), "data": {"class_path": "bczoo.RecordingDataModule", "init_args": arguments}}
+    content = {
+        "trainer": {"devices": 1},
+        "model": dict(found.spec),
+        "data": {"class_path": "bczoo.RecordingDataModule", "init_args": arguments},
+    }
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "policy.yaml"
         path.write_text(yaml.safe_dump(content), encoding="utf-8")

@@ -63,13 +63,15 @@ def test_an_exported_policy_is_evaluated_without_a_run(recordings, copied, capsy
     assert bczoo("validate", "a", *QUIET) == 0
     assert losses(capsys.readouterr().out, "val") == known and len(known) == 2
     assert not Path("runs/validate-exported/record.json").exists()
+    assert bczoo("validate", "exported", *QUIET, "--trainer.devices", 2) == 1
+    assert "is evaluated on one device" in capsys.readouterr().err
     (copied / "exported" / "training.json").unlink()
     assert bczoo("validate", "exported", *QUIET) == 1
     assert "give --data FOLDER" in capsys.readouterr().err
 
 
 def test_what_is_wrong_is_told(copied, capsys):
-    assert bczoo("validate", "nowhere", *QUIET) == 1
+    assert bczoo("validate", "--import", "json", "nowhere", *QUIET) == 1
     assert "there is no policy 'nowhere'" in capsys.readouterr().err
     assert bczoo("validate", "a", "--data", *QUIET) == 1
     assert "--data needs a value behind it" in capsys.readouterr().err
