@@ -214,9 +214,9 @@ def _help_for(argv: list[str]) -> list[str] | None:
     if argv[0] == "help":
         return argv[1:]
     at = next((i for i, word in enumerate(argv) if word in ("-h", "--help")), None)
-    return (
-        None if at is None or argv[at + 1 : at + 2] == ["all"] else [w for w in argv[:at][:2] if not w.startswith("-")]
-    )
+    if at is None or argv[at + 1 : at + 2] == ["all"]:
+        return None
+    return [word for word in argv[:at][:2] if not word.startswith("-")]
 
 
 def _show_help(words: list[str]) -> int:
@@ -237,10 +237,11 @@ def _is_group(word: str) -> bool:
 
 def _names_configuration(argv: list[str]) -> bool:
     """Whether a trainer command says what to build: a configuration, a model, or a policy."""
-    wanted = ("--config", "-c", "--model", "--help", "--print_config")
-    return any(not w.startswith("-") for w in argv[:1]) or any(
-        w.partition("=")[0].split(".")[0] in wanted for w in argv
-    )
+    while argv[:1] == ["--import"]:
+        argv = argv[2:]
+    options = {word.partition("=")[0].split(".")[0] for word in argv}
+    named = not options.isdisjoint({"--config", "-c", "--model", "--help", "--print_config"})
+    return named or any(not word.startswith("-") for word in argv[:1])
 
 
 def unknown(argv: list[str]) -> str:
