@@ -24,7 +24,7 @@ from torch import Tensor
 from bczoo.causality.leaks import require_layout
 from bczoo.core.actions import ActionSpace
 from bczoo.core.errors import UserError
-from bczoo.core.files import write_json
+from bczoo.core.files import require_folder_target, write_json
 from bczoo.core.spec import Batch
 from bczoo.core.style import BLUE, DASHES, PAPER, SKY, SMALL, TEXT, saved_figure, shades
 from bczoo.data.dataset import WindowDataset
@@ -103,6 +103,7 @@ def attention_report(
         device: where the policy runs, cpu or cuda.
         revision: branch, tag or commit on the Hub.
     """
+    require_folder_target(out, "--out")
     opened = open_policy(policy, revision, device, text=text)
     loaded, instruction = opened.policy, opened.embedding()
     require_layout(loaded)

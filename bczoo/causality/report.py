@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
-from tqdm import tqdm
 
 from bczoo.causality.clip import Clip, plot
 from bczoo.causality.counterfactual import Counterfactuals
@@ -30,7 +29,8 @@ from bczoo.causality.metrics import causality_name, evaluate, visual_share
 from bczoo.causality.perturb import FREEZE_STEPS, Perturbation, checked_kinds, longest_freeze, perturbations
 from bczoo.core.actions import ActionSpace
 from bczoo.core.errors import UserError
-from bczoo.core.files import write_json
+from bczoo.core.files import require_folder_target, write_json
+from bczoo.core.progress import Progress
 from bczoo.core.spec import loss_mask
 from bczoo.core.statistics import RESAMPLES_OF_METRICS, bootstrap
 from bczoo.core.tables import markdown_table
@@ -123,6 +123,7 @@ def causality_report(
     for name, number in (("batch_size", batch_size), ("limit", limit), ("windows", windows)):
         if number is not None and number < 1:
             raise UserError(f"{name} is a number from 1 on, got {number}")
+    require_folder_target(out, "--out")
     opened = open_policy(policy, revision, device, text=text)
     loaded, instruction = opened.policy, opened.embedding()
     spec = loaded.input_spec
@@ -276,7 +277,7 @@ def measure(
     more = [] if clip is None else _windows_of(clip, loader.plan, counted)
     batches = chain(islice(loader, counted), (loader.windows[key] for key in more))
     for number, batch in enumerate(
-        tqdm(batches, desc="causality", unit="batch", total=counted + len(more), disable=not progress)
+        Progress(batches, desc="causality", unit="batch", total=counted + len(more), disable=not progress)
     ):
         batch = move_data_to_device(batch, policy.device)
         if instruction is not None:

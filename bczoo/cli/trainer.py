@@ -11,31 +11,32 @@ from __future__ import annotations
 
 import signal
 import sys
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from jsonargparse import Namespace
-from lightning.pytorch.callbacks import BasePredictionWriter, Checkpoint, RichProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import BasePredictionWriter, Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 import bczoo
 from bczoo.cli import retarget
 from bczoo.cli.evaluation import evaluation_table
 from bczoo.cli.loggers import check_loggers, make_loggers
 from bczoo.cli.parser import SuggestingParser
+from bczoo.cli.quiet import quieten
 from bczoo.cli.resume import check_resumable, flat, settings_of
 from bczoo.core.configs import with_config_paths
-from bczoo.core.errors import UserError
+from bczoo.core.errors import UserError, behind
 from bczoo.core.files import set_aside, write_text
 from bczoo.hub.finite import check_finite
 from bczoo.hub.state import RUN_STATE, load_tensors
 from bczoo.models.model import TRAINING_SETTINGS
 from bczoo.train.callbacks.best import OF_TRAINING
 from bczoo.train.callbacks.checkpoint import ResumableCheckpoint
+from bczoo.train.callbacks.display import in_place_of_lightnings
 from bczoo.train.callbacks.final_validation import ValidateAtEnd
 from bczoo.train.callbacks.finite import FiniteCheck
 from bczoo.train.callbacks.learning_rate import LogLearningRate
@@ -43,6 +44,7 @@ from bczoo.train.callbacks.play import PlayGame
 from bczoo.train.callbacks.predictions import WritePredictions
 from bczoo.train.callbacks.run_record import RunRecord
 from bczoo.train.metrics_file import MetricsFile
+from bczoo.train.run_record import LAST
 
 
 class TrainerParser(SuggestingParser, LightningArgumentParser):
@@ -114,10 +116,15 @@ class TrainerCLI(LightningCLI):
         callbacks = [kind() for kind in reversed(always) if not any(isinstance(c, kind) for c in callbacks)] + callbacks
         if self.subcommand == "predict" and not any(isinstance(c, BasePredictionWriter) for c in callbacks):
             callbacks.append(WritePredictions(str(run / "predictions.safetensors")))
-        trainer = super().instantiate_trainer(logger=loggers or False, callbacks=callbacks, **kwargs)
+        try:
+            trainer = super().instantiate_trainer(logger=loggers or False, callbacks=callbacks, **kwargs)
+        except (MisconfigurationException, ValueError, TypeError) as error:
+            if behind(error, UserError):
+                raise
+            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
         self._metrics.trainer = trainer
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
-        callbacks[:] = [TQDMProgressBar() if type(c) is RichProgressBar else c for c in callbacks]
+        callbacks[:] = in_place_of_lightnings(callbacks)
         callbacks.sort(key=lambda c: isinstance(c, Checkpoint))  # they come last: they keep what the others have done
         self._dump_config()
         self._record: RunRecord = next(c for c in callbacks if isinstance(c, RunRecord))
@@ -163,6 +170,8 @@ class TrainerCLI(LightningCLI):
             self._keeper.claim(self.trainer)  # before it is read what there is to resume
         if kwargs.get("ckpt_path") in ("last", "best"):
             kwargs["ckpt_path"] = self._kept(kwargs["ckpt_path"])
+        elif kwargs.get("ckpt_path") and Path(kwargs["ckpt_path"]).is_dir():
+            raise UserError(_no_file(Path(kwargs["ckpt_path"])))
         elif kwargs.get("ckpt_path") and not _is_checkpoint(kwargs["ckpt_path"]):
             raise UserError(f"there is no checkpoint {kwargs['ckpt_path']!r}")
         if kwargs.get("ckpt_path") and Path(kwargs["ckpt_path"]).is_file():
@@ -242,8 +251,15 @@ def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
+def _no_file(folder: Path) -> str:
+    """What to say to a folder where a checkpoint file is asked for."""
+    inside = [path for path in (folder / LAST, folder / "checkpoints" / LAST) if path.is_file()]
+    instead = f"name the file, --ckpt_path {inside[0]}" if inside else "give it a .ckpt file, or last"
+    return f"--ckpt_path {folder} is a folder; {instead}"
+
+
 def _is_checkpoint(path: str) -> bool:
-    """A file or folder, an address, or one of Lightning's own words."""
+    """A file, an address, or one of Lightning's own words."""
     return Path(path).exists() or "://" in path or path == "hpc" or path.startswith("registry")
 
 
@@ -263,13 +279,12 @@ class SaveConfig(SaveConfigCallback):
         self.already_saved = True
 
 
-def run_trainer(argv: list[str]) -> int:
+def run_trainer(argv: list[str], cli: type[TrainerCLI] = TrainerCLI) -> int:
     """Run one of the trainer commands; returns the exit status, which is that of a signal after Ctrl-C or SIGTERM."""
-    # lightning uses a name that torch has deprecated; the warning lands in the middle of progress bars
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    quieten()
     sys.argv[1:] = with_config_paths(argv)  # LightningCLI warns about arguments that it is given in another way
     try:
-        TrainerCLI(
+        cli(
             model_class=L.LightningModule,
             datamodule_class=L.LightningDataModule,
             subclass_mode_model=True,

@@ -220,6 +220,41 @@ def sweep(folder: str | Path, of: str | None = None) -> list[Path]:
     return removed
 
 
+def require_file_target(path: str | Path, option: str, example: str) -> None:
+    """Raise, before anything else is done, if no file can be written to a path; nothing is made there.
+
+    Args:
+        path: where a file is to be.
+        option: that it was given by, for the error.
+        example: name of such a file.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{option} {path} is a folder; name a file in it, such as {path / example}")
+    _require_room(path, path.parent, option)
+
+
+def require_folder_target(path: str | Path, option: str) -> None:
+    """The same for a folder, which may be there already."""
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{option} {path} is a file, where a folder is to be; give another one")
+    _require_room(path, path, option)
+
+
+def _require_room(path: Path, folder: Path, option: str) -> None:
+    """Raise unless a folder is there and can be written to, or can be made."""
+    there = folder.absolute()
+    while not os.path.lexists(there) and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise UserError(f"{option} {path}: {there} is no folder; give a path that leads through folders alone")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(
+            f"{option} {path}: {there} cannot be written to; give another path, or yourself the right to it"
+        )
+
+
 @contextlib.contextmanager
 def write_errors(path: str | Path) -> Iterator[None]:
     """Turn what the system says against writing a path, such as a full disk, into an error for the user."""

@@ -38,6 +38,7 @@ from bczoo.core.errors import UserError
 Result = TypeVar("Result")
 CLOSING_S = 10.0  # time that a worker has to end before it is stopped, and then killed
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
+UNGUARDED = 93  # status of a worker that would have started workers of its own while it imported a script
 
 
 class WorkerError(UserError):
@@ -155,6 +156,9 @@ class Workers:
         self.pipes: list[Connection] = []
 
     def __enter__(self) -> Any:
+        if getattr(multiprocessing.current_process(), "_inheriting", False):  # as multiprocessing itself finds out
+            sys.stdout.flush()
+            os._exit(UNGUARDED)  # an exception would go through the script, which may go on; its parent says why
         try:
             for worker in range(self.count):
                 self._start(worker)
@@ -197,6 +201,12 @@ class Workers:
         self.processes[worker].join(CLOSING_S)
         status = self.processes[worker].exitcode
         how = f"signal {-status}" if status is not None and status < 0 else f"status {status}"
+        if status == UNGUARDED:
+            script = getattr(sys.modules["__main__"], "__file__", None) or "the script"
+            return self.failure(
+                f"worker processes import {os.path.basename(script)}, which starts workers itself as soon as it is "
+                'imported; put what it does under `if __name__ == "__main__":`, or do without workers (workers=1)'
+            )
         killed = status is not None and -status == getattr(signal, "SIGKILL", None)
         return self.failure(
             f"the process of {self._label(worker)} has ended ({how})"

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from bczoo.core.actions import ActionSpace, BinnedGroup, HeldGroup
-from bczoo.core.files import sweep, write_json
+from bczoo.core.files import require_file_target, sweep, write_json
+from bczoo.core.progress import Progress
 from bczoo.data.errors import RecordingError, printable
 from bczoo.data.index import Index, open_index
 from bczoo.data.index_build import start_method
@@ -129,6 +129,8 @@ def check(
         processes: processes that decode; as many as there are processor cores if left out.
     """
     processes = os.cpu_count() or 1 if processes is None else processes
+    if json is not None:
+        require_file_target(json, "--json", "report.json")
     index = open_index(root, ActionSpace.of(action_space), fps, text_dim, processes=processes, verify=True)
     report = Report(printable(root), recordings=len(index), decoded=decode)
     report.broken = {str(index.names[i]): str(index.problems[i]) for i in np.flatnonzero(index.problems != "")}
@@ -189,7 +191,7 @@ def _decode_all(index: Index, processes: int) -> Iterator[tuple[int, str]]:
     recordings = index.usable.tolist()
     videos = [[str(path) for path in index.videos(r)] for r in recordings]
     frames = index.n_recorded[recordings].tolist()
-    bar = tqdm(total=sum(frames), desc="Decoding", unit="frame", disable=None)
+    bar = Progress(total=sum(frames), desc="Decoding", unit="frame", disable=None)
     with bar:
         if processes < 2 or len(recordings) < 2:
             for recording, paths, n in zip(recordings, videos, frames, strict=True):

@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from bczoo.core.errors import UserError
 from bczoo.core.files import PartialPath, remove, sweep, write_text
+from bczoo.core.progress import Progress
 from bczoo.data.errors import RecordingError, printable
 from bczoo.data.index_files import Build, Row, Target, cache_folders, layout, write_table
 from bczoo.data.recording import ANNOTATION_FILE, SYSTEM, Steps, parse_steps, read_annotation
@@ -227,7 +227,7 @@ def _parsed(
 
     def with_bar(results: Iterable[tuple[Row, Steps | None]]) -> Iterator[tuple[Row, Steps | None]]:
         quiet = None if len(rows) > 20 else True  # None: quiet unless there is a terminal
-        yield from tqdm(results, f"Indexing {root}", len(rows), unit="recording", disable=quiet)
+        yield from Progress(results, f"Indexing {root}", len(rows), unit="recording", disable=quiet)
 
     if processes < 2 or len(rows) < 64:
         yield with_bar(index_recording(root, row, target) for row in rows)

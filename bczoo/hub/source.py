@@ -7,6 +7,7 @@ here.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -47,6 +48,11 @@ class Source:
     @cached_property
     def _content(self) -> ExportedFolder | Checkpoint:
         return read_folder(self.path) if self.exported else read_checkpoint(self.path)
+
+    @property
+    def spec(self) -> Mapping[str, Any]:
+        """What the model was built from, ``{"class_path": ..., "init_args": {...}}``."""
+        return self._content.spec
 
     @property
     def family(self) -> type[Family]:

@@ -19,7 +19,7 @@ import torch
 import yaml
 
 from bczoo.core.errors import UserError
-from bczoo.core.files import write_text
+from bczoo.core.files import require_file_target, write_text
 from bczoo.core.parts import class_path
 from bczoo.hub.card import interval_of
 from bczoo.hub.folder import read_folder
@@ -41,6 +41,7 @@ def table(data: str = "checkpoints/zoo.yaml", out: str = "checkpoints.md", check
         out: the page.
         check: write nothing; an error if the page is not up to date.
     """
+    require_file_target(out, "--out", "checkpoints.md")
     written = {out: page(Path(data)), str(Path(data).parent / ARCHITECTURES): architectures()}
     for path, text in written.items():
         if not check:

@@ -244,6 +244,14 @@ class Policy(Model):
 
     # ------------------------------------------------------------------ training
 
+    def setup(self, stage: str) -> None:
+        """Refuse, before training, parts of the user's own that do not return what they have to."""
+        super().setup(stage)
+        if stage == "fit":
+            from bczoo.models.trial import check_forward  # knows the parts of families
+
+            check_forward(self)
+
     @property
     def loss_scales(self) -> dict[str, float]:
         """Per action group what its cross-entropy is divided by in the loss: ln(choices), as in paper 2601.04575."""

@@ -25,6 +25,7 @@ from bczoo.play.episodes import (
     check_playable,
     play_beside_baselines,
     play_to_video,
+    require_video_target,
     score_table,
 )
 from bczoo.play.latency import latency_table
@@ -87,8 +88,8 @@ def play_policy(
         add_to_record: keep the returns in the record of the policy, for its card; if left out, those of a run are kept,
             and those of an exported folder, whose card is written anew for them, are not.
     """
-    if video and Path(video).suffix != ".mp4":
-        raise UserError(f"a video is an mp4 file, got {video!r}")
+    if video:
+        require_video_target(video, "--video")
     opened = open_policy(policy, revision, device, dtype, text, temperature, top_p)
     env = env or _measured_in(opened.record)
     game = as_game(env)

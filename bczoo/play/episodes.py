@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
 from bczoo.core.actions import Decision
 from bczoo.core.errors import UserError
+from bczoo.core.files import require_file_target
+from bczoo.core.progress import Progress
 from bczoo.core.statistics import Interval, interval_over_episodes
 from bczoo.core.tables import markdown_table
 from bczoo.core.workers import Parcel, closing_on_sigterm, in_processes
@@ -139,7 +140,7 @@ def play(
     if episodes < 1 or parallel < 1:
         raise UserError(f"episodes and parallel must be at least 1, got {episodes} and {parallel}")
     num_envs, privileged = min(parallel, episodes), getattr(player, "privileged", False)
-    with closing_on_sigterm(), tqdm(total=episodes, desc=game.name, disable=not progress, unit="ep") as bar:
+    with closing_on_sigterm(), Progress(total=episodes, desc=game.name, disable=not progress, unit="ep") as bar:
         table, report = EpisodeTable(game, player, episodes, seed, bar, on_step, measure or realtime), None
         try:
             if realtime:
@@ -182,7 +183,7 @@ def play_in_processes(
     started = time.perf_counter()
     share = max(1, min(10, episodes // 4))  # episodes per task: few enough to keep every process busy to the end
     tasks = [(game, player, min(share, episodes - i), seed + i) for i in range(0, episodes, share)]
-    with tqdm(total=episodes, desc=f"{game.name} {player}", disable=not progress, unit="ep") as bar:
+    with Progress(total=episodes, desc=f"{game.name} {player}", disable=not progress, unit="ep") as bar:
         over: list[PlayResult] = []
 
         def note(part: PlayResult) -> None:
@@ -261,6 +262,18 @@ def _between_baselines(results: Mapping[str, PlayResult]) -> list[str]:
     return lines
 
 
+def require_video_target(path: str | Path, option: str) -> None:
+    """Raise, before anything is played, if no video can be written to a path.
+
+    Args:
+        path: where an mp4 file is to be.
+        option: that it was given by, for the error.
+    """
+    if Path(path).suffix != ".mp4" and not Path(path).is_dir():
+        raise UserError(f"{option}: a video is an mp4 file, got {str(path)!r}")
+    require_file_target(path, option, "play.mp4")
+
+
 def play_to_video(
     game: Game, player: Player, path: str | Path, seed: int = 0, max_seconds: float = 60.0, size: int = 384
 ) -> float:
@@ -280,7 +293,7 @@ def play_to_video(
     from bczoo.data.video import VideoWriter  # brings in the video library
 
     total = 0.0
-    bar = tqdm(total=int(max_seconds * game.fps), desc=f"{game.name} video", unit="frame")
+    bar = Progress(total=int(max_seconds * game.fps), desc=f"{game.name} video", unit="frame")
     with VideoWriter(path, fps=game.fps) as video, bar:
         for step, (frame, decision, reward) in enumerate(_episode(game, player, seed)):
             caption = f"{game.name}   {step / game.fps:5.1f} s   return {total:.1f}"

@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable, Mapping
 
 import numpy as np
-from tqdm import tqdm
 
 from bczoo.core.actions import Decision
+from bczoo.core.progress import Progress
 from bczoo.games.game import Game
 from bczoo.games.players import DecisionsCheck, Player
 from bczoo.play.envs import Envs, Seen
@@ -38,7 +38,14 @@ class EpisodeTable:
     """
 
     def __init__(
-        self, game: Game, player: Player, episodes: int, seed: int, bar: tqdm, on_step: OnStep | None, measured: bool
+        self,
+        game: Game,
+        player: Player,
+        episodes: int,
+        seed: int,
+        bar: Progress,
+        on_step: OnStep | None,
+        measured: bool,
     ) -> None:
         self.check = DecisionsCheck(game, player)
         self.player, self.seed, self.measured = player, seed, measured
@@ -171,7 +178,7 @@ def in_real_time(games: RealTimeEnvs, table: EpisodeTable, num_envs: int) -> Rea
 class StepCount:
     """Steps beside a bar of episodes: games side by side may all end together, with nothing to see until then."""
 
-    def __init__(self, bar: tqdm) -> None:
+    def __init__(self, bar: Progress) -> None:
         self.bar, self.steps = bar, 0
         self.started = self.shown = time.perf_counter()
 

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from bczoo.core.errors import UserError
 from bczoo.core.files import PartialPath, sweep
+from bczoo.core.progress import Progress
 from bczoo.core.workers import closing_on_sigterm
 from bczoo.data.recording import USER, known_action, read_annotation
 from bczoo.data.source import RecordingSource
@@ -164,7 +164,10 @@ def record(
         if policy is None:
             play = functools.partial(play, instruction=make_instruction(text, text_encoder))
         try:
-            with closing_on_sigterm(), tqdm(total=episodes, initial=kept, desc=f"recording {env}", unit="ep") as bar:
+            with (
+                closing_on_sigterm(),
+                Progress(total=episodes, initial=kept, desc=f"recording {env}", unit="ep") as bar,
+            ):
                 outcomes = play(todo, bar.update)
         except (KeyboardInterrupt, SystemExit):
             print(

@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from bczoo.causality.scores import kl
 from bczoo.core.actions import ActionSpace, Values
 from bczoo.core.errors import UserError
-from bczoo.core.files import write_json
+from bczoo.core.files import require_folder_target, write_json
 from bczoo.core.frames import FILTERS, resize
+from bczoo.core.progress import Progress
 from bczoo.core.spec import InputSpec, window_batch
 from bczoo.core.statistics import interval_over_episodes
 from bczoo.core.style import COLORS, SMALL, TEXT, saved_figure
@@ -90,6 +90,7 @@ def gap(
     rates = _checked_rates([0, 18, 23, 30] if crf is None else [crf] if isinstance(crf, int) else crf)
     if episodes < 1:
         raise UserError(f"episodes must be at least 1, got {episodes}")
+    require_folder_target(out, "--out")
     game = as_game(env)
     announce(game)
     env = env if isinstance(env, str) else game.name
@@ -348,7 +349,7 @@ def measure(
     every = versions(next(iter(subjects.values())).policy.input_spec.resize, rates)
     scores: dict[str, dict[str, list[Score]]] = {name: {v.name: [] for v in every} for name in subjects}
     total = episodes * len(subjects) * len(every)
-    with tqdm(total=total, desc=game.name, disable=not progress, unit="version") as bar:
+    with Progress(total=total, desc=game.name, disable=not progress, unit="version") as bar:
         for i in range(episodes):
             for name, version, one in _scores(subjects, expert_episode(game, seed + i), every):
                 scores[name][version].append(one)

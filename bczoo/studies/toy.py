@@ -25,10 +25,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from tqdm import tqdm
 
 from bczoo.core.errors import UserError
-from bczoo.core.files import write_json
+from bczoo.core.files import require_folder_target, write_json
+from bczoo.core.progress import Progress
 from bczoo.core.style import BAND, BLUE, DASHES, MUTED, SMALL, saved_figure
 
 if TYPE_CHECKING:
@@ -270,7 +270,7 @@ def train(settings: Settings, steps: int, batch: int, title: str = "") -> Curves
     ]
     stack = Stack(rows, settings.width, settings.learning_rate)
     measured = [(stack.logits(PROBES), stack.logits(USUAL_PROBES))]
-    with tqdm(total=steps, desc=title, unit="step", unit_scale=True, disable=None) as bar:
+    with Progress(total=steps, desc=title, unit="step", unit_scale=True) as bar:
         for _ in range(steps // settings.every):
             driven = [world.drive(settings.every) for world in worlds]
             observations, brakes = (np.stack(part) for part in zip(*driven, strict=True))
@@ -472,6 +472,7 @@ def study_toy(
     settings = Settings(
         steps, replicas, batch, every, width, tuple(depths), linear_bias, learning_rate, seed, min(compare_steps, steps)
     )
+    require_folder_target(out, "--out")
     result = run_study(settings)
     folder = Path(out)
     write_json(folder / "toy.json", as_dict(result), indent=1, allow_nan=False)

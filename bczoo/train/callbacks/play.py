@@ -25,7 +25,14 @@ from bczoo.core.devices import play_threads
 from bczoo.games.game import Game, GameOrName, announce, as_game
 from bczoo.hub.state import load_tensors
 from bczoo.play.agent import PolicyPlayer
-from bczoo.play.episodes import PlayResult, check_playable, play_beside_baselines, play_to_video, score_table
+from bczoo.play.episodes import (
+    PlayResult,
+    check_playable,
+    play_beside_baselines,
+    play_to_video,
+    require_video_target,
+    score_table,
+)
 from bczoo.train.callbacks.best import Best
 from bczoo.train.callbacks.checkpoint import ResumableCheckpoint
 
@@ -77,6 +84,8 @@ class PlayGame(L.Callback):
         game = as_game(self.game)
         announce(game)
         check_playable(game, pl_module.input_spec)  # type: ignore[arg-type]
+        if (path := self.video_path(trainer)) is not None:
+            require_video_target(str(path), "PlayGame's video")
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.is_global_zero or trainer.interrupted:
