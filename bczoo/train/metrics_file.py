@@ -30,6 +30,7 @@ from bczoo.core.files import set_aside, sweep, write_text
 
 METRICS_FILE = "metrics.csv"
 FIRST = ("step", "epoch")  # columns
+DIGITS = 8  # of a number; metrics are float32, and 0.001 of these would read 0.0010000000474974513
 
 
 class MetricsFile(Logger):
@@ -183,4 +184,6 @@ def _text(columns: list[str], rows: list[dict[str, Any]], head: bool = False) ->
 
 def _plain(value: Any) -> Any:
     value = value.item() if hasattr(value, "item") else value
-    return "" if isinstance(value, float) and math.isnan(value) else value
+    if not isinstance(value, float):
+        return value
+    return "" if math.isnan(value) else f"{value:.{DIGITS}g}"

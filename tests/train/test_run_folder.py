@@ -38,14 +38,6 @@ def step(path):
     return torch.load(path, weights_only=True)["global_step"]
 
 
-class RisingLoss(L.Callback):
-    """Adds the step to val/loss, so that the first validation is the best."""
-
-    def on_validation_epoch_end(self, trainer, pl_module):
-        if trainer.state.fn == "fit":
-            pl_module.log("val/rising", float(trainer.global_step))
-
-
 class CrashInValidationAt(L.Callback):
     def __init__(self, step: int) -> None:
         self.step = step
@@ -55,9 +47,7 @@ class CrashInValidationAt(L.Callback):
             raise crash.PowerCut
 
 
-RISING = [
-    "--trainer.callbacks.monitor", "val/rising", "--trainer.callbacks+=test_run_folder.RisingLoss",
-]  # fmt: skip
+FIRST_IS_BEST = ["--trainer.callbacks.mode", "max"]  # of val/loss, which falls
 
 
 # ------------------------------------------------------------------ the folder
@@ -75,7 +65,7 @@ def test_everything_lies_in_the_run_folder(recordings, here, monkeypatch, capsys
     columns, rows = read_metrics("elsewhere/metrics.csv")
     assert columns[:3] == ["step", "epoch", "lr"] and {"train/loss", "val/loss"} < set(columns)
     assert [row["step"] for row in rows if row["train/loss"]] == ["2", "4", "6"]
-    assert all(float(row["lr"]) == 1e-3 for row in rows if row["train/loss"])
+    assert all(row["lr"] == "0.001" for row in rows if row["train/loss"])
     assert not any(name.startswith("lr") for name in record(run)["metrics"])
     before = {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
     common = ["--config", "tiny", "--data.root", recordings, *QUIET, "--trainer.default_root_dir", "elsewhere"]
@@ -176,14 +166,14 @@ def test_every_run_validates_at_its_end(recordings, here, end):
 
 
 def test_the_best_weights_are_what_a_run_stands_for(recordings, here, capsys):
-    assert fit(recordings, *EVERY_3, *RISING) == 0
+    assert fit(recordings, *EVERY_3, *FIRST_IS_BEST) == 0
     assert (step(BEST), step(LAST)) == (3, 6)
     out = capsys.readouterr().out
-    assert f"the best by validation, step 3, val/rising 3.0000, is {BEST}" in out
+    best = record()["best"]
+    assert f"the best by validation, step 3, val/loss {best['value']:.4f}, is {BEST}" in out
     assert any(not torch.equal(weights(BEST)[k], v) for k, v in weights(LAST).items())
     assert "optimizer_states" not in torch.load(BEST, weights_only=True)
-    best = record()["best"]
-    assert (best["monitor"], best["step"], best["metrics"]["step"]) == ("val/rising", 3, 3)
+    assert (best["monitor"], best["step"], best["metrics"]["step"]) == ("val/loss", 3, 3)
     assert record()["metrics"]["step"] == 6
     found = locate(RUN)
     assert found.path == BEST and found.record["weights_step"] == 3 and found.record["metrics"] == best["metrics"]
@@ -204,7 +194,7 @@ def test_the_best_weights_are_what_a_run_stands_for(recordings, here, capsys):
 
 @pytest.mark.parametrize("at", [3, 6])
 def test_a_run_that_is_interrupted_in_a_validation_ends_as_if_it_had_not_been(recordings, here, capsys, at):
-    options = [*EVERY_3, *RISING]
+    options = [*EVERY_3, *FIRST_IS_BEST]
     fit(recordings, *options)
     expected, best, last = validations(), weights(BEST), weights()
     shutil.rmtree(RUN)
@@ -258,7 +248,7 @@ def test_what_cannot_be_monitored_is_told(recordings, here):
 
 
 def test_closing_games_are_played_with_the_best_weights_which_are_given_back(recordings, here):
-    fit(recordings, *EVERY_3, *RISING)
+    fit(recordings, *EVERY_3, *FIRST_IS_BEST)
     module, last = torch.nn.Linear(2, 2), {}
     best = {k: torch.full_like(v, 7.0) for k, v in module.state_dict().items()}
     last = {k: v.clone() for k, v in module.state_dict().items()}
@@ -333,3 +323,8 @@ def test_callbacks_can_be_left_out(recordings, here, capsys):
     capsys.readouterr()
     assert fit(recordings, "--trainer.max_steps", 3, *game, "--play", "false") == 0
     assert "| policy |" not in capsys.readouterr().out and record()["play"] == {}
+    few = ["--trainer.callbacks.episodes", 1, "--trainer.callbacks.parallel", 1, "--trainer.callbacks.threads", 1]
+    assert fit(recordings, *EVERY_3, *FIRST_IS_BEST, *game, *few) == 0
+    out, played = capsys.readouterr().out, record()["play"]["tiny_game:catch"]
+    assert "1 unseen game each; the policy is the best by validation, of step 3, val/loss" in out
+    assert played["step"] == record()["best"]["step"] == 3 and played["players"]["policy"]["low"] is None
