@@ -29,7 +29,7 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
     data = dict(config.get("data") or {})
     data["init_args"] = {k: v for k, v in (data.get("init_args") or {}).items() if k not in WITHOUT_EFFECT}
     model = (config.get("model") or {}).get("init_args") or {}
-    kept = {"data": _without_classes(data), **{f"model.{name}": model.get(name) for name in OF_OPTIMIZER}}
+    kept = {"data": _without_classes(data), **{f"model.{k}": _without_classes(model.get(k)) for k in OF_OPTIMIZER}}
     plain: dict[str, Any] = json.loads(json.dumps(flat(kept), default=str))
     return plain | {"seed_everything": config.get("seed_everything")}
 

@@ -109,11 +109,10 @@ class TrainerCLI(LightningCLI):
         callbacks = _listed(given.callbacks)
         if fitting and not self._get(self.config, "play"):
             callbacks = [c for c in callbacks if not isinstance(c, PlayGame)]
-        always: list[type] = [FiniteCheck, RunRecord]
-        always += [ResumableCheckpoint] if given.enable_checkpointing is not False else []
-        always += [ValidateAtEnd, LogLearningRate] if fitting else []
-        # before RunRecord, which notes whether a validation follows
-        callbacks = [kind() for kind in reversed(always) if not any(isinstance(c, kind) for c in callbacks)] + callbacks
+        if fitting:  # before RunRecord, which notes whether a validation follows
+            callbacks = _lacking([ValidateAtEnd, LogLearningRate], callbacks) + callbacks
+        keepers = [ResumableCheckpoint] if given.enable_checkpointing is not False else []
+        callbacks += _lacking([FiniteCheck, RunRecord, *keepers], callbacks)  # behind the games, which are recorded
         if self.subcommand == "predict" and not any(isinstance(c, BasePredictionWriter) for c in callbacks):
             callbacks.append(WritePredictions(str(run / "predictions.safetensors")))
         try:
@@ -242,6 +241,11 @@ class TrainerCLI(LightningCLI):
         if self._keeper is not None:
             self._keeper.compare_anew = other
         self._say_resumed(path, saved)
+
+
+def _lacking(kinds: list[type[L.Callback]], callbacks: list[L.Callback]) -> list[L.Callback]:
+    """One of every kind that is not among the callbacks."""
+    return [kind() for kind in kinds if not any(isinstance(c, kind) for c in callbacks)]
 
 
 def _listed(value: Any) -> list[Any]:

@@ -323,3 +323,8 @@ def test_callbacks_can_be_left_out(recordings, here, capsys):
     capsys.readouterr()
     assert fit(recordings, "--trainer.max_steps", 3, *game, "--play", "false") == 0
     assert "| policy |" not in capsys.readouterr().out and record()["play"] == {}
+    few = ["--trainer.callbacks.episodes", 1, "--trainer.callbacks.parallel", 1, "--trainer.callbacks.threads", 1]
+    assert fit(recordings, *EVERY_3, *FIRST_IS_BEST, *game, *few) == 0
+    out, played = capsys.readouterr().out, record()["play"]["tiny_game:catch"]
+    assert "1 unseen game each; the policy is the best by validation, of step 3, val/loss" in out
+    assert played["step"] == record()["best"]["step"] == 3 and played["players"]["policy"]["low"] is None
