@@ -16,13 +16,8 @@ from bczoo.cli.pages import page
 from bczoo.cli.source import describe
 
 COMMANDS = [(name,) for name in TRAINER] + list(FUNCTIONS)
-BEFORE_THE_PARSER = {
-    "--import",
-    "--env",
-    "--logger",
-    "--data",
-    "--help",
-}  # of trainer commands
+BEFORE_THE_PARSER = {"--import", "--seeds", "--data"}  # of trainer commands
+OF_EVERY_RUN = {"--config", "--ckpt_path", "--seed_everything", "--print_config", "--env", "--logger", "--play"}
 
 
 def help_of(capsys, *argv):
@@ -47,7 +42,7 @@ print(json.dumps([lines, sorted({"torch", "lightning", "jsonargparse"} & set(sys
     assert imported == []
     assert len(lines) == len(COMMANDS) + 3
     for command, text in lines.items():
-        assert 3 < len(text) <= 44, command
+        assert 3 < len(text) <= 46, command
         assert max(map(len, text)) <= 140, command
     assert lines["help play"] == lines["play"]
 
@@ -112,7 +107,7 @@ def trainer_options():
         "model.optimizer": [torch.optim.AdamW],
     }
     found = {f"--{at}.{p}" for at, classes in owners.items() for c in classes for p in signature(c.__init__).parameters}
-    return found | {"--config", "--ckpt_path", "--seed_everything", "--print_config"}
+    return found | OF_EVERY_RUN
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
