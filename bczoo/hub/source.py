@@ -26,6 +26,9 @@ from bczoo.train.run_record import EXPORTED_RECORD, LAST, RUN_RECORD, read_recor
 
 Loaded = TypeVar("Loaded", bound=Family)
 
+_HERE = Path(__file__).parents[1]
+SHIPPED = _HERE / "checkpoints" if (_HERE / "checkpoints").is_dir() else _HERE.parent / "checkpoints"
+
 
 @dataclass(frozen=True)
 class Source:
@@ -112,7 +115,8 @@ def locate(
     """Find a policy.
 
     Args:
-        source: an exported folder, a checkpoint (``.ckpt``), the folder of a run, or ``org/name`` on the Hub.
+        source: an exported folder, a checkpoint (``.ckpt``), the folder of a run, or ``org/name`` on the Hub; policies
+            that ship (``checkpoints/doom``) are found from any folder.
         revision: branch, tag or commit on the Hub.
         token: access token of the Hub; the stored one if left out.
         cache_dir: huggingface_hub's download cache, if it is another one.
@@ -123,6 +127,7 @@ def locate(
     """
     path = Path(source)
     restore(path)
+    path = _shipped(path)
     if path.is_file():
         return Source(path)
     if path.is_dir():
@@ -145,3 +150,9 @@ def locate(
         f"there is no policy {name!r}{hint} A policy is an exported folder, a run such as runs/quickstart, "
         "a .ckpt file, or org/name on the Hugging Face Hub"
     )
+
+
+def _shipped(path: Path) -> Path:
+    """``checkpoints/doom`` works from anywhere, also without the repository."""
+    there = SHIPPED.joinpath(*path.parts[1:])
+    return there if path.parts[:1] == ("checkpoints",) and not path.exists() and (there / CONFIG).is_file() else path
