@@ -140,3 +140,17 @@ def test_a_part_a_metric_and_a_callback_of_the_user_s_own(here):
     assert "val/confidence" in header.split(",")
     done = bczoo("export", "runs/parts", "parts", "--import", "my_parts", cwd=here)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_every_picture_is_on_a_page_that_says_what_it_shows():
+    docs = REPOSITORY / "docs"
+    pages = [REPOSITORY / "README.md", *docs.rglob("*.md")]
+    shown = {}
+    for page in pages:
+        for words, target in re.findall(r"!\[([^]]*)\]\(([^)\s]+\.png)\)", page.read_text(encoding="utf-8")):
+            picture = (page.parent / target).resolve()
+            assert picture.exists(), f"{page} shows {target}, which is not there"
+            assert len(words.split()) >= 3, f"{page} has to say what {target} shows"
+            shown[picture] = page
+    lonely = {path.resolve() for path in docs.rglob("*.png")} - shown.keys()
+    assert not lonely, f"no page shows {sorted(lonely)}"

@@ -63,6 +63,11 @@ FUNCTIONS = {
         "bczoo.studies.confusion:study_confusion",
         (),
     ),
+    ("study", "redraw"): (
+        "draw the pictures of a study again from its results",
+        "bczoo.studies.redraw:redraw",
+        ("results",),
+    ),
     ("data", "check"): (
         "check recordings: counts, hours, actions, what is broken",
         "bczoo.data.check:check",

@@ -168,6 +168,23 @@ def system_errors() -> Iterator[None]:
         raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
 
 
+def set_aside(path: str | Path) -> Path:
+    """Give a file that is about to be replaced another name, with the time of its last change; returns that.
+
+    Args:
+        path: ``<folder>/<stem>.<suffix>``, which becomes ``<folder>/<stem>-before-<time>.<suffix>``.
+    """
+    path = Path(path)
+    written = time.strftime("%Y%m%d-%H%M%S", time.gmtime(path.stat().st_mtime))
+    kept = path.with_name(f"{path.stem}-before-{written}{path.suffix}")
+    name, number = kept, 1
+    while kept.exists():
+        number += 1
+        kept = name.with_stem(f"{name.stem}-{number}")
+    path.rename(kept)
+    return kept
+
+
 def restore(target: str | Path) -> bool:
     """Bring back a folder that has no name because a process was killed while it replaced it; whether there was one."""
     target = Path(target)

@@ -22,6 +22,7 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
@@ -268,6 +269,8 @@ def in_processes(
         on_result: called here with every result as soon as it is there.
         parcel: what errors call a task.
 
+    Warnings of all processes are given here, each text once.
+
     Returns:
         The results, in the order of the tasks.
 
@@ -308,17 +311,37 @@ def _spread(
             feed(worker)
         while current:
             for worker in pool.ready(current):
-                result = pool.receive(worker)
+                result, warned = pool.receive(worker)
+                warn_again(warned)
                 results[current.pop(worker)] = result
                 report(result)
                 feed(worker)
     return [results[i] for i in range(len(tasks))]
 
 
+@contextlib.contextmanager
+def warnings_kept() -> Iterator[list[str]]:
+    """In a worker process: keep the texts of warnings, for :func:`warn_again` where the user's process is."""
+    texts: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        try:
+            yield texts
+        finally:
+            texts += dict.fromkeys(str(one.message) for one in caught)
+
+
+def warn_again(texts: Iterable[str]) -> None:
+    """Give warnings of other processes here; of equal texts the first is shown."""
+    for text in texts:
+        warnings.warn(text, stacklevel=1)
+
+
 def _do_tasks(pipe: Connection, parcel: Parcel) -> None:
     while True:
         function, task = unpack(next_order(pipe), parcel)
-        pipe.send(function(*task))
+        with warnings_kept() as warned:
+            result = function(*task)
+        pipe.send((result, warned))
 
 
 def _be_worker(pipe: Connection, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:

@@ -82,8 +82,8 @@ class Report:
 
         lines = [
             f"{self.root}: {self.recordings:,} recordings, {self.hours:.2f} h, {self.frames:,} frames",
-            f"  steps   user {share(self.user_steps)}, system {share(self.system_steps)}, "
-            f"unknown {share(self.unknown_steps)}",
+            f"  steps   user {share(self.user_steps)}, system {share(self.system_steps)}"
+            + (f", without a known action {share(self.unknown_steps)}, not learned from" if self.unknown_steps else ""),
             f"  text    {share(self.text_steps)} of the steps"
             + (f", {self.texts_without_embedding} without embedding" if self.texts_without_embedding else ""),
         ]

@@ -94,7 +94,11 @@ class Summary:
             never = ", ".join(self.never[:NAMES_SHOWN]) + (", ..." if len(self.never) > NAMES_SHOWN else "")
             out.append(
                 f"actions  {self.idle / self.steps:.1%} of {self.steps:,} steps are no-ops{of}"
-                + (f"; {len(self.never)} keys or buttons never pressed: {never}" if never else "")
+                + (
+                    f"; {len(self.never)} keys or buttons nobody presses, so nor will the policy: {never}"
+                    if never
+                    else ""
+                )
             )
         if (sample := self.sample) is not None and sample.frames:
             out.append(

@@ -15,7 +15,11 @@ __all__, __getattr__ = lazy_exports(
         "Bindings": "bindings",
         "DictBindings": "bindings",
         "DiscreteBindings": "bindings",
+        "MultiDiscreteBindings": "bindings",
+        "WAIT": "bindings",
         "VectorBindings": "bindings",
+        "default_bindings": "default_keys",
+        "gymnasium_game": "gymnasium_ids",
         "Expert": "game",
         "Game": "game",
         "RunningGame": "game",
@@ -37,10 +41,13 @@ __all__, __getattr__ = lazy_exports(
 )
 
 if TYPE_CHECKING:
+    from bczoo.games.bindings import WAIT as WAIT
     from bczoo.games.bindings import Bindings as Bindings
     from bczoo.games.bindings import DictBindings as DictBindings
     from bczoo.games.bindings import DiscreteBindings as DiscreteBindings
+    from bczoo.games.bindings import MultiDiscreteBindings as MultiDiscreteBindings
     from bczoo.games.bindings import VectorBindings as VectorBindings
+    from bczoo.games.default_keys import default_bindings as default_bindings
     from bczoo.games.game import Expert as Expert
     from bczoo.games.game import Game as Game
     from bczoo.games.game import RunningGame as RunningGame
@@ -48,6 +55,7 @@ if TYPE_CHECKING:
     from bczoo.games.game import game_names as game_names
     from bczoo.games.game import make_game as make_game
     from bczoo.games.game import register_game as register_game
+    from bczoo.games.gymnasium_ids import gymnasium_game as gymnasium_game
     from bczoo.games.players import ExpertPlayer as ExpertPlayer
     from bczoo.games.players import Player as Player
     from bczoo.games.players import RandomPlayer as RandomPlayer

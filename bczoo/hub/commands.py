@@ -33,6 +33,8 @@ def export(
     """
     found = locate(source)
     policy = found.load(Model)
+    if chosen := found.chosen:
+        print(chosen)
     record = found.record | ({"license": license} if license else {}) | ({"flaws": flaws} if flaws else {})
     policy.save_pretrained(out, DTYPES[dtype] if dtype else None, license, record)
     print(f"{out}: {policy.parameter_counts()['total']:,} parameters; bczoo push {out} org/name uploads it")

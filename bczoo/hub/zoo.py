@@ -16,6 +16,7 @@ import yaml
 
 from bczoo.core.errors import UserError
 from bczoo.core.files import write_text
+from bczoo.hub.card import interval_of
 from bczoo.hub.folder import read_folder
 from bczoo.models.policy import Policy
 
@@ -102,7 +103,7 @@ def _returns(record: Mapping[str, Any]) -> list[str]:
     for env, played in record.get("play", {}).items():
         players = played["players"]
         cells = [
-            f"{players[p]['mean']:.1f} ({players[p]['low']:.1f} to {players[p]['high']:.1f})" if p in players else ""
+            f"{players[p]['mean']:.1f} ({interval_of(players[p]['low'], players[p]['high'])})" if p in players else ""
             for p in ("policy", "expert", "random")
         ]
         lines.append(f"| `{env}` | {' | '.join(cells)} | {players['policy']['episodes']} |")

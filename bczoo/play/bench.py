@@ -7,6 +7,7 @@ come from memory once a frame. Bandwidth is measured on the same device, by addi
 
 from __future__ import annotations
 
+import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from torch import nn
 from bczoo.core.configs import names
 from bczoo.core.devices import DTYPES, Precision, usable_device
 from bczoo.core.errors import UserError
+from bczoo.hub.measurements import keep, measured_step
 from bczoo.models.policy import Policy
 from bczoo.nn.packed import PackedLinear
 from bczoo.play.agent import Agent
@@ -77,6 +79,7 @@ def latency(
     threads: int | None = None,
     cuda_graphs: bool | None = None,
     revision: str | None = None,
+    add_to_record: bool | None = None,
 ) -> LatencyReport:
     """Measure the latency of a policy by stage, and its distance to the floor that memory sets.
 
@@ -90,16 +93,33 @@ def latency(
         threads: processor threads; if left out, one for a small policy and torch's choice for others.
         cuda_graphs: false takes single kernels instead of CUDA graphs on a GPU.
         revision: branch, tag or commit on the Hub.
+        add_to_record: keep the result in the record of the policy, for its card; if left out, that of a run is kept,
+            and that of an exported folder, whose card is written anew for it, is not.
     """
     if steps < 1 or warm_up < 0:
         raise UserError(f"steps must be at least 1 and warm_up at least 0, got {steps} and {warm_up}")
-    loaded = _open(policy, revision, device, dtype).for_play(threads)
+    opened = _open(policy, revision, device, dtype)
+    loaded = opened.for_play(threads)
     agent = loaded.agent(games, cuda_graphs=cuda_graphs)
     report = measure(agent, steps, warm_up)
     weights = next(loaded.parameters()).dtype
     print(f"{policy}, {device}, {str(weights).removeprefix('torch.')}, games {games}, ", end="")
     print(f"threads {torch.get_num_threads()}, {steps} steps\n" if agent.device.type == "cpu" else f"{steps} steps\n")
     print("\n".join(report.lines()))
+    if (step := measured_step(opened.found)) is not None:
+        on_cpu, step_ms = agent.device.type == "cpu", report.latency["step"]
+        entry = {
+            "step": step,
+            "dtype": str(weights).removeprefix("torch."),
+            "games": games,
+            "threads": torch.get_num_threads() if on_cpu else 0,
+            "steps_measured": steps,
+            **{name: round(step_ms[name], 3) for name in ("p50", "p99")},
+            "budget": report.budget_ms,
+        }
+        name = f"{platform.machine()} CPU" if on_cpu else torch.cuda.get_device_name(agent.device)
+        if line := keep(opened.found, "latency", name, entry, steps, add_to_record):
+            print(f"\n{line}")
     return report
 
 

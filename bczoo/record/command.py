@@ -24,7 +24,7 @@ from bczoo.core.files import PartialPath, sweep
 from bczoo.core.workers import closing_on_sigterm
 from bczoo.data.recording import USER, known_action, read_annotation
 from bczoo.data.source import RecordingSource
-from bczoo.games.game import Game, GameOrName, as_game
+from bczoo.games.game import Game, GameOrName, announce, as_game
 from bczoo.games.players import KEYBOARD, make_player
 from bczoo.record.demonstrations import demonstrate
 from bczoo.record.episode import Todo, episode_name
@@ -67,7 +67,8 @@ def record(
     An option that would change nothing, such as a policy's temperature where an expert plays, is an error.
 
     Args:
-        env: the game, such as doom/defend_the_center, or package.module:function for your own; from Python also a Game.
+        env: the game, such as doom/defend_the_center, an id of Gymnasium such as CarRacing-v3, or
+            package.module:function for your own; from Python also a Game.
         out: folder of the recordings.
         agent: who plays where no policy does: expert, random, or keyboard for yourself in a window.
         episodes: how many episodes.
@@ -108,6 +109,7 @@ def record(
         raise UserError(f"hold is a number of steps from 1 on, got {hold}")
     _check_effect(given)
     game = as_game(env)
+    announce(game)
     env = env if isinstance(env, str) else game.name
     who, play = agent, functools.partial(demonstrate, game, agent, size, noise, hold, workers)
     if policy is not None:
@@ -217,7 +219,8 @@ class PlayedRecordings(RecordingSource):
     """Recordings that an expert plays when training starts; see :func:`record`.
 
     Args:
-        env: the game, such as doom/defend_the_center, or package.module:function for your own; or several.
+        env: the game, such as doom/defend_the_center, an id of Gymnasium such as CarRacing-v3, or
+            package.module:function for your own; or several; from Python also a Game or several.
         agent: who plays, expert or random.
         episodes: how many episodes of each game; one number, or one per game.
         seed: seed of the first episode.
@@ -229,7 +232,7 @@ class PlayedRecordings(RecordingSource):
 
     def __init__(
         self,
-        env: str | list[str],
+        env: GameOrName | list[GameOrName],
         agent: str = "expert",
         episodes: int | list[int] = 20,
         seed: int = 0,
@@ -248,8 +251,9 @@ class PlayedRecordings(RecordingSource):
         self.hold = hold
 
     def describe(self) -> dict[str, Any]:
+        names = [env if isinstance(env, str) else env.name for env in self._envs]
         return {
-            "env": self.env,
+            "env": names if isinstance(self.env, list) else names[0],
             "agent": self.agent,
             "episodes": self.episodes,
             "seed": self.seed,
@@ -257,9 +261,13 @@ class PlayedRecordings(RecordingSource):
             "hold": self.hold,
         }
 
+    @property
+    def _envs(self) -> list[GameOrName]:
+        return self.env if isinstance(self.env, list) else [self.env]
+
     def prepare(self, root: Path) -> None:
         """Play what is not yet in ``root``."""
-        envs = [self.env] if isinstance(self.env, str) else self.env
+        envs = self._envs
         counts = [self.episodes] * len(envs) if isinstance(self.episodes, int) else self.episodes
         if len(counts) != len(envs):
             raise UserError(f"{len(envs)} games need one number of episodes or one for each, got {counts}")

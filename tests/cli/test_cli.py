@@ -208,7 +208,7 @@ def test_the_command_line_overrides_what_a_checkpoint_says(recordings, here):
         )
         == 0
     )
-    saved = yaml.safe_load(Path("runs/tiny/lightning_logs/version_0/config.yaml").read_text())
+    saved = yaml.safe_load(Path("runs/tiny/config.yaml").read_text())
     assert saved["model"]["init_args"]["window"] == 8
     hparams = torch.load(path, weights_only=True)["hyper_parameters"]
     assert json.loads(json.dumps(hparams)) == hparams
