@@ -95,6 +95,7 @@ if TYPE_CHECKING:
     from bczoo.core.parts import build_part as build_part
     from bczoo.core.spec import Batch as Batch
     from bczoo.core.spec import InputSpec as InputSpec
+    from bczoo.data.augment import PublishedAugmentations as PublishedAugmentations
     from bczoo.data.augment import ReferenceAugmentations as ReferenceAugmentations
     from bczoo.data.module import RecordingDataModule as RecordingDataModule
     from bczoo.hub.models import list_models as list_models
