@@ -28,7 +28,7 @@ def copied(run, here):
 
 def losses(out, part):
     """Numbers of the metric table."""
-    return re.findall(rf"{part}/(?:loss|accuracy/keys) +│ +([\d.]+)", out)
+    return re.findall(rf"{part}/(?:loss|accuracy/keys) +\| +([\d.]+)", out)
 
 
 def test_a_run_is_evaluated_as_with_its_configuration(recordings, copied, capsys):
