@@ -249,7 +249,10 @@ def _show_help(words: list[str]) -> int:
     if (text := page(words)) is None:
         print(unknown(words), file=sys.stderr)
         return 2
-    print(text)
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # whoever reads has read enough, such as head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

@@ -31,7 +31,7 @@ EXAMPLES: dict[tuple[str, ...], tuple[str, ...]] = {
     ("pull",): ("bczoo pull org/my-policy --out my_policy",),
     ("convert", "open-p2p"): ("bczoo convert open-p2p open-p2p/150M bc-150m",),
     ("convert", "to-open-p2p"): ("bczoo convert to-open-p2p bc-150m back_again",),
-    ("zoo", "list"): ("bczoo zoo list --game doom",),
+    ("zoo", "list"): ("bczoo zoo list", "bczoo zoo list --game doom --max_latency 10ms"),
     ("zoo", "info"): ("bczoo zoo info checkpoints/doom",),
     ("zoo", "replay"): ("bczoo zoo replay my_policy --env doom/defend_the_center",),
     ("zoo", "table"): ("bczoo zoo table", "bczoo zoo table --check true"),

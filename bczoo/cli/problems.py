@@ -132,8 +132,9 @@ def _unknown(match: re.Match[str], keys: list[str], classes: list[str], message:
     of = _parameters(owner) if owner else []
     place = typed.place([*keys, name])
     who = owner or typed.command
-    candidates = [*of, *_part_options()] if owner else [*typed.options, *_part_options()]
-    return f"{place} is no option of {who}.{_meant(name, of, prefix=place) or _meant(name, candidates, prefix=place)}"
+    near = of if owner else typed.options
+    meant = _meant(name, near, prefix=place) or _meant(name, [*near, *_part_options()], prefix=place)
+    return f"{place} is no option of {who}.{meant}"
 
 
 def _missing(match: re.Match[str], keys: list[str], classes: list[str], message: str, typed: Typed) -> str:

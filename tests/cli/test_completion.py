@@ -14,7 +14,7 @@ from bczoo.cli.completion import complete
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["pl"], {"play"}),
+        (["pla"], {"play"}),
         (["data", ""], {"check", "view"}),
         (["help", "ben"], {"bench"}),
         (["fit", "--config", "ti"], {"tiny"}),

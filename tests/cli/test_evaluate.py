@@ -28,7 +28,7 @@ def copied(run, here):
 
 def losses(out, part):
     """Numbers of the metric table."""
-    return re.findall(rf"{part}/(?:loss|accuracy/keys) +│ +([\d.]+)", out)
+    return re.findall(rf"{part}/(?:loss|accuracy/keys) +\| +([\d.]+)", out)
 
 
 def test_a_run_is_evaluated_as_with_its_configuration(recordings, copied, capsys):
@@ -38,7 +38,7 @@ def test_a_run_is_evaluated_as_with_its_configuration(recordings, copied, capsys
     path = Path("a/record.json")
     record = json.loads(path.read_text())
     measured = record["metrics"]
-    path.write_text(json.dumps({k: v for k, v in record.items() if k != "metrics"}))
+    path.write_text(json.dumps({**record, "metrics": {"step": measured["step"], "val/loss": 0.0}}))
     assert bczoo("validate", "a", *QUIET) == 0
     assert losses(capsys.readouterr().out, "val") == expected and len(expected) == 2
     assert json.loads(path.read_text())["metrics"] == measured
