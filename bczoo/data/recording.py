@@ -26,7 +26,7 @@ import numpy as np
 from bczoo.core.actions import ActionSpace, HeldGroup, SwitchGroup, Values
 from bczoo.core.errors import UserError
 from bczoo.core.files import PartialPath, write_errors
-from bczoo.core.frames import resize
+from bczoo.core.frames import LETTERBOX, resize
 from bczoo.data.errors import RecordingError, printable
 from bczoo.data.reading import Annotation
 from bczoo.data.resample import Resampling, combine, share
@@ -334,6 +334,7 @@ class RecordingWriter:
         crf: quality of the video, 0 (lossless) to 51.
         pix_fmt: ``yuv420p``, ``yuv444p`` (full colour resolution) or ``rgb24``.
         keyframe_interval: most frames between keyframes.
+        resize: how frames of another size are brought to it, see :func:`bczoo.core.frames.resize`.
 
     Raises:
         RecordingExistsError: here or in :meth:`close`, where another writer was faster.
@@ -353,11 +354,12 @@ class RecordingWriter:
         crf: int = 23,
         pix_fmt: str = "yuv420p",
         keyframe_interval: int = 20,
+        resize: str = "hamming",
     ) -> None:
         self.folder = Path(folder)
         if self.folder.exists():
             raise self._exists()
-        self.size = size
+        self.size, self.resize = size, resize
         self.fps = fps
         with write_errors(self.folder):
             self._partial = PartialPath(self.folder)
@@ -377,6 +379,8 @@ class RecordingWriter:
         metadata.frames_per_second = fps
         metadata.env.env = env
         metadata.env.env_subtype = env_subtype
+        if resize == LETTERBOX:
+            metadata.video_source_info.video_filter_info = LETTERBOX
         if task:
             metadata.tasks.append(task)
         self._message.frame_annotations.add()  # annotation 0: what came before the first frame is unknown
@@ -406,7 +410,7 @@ class RecordingWriter:
             text: the instruction that holds in this step.
             text_embedding: its embedding, 1-dimensional; instructions without one cannot be trained on.
         """
-        resized = resize(frame, self.size)
+        resized = resize(frame, self.size, self.resize)
         if self._last is None:
             window = self._message.metadata.capture_device_specs.window_specs
             window.height, window.width = frame.shape[:2]

@@ -27,7 +27,7 @@ from bczoo.data.source import RecordingSource
 from bczoo.games.game import Game, GameOrName, announce, as_game
 from bczoo.games.players import KEYBOARD, make_player
 from bczoo.record.demonstrations import demonstrate
-from bczoo.record.episode import Todo, episode_name, stored_as, usual_size
+from bczoo.record.episode import Fit, Stored, Todo, episode_name, stored_as, usual_size
 from bczoo.record.instruction import (
     NO_INSTRUCTION,
     UNEMBEDDED,
@@ -69,6 +69,7 @@ def record(
     parallel: int = 8,
     device: str = "cpu",
     revision: str | None = None,
+    fit: Fit = "squash",
 ) -> list[str]:
     """Play a game and write every episode as a recording: demonstrations, or a policy that is corrected.
 
@@ -118,6 +119,9 @@ def record(
         device: where the policy runs, cpu or cuda.
         revision: branch, tag or commit of the policy on the Hub.
 
+        fit: squash brings a frame that is no square to the stored square as the reference does; letterbox keeps its
+            proportions between black bars, for policies with ``resize: letterbox``.
+
     Returns:
         The folders of the episodes.
     """
@@ -132,9 +136,8 @@ def record(
     game = as_game(env)
     announce(game)
     env = env if isinstance(env, str) else game.name
-    if size is None:
-        size = usual_size(game)
-    who, play = agent, functools.partial(demonstrate, game, agent, size, noise, hold, workers)
+    stored = Stored(usual_size(game) if size is None else size, fit)
+    who, play = agent, functools.partial(demonstrate, game, agent, stored, noise, hold, workers)
     if policy is not None:
         from bczoo.record.corrections import TakeoverRule, record_corrections  # bring in torch
         from bczoo.record.playing import PlayingPolicy
@@ -142,16 +145,16 @@ def record(
         rule = TakeoverRule(takeover, takeover_steps, dagger) if _corrects(game, expert) else None
         playing = PlayingPolicy.load(policy, text, temperature, greedy, device, revision)
         who = playing.name + (f"_{rule.name if rule else expert}" if expert else "")
-        play = functools.partial(record_corrections, game, playing, rule, size, parallel)
+        play = functools.partial(record_corrections, game, playing, rule, stored, parallel)
         if expert == KEYBOARD:
-            play = functools.partial(_by_hand, game, playing, size)
+            play = functools.partial(_by_hand, game, playing, stored)
     elif agent == KEYBOARD:
-        play = functools.partial(_by_hand, game, None, size)
+        play = functools.partial(_by_hand, game, None, stored)
     else:
         make_player(agent, game)  # says at once that there is none
     if policy is None:
         who += instruction_tag(text, text_encoder)
-    folders = [Path(out) / episode_name(env, who, seed + i, size, noise, hold) for i in range(episodes)]
+    folders = [Path(out) / episode_name(env, who, seed + i, stored, noise, hold) for i in range(episodes)]
     # unlike Path.exists, false in a folder that cannot be read, which is reported below
     todo = [(seed + i, folder) for i, folder in enumerate(folders) if not os.path.exists(folder)]
     kept = episodes - len(todo)
@@ -248,14 +251,14 @@ def _corrects(game: Game, expert: str | None) -> bool:
 def _by_hand(
     game: Game,
     playing: Any,
-    size: int,
+    stored: Stored,
     todo: Todo,
     on_episode: Callable[[], object],
     instruction: Instruction = NO_INSTRUCTION,
 ) -> list[float | None]:
     from bczoo.record.keyboard import record_by_hand  # brings in the window
 
-    return record_by_hand(game, playing, size, todo, on_episode, instruction)
+    return record_by_hand(game, playing, stored, todo, on_episode, instruction)
 
 
 class PlayedRecordings(RecordingSource):
@@ -274,6 +277,7 @@ class PlayedRecordings(RecordingSource):
         mix: true where the folder may hold recordings of other games too.
         text: instruction to the player, written into the recordings.
         text_encoder: embeds it, such as bczoo.GemmaTextEncoder, or its class_path and init_args.
+        fit: how frames that are no squares are stored, squash or letterbox; see :func:`record`.
     """
 
     def __init__(
@@ -289,6 +293,7 @@ class PlayedRecordings(RecordingSource):
         mix: bool = False,
         text: str | None = None,
         text_encoder: EncoderOrName | None = None,
+        fit: Fit = "squash",
     ) -> None:
         self.env = env
         self.agent = agent
@@ -301,6 +306,7 @@ class PlayedRecordings(RecordingSource):
         self.mix = mix
         self.text = text
         self.text_encoder = text_encoder
+        self.fit: Fit = fit
 
     def describe(self) -> dict[str, Any]:
         names = [env if isinstance(env, str) else env.name for env in self._envs]
@@ -312,6 +318,7 @@ class PlayedRecordings(RecordingSource):
             "noise": self.noise,
             "hold": self.hold,
             **({"text": self.text} if self.text else {}),
+            **({"fit": self.fit} if self.fit != "squash" else {}),
         }
 
     @property
@@ -340,6 +347,7 @@ class PlayedRecordings(RecordingSource):
                     together,
                     text=self.text,
                     text_encoder=self.text_encoder,
+                    fit=self.fit,
                 )
             except OtherGameError as error:
                 raise OtherGameError(error.found, HOW_TO_TRAIN) from error

@@ -18,7 +18,7 @@ from bczoo.core.workers import Parcel, in_processes
 from bczoo.data.recording import RecordingExistsError
 from bczoo.games.game import MAKE_IT_THERE, Game
 from bczoo.games.players import ActionRepeat, make_player
-from bczoo.record.episode import Todo, episode_writer
+from bczoo.record.episode import Stored, Todo, episode_writer
 from bczoo.record.instruction import NO_INSTRUCTION, Instruction
 
 NOISE_STEPS = (2, 10)  # fewest and most steps of a burst
@@ -27,7 +27,7 @@ NOISE_STEPS = (2, 10)  # fewest and most steps of a burst
 def demonstrate(
     game: Game,
     agent: str,
-    size: int,
+    stored: Stored,
     noise: float,
     hold: int,
     workers: int | None,
@@ -40,7 +40,7 @@ def demonstrate(
     Args:
         game: what is played.
         agent: expert or random.
-        size: height and width of the stored frames in pixels.
+        stored: how frames are stored.
         noise: share of steps that start a burst of :class:`ActionNoise`.
         hold: the player decides every so many steps.
         workers: processes; None takes one per processor core.
@@ -51,7 +51,7 @@ def demonstrate(
     Returns:
         Returns of the episodes; None where another process was faster, whose recording stays.
     """
-    tasks = [(game, agent, seed, str(folder), size, noise, hold, instruction) for seed, folder in todo]
+    tasks = [(game, agent, seed, str(folder), stored, noise, hold, instruction) for seed, folder in todo]
     sent = Parcel("the game", hint=MAKE_IT_THERE)
     return in_processes(demonstrate_episode, tasks, workers, lambda _: on_episode(), sent)
 
@@ -61,7 +61,7 @@ def demonstrate_episode(
     agent: str,
     seed: int,
     folder: str,
-    size: int,
+    stored: Stored,
     noise: float,
     hold: int = 1,
     instruction: Instruction = NO_INSTRUCTION,
@@ -72,19 +72,19 @@ def demonstrate_episode(
         The sum of rewards; None where another process was faster, whose recording stays.
     """
     with contextlib.suppress(RecordingExistsError):
-        return _demonstrate_episode(game, agent, seed, Path(folder), size, noise, hold, instruction)
+        return _demonstrate_episode(game, agent, seed, Path(folder), stored, noise, hold, instruction)
     return None
 
 
 def _demonstrate_episode(
-    game: Game, agent: str, seed: int, folder: Path, size: int, noise: float, hold: int, instruction: Instruction
+    game: Game, agent: str, seed: int, folder: Path, stored: Stored, noise: float, hold: int, instruction: Instruction
 ) -> float:
     player = ActionRepeat(make_player(agent, game), hold)
     disturbed = ActionNoise(game, noise, seed)
     total, done = 0.0, False
     with (
         game.open(for_expert=player.privileged) as running,
-        episode_writer(game, folder, size, agent, instruction.text) as writer,
+        episode_writer(game, folder, stored, agent, instruction.text) as writer,
     ):
         player.start(1, seed)
         frame, info = running.reset(seed)

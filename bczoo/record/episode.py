@@ -9,10 +9,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from bczoo.core.frames import LETTERBOX
 from bczoo.data.reading import read_metadata
 from bczoo.data.recording import ANNOTATION_FILE, RecordingWriter
 from bczoo.data.video import probe
@@ -21,13 +22,26 @@ from bczoo.record.origin import game_slug
 
 SIZES = (64, 96, 128, 160, 192)  # pixels that policies take; 192 in the reference
 Todo = Sequence[tuple[int, Path]]  # seed and folder of every episode that is to be recorded
+Fit = Literal["squash", "letterbox"]
 
 
-def episode_name(env: str, agent: str, seed: int, size: int, noise: float, hold: int = 1) -> str:
+class Stored(NamedTuple):
+    """How frames are stored: as squares of ``size`` x ``size`` pixels, squashed into them or between black bars."""
+
+    size: int
+    fit: Fit = "squash"
+
+    @property
+    def name(self) -> str:
+        """For names of episodes."""
+        return f"{self.size}px" + (f"_{self.fit}" if self.fit != "squash" else "")
+
+
+def episode_name(env: str, agent: str, seed: int, stored: Stored, noise: float, hold: int = 1) -> str:
     """Folder name of an episode; two episodes of one name hold the same frames and actions."""
     disturbed = f"_noise{noise:g}" if noise else ""
     held = f"_hold{hold}" if hold > 1 else ""
-    return f"{game_slug(env)}_{agent}{disturbed}{held}_{size}px_{seed:06d}"
+    return f"{game_slug(env)}_{agent}{disturbed}{held}_{stored.name}_{seed:06d}"
 
 
 def usual_size(game: Game) -> int:
@@ -40,11 +54,16 @@ def usual_size(game: Game) -> int:
 def stored_as(folders: Sequence[Path]) -> str:
     """A line that says how the frames of a game are stored, where that is not as it shows them; from one recording."""
     for folder in folders:
-        shown = read_metadata(folder / ANNOTATION_FILE).capture_device_specs.window_specs
+        metadata = read_metadata(folder / ANNOTATION_FILE)
+        shown = metadata.capture_device_specs.window_specs
         info = probe(next(folder.glob("*x*.mp4")))
         if shown.width and (shown.width, shown.height) != (info.width, info.height):
-            squashed = ", squashed" if shown.width * info.height != shown.height * info.width else ""
-            return f"frames {shown.width} x {shown.height} stored as {info.width} x {info.height}{squashed} (--size)\n"
+            how = ""
+            if shown.width * info.height != shown.height * info.width:
+                boxed = metadata.video_source_info.video_filter_info == LETTERBOX
+                how = ", between black bars; train with --model.resize letterbox" if boxed else ", squashed"
+            sizes = f"frames {shown.width} x {shown.height} stored as {info.width} x {info.height}"
+            return f"{sizes}{how} (--size, --fit)\n"
     return ""
 
 
@@ -94,17 +113,25 @@ class EpisodeWriter(RecordingWriter):
         return "the picture never changed in an episode" if self._still and self.n_frames > 1 else ""
 
 
-def episode_writer(game: Game, folder: Path, size: int, user: str, text: str | None = None) -> RecordingWriter:
+def episode_writer(game: Game, folder: Path, stored: Stored, user: str, text: str | None = None) -> RecordingWriter:
     """The writer of one episode of a game.
 
     Args:
         game: what is played.
         folder: of the recording.
-        size: height and width of the stored frames in pixels.
+        stored: how frames are stored.
         user: who plays, for the metadata.
         text: instruction, for the metadata.
     """
     name, _, subtype = game.name.partition("/")
     return EpisodeWriter(
-        game, folder, fps=game.fps, size=size, env=name, env_subtype=subtype, user=user, task=text or ""
+        game,
+        folder,
+        fps=game.fps,
+        size=stored.size,
+        resize=LETTERBOX if stored.fit == "letterbox" else "hamming",
+        env=name,
+        env_subtype=subtype,
+        user=user,
+        task=text or "",
     )

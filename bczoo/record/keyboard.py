@@ -28,7 +28,7 @@ from bczoo.games.bindings import MOUSE_BUTTON_NAMES, inputs_in
 from bczoo.games.game import Game, RunningGame
 from bczoo.play.agent import Agent
 from bczoo.play.episodes import check_playable
-from bczoo.record.episode import Todo, episode_writer
+from bczoo.record.episode import Stored, Todo, episode_writer
 from bczoo.record.instruction import NO_INSTRUCTION, Instruction
 from bczoo.record.playing import PlayingPolicy
 
@@ -188,7 +188,7 @@ class Window:
 def record_by_hand(
     game: Game,
     playing: PlayingPolicy | None,
-    size: int,
+    stored: Stored,
     todo: Todo,
     on_episode: Callable[[], object],
     instruction: Instruction = NO_INSTRUCTION,
@@ -198,7 +198,7 @@ def record_by_hand(
     Args:
         game: what is played.
         playing: the policy; None for demonstrations, in which the person always plays.
-        size: height and width of the stored frames in pixels.
+        stored: how frames are stored.
         todo: seeds and folders.
         on_episode: called after every episode.
         instruction: written into demonstrations; a policy has its own.
@@ -220,7 +220,7 @@ def record_by_hand(
         running = stack.enter_context(game.open())
         for seed, folder in todo:
             try:
-                returns.append(_episode(window, running, playing, agent, seed, folder, size, instruction))
+                returns.append(_episode(window, running, playing, agent, seed, folder, stored, instruction))
             except RecordingExistsError:
                 returns.append(None)
             except _Closed:
@@ -241,13 +241,13 @@ def _episode(
     agent: Agent | None,
     seed: int,
     folder: Path,
-    size: int,
+    stored: Stored,
     instruction: Instruction,
 ) -> float:
     """Play and write one episode; if the window is closed nothing is written."""
     user = "keyboard" if playing is None else f"{playing.described} and keyboard"
     total, acting, done = 0.0, agent is None, False
-    with episode_writer(running.game, folder, size, user, instruction.text) as writer:
+    with episode_writer(running.game, folder, stored, user, instruction.text) as writer:
         frame, _ = running.reset(seed)
         if agent is not None:
             agent.reset(0, seed)
