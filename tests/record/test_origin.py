@@ -166,7 +166,7 @@ def test_how_frames_are_stored_is_said_at_the_end(capsys):
     assert (Path(folder) / "192x192.mp4").is_file()
     shown = read_annotation(folder).metadata.capture_device_specs.window_specs
     assert (shown.width, shown.height) == (600, 400)
-    assert "\nframes 600 x 400 stored as 192 x 192, squashed (--size)\n" in capsys.readouterr().out
+    assert "\nframes 600 x 400 stored as 192 x 192, squashed (--size, --fit)\n" in capsys.readouterr().out
     record(showing(400, 400), "square", episodes=1, workers=1)
     assert "\nframes 400 x 400 stored as 192 x 192 (--size)\n" in capsys.readouterr().out
     record(showing(128, 128), "same", episodes=1, workers=1)
