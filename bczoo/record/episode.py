@@ -58,12 +58,13 @@ def stored_as(folders: Sequence[Path]) -> str:
         shown = metadata.capture_device_specs.window_specs
         info = probe(next(folder.glob("*x*.mp4")))
         if shown.width and (shown.width, shown.height) != (info.width, info.height):
-            how = ""
+            how, options = "", "--size"
             if shown.width * info.height != shown.height * info.width:
                 boxed = metadata.video_source_info.video_filter_info == LETTERBOX
                 how = ", between black bars; train with --model.resize letterbox" if boxed else ", squashed"
+                options = "--size, --fit"
             sizes = f"frames {shown.width} x {shown.height} stored as {info.width} x {info.height}"
-            return f"{sizes}{how} (--size, --fit)\n"
+            return f"{sizes}{how} ({options})\n"
     return ""
 
 
