@@ -83,6 +83,7 @@ _EXPORTED, __getattr__ = lazy_exports(
         "WarmupCosine": "bczoo.train.schedules",
         "bc_loss": "bczoo.train.loss",
         "from_pretrained": "bczoo.models.policy",
+        "list_models": "bczoo.hub.models",
         "build_part": "bczoo.core.parts",
     },
 )
@@ -97,8 +98,10 @@ if TYPE_CHECKING:
     from bczoo.core.parts import build_part as build_part
     from bczoo.core.spec import Batch as Batch
     from bczoo.core.spec import InputSpec as InputSpec
+    from bczoo.data.augment import PublishedAugmentations as PublishedAugmentations
     from bczoo.data.augment import ReferenceAugmentations as ReferenceAugmentations
     from bczoo.data.module import RecordingDataModule as RecordingDataModule
+    from bczoo.hub.models import list_models as list_models
     from bczoo.models.bc.decoder import ActionDecoder as ActionDecoder
     from bczoo.models.bc.decoder import BackboneHeads as BackboneHeads
     from bczoo.models.bc.decoder import Decoder as Decoder

@@ -1,31 +1,30 @@
-"""The README does what it says: its game runs, its links lead somewhere, its commands name what exists."""
+"""README.md and the pages do what they say: links lead somewhere, commands name what exists."""
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import itertools
 import re
 import shlex
-import sys
 import textwrap
 import tomllib
-from pathlib import Path
 
 import pytest
+from pages import REPOSITORY, block
 
 from bczoo import cli
 from bczoo.core import configs
 
-REPOSITORY = Path(__file__).parent.parent
-README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-PAGES = ["README.md", "checkpoints.md", "docs/finetuning.md"]
+PAGES = [
+    "README.md",
+    "CHANGELOG.md",
+    "checkpoints.md",
+    *sorted(str(p.relative_to(REPOSITORY)) for p in REPOSITORY.glob("docs/**/*.md")),
+]
+OTHER = ("--help", "COMMAND")  # words after bczoo that are no command
+OWN = ("lstm.yaml", "my_callbacks.yaml", "patches.yaml")  # configurations that docs/extending.md shows
 BLOCK = re.compile(r"(?:^(?: {4}.*)?\n)+", re.MULTILINE)  # indented lines, and empty ones between them
-
-
-def marked(name: str) -> str:
-    """What stands between ``<!-- name:begin -->`` and ``<!-- name:end -->``."""
-    found = re.findall(rf"<!-- {name}:begin -->\n(.*?)<!-- {name}:end -->", README, re.DOTALL)
-    assert len(found) == 1, f"README.md has to have one pair of markers {name}:begin and {name}:end"
-    return found[0]
 
 
 def blocks(text: str) -> list[str]:
@@ -37,34 +36,6 @@ def prose(text: str) -> str:
     """A text without code."""
     text = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     return re.sub(r"`[^`\n]*`", "", BLOCK.sub("\n", text))
-
-
-@pytest.fixture
-def my_module(tmp_path, monkeypatch):
-    """The README's game as a module; returns the arguments of the README's command."""
-    game, command = blocks(marked("game"))
-    (tmp_path / "my_module.py").write_text(game, encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["bczoo"])
-    words = shlex.split(command)
-    assert words[:2] == ["PYTHONPATH=.", "bczoo"]
-    yield words[2:]
-    sys.modules.pop("my_module", None)
-
-
-def test_the_readme_s_game_is_recorded_at_random(my_module):
-    assert my_module[:3] == ["record", "--env", "my_module:my_game"]
-    out = ["--episodes", "1", "--size", "64", "--out", "random"]
-    assert cli.main([*my_module[:3], "--agent", "random", *out]) == 0
-    (recording,) = Path("random").iterdir()
-    assert (recording / "annotation.proto").stat().st_size and (recording / "64x64.mp4").stat().st_size
-
-
-def test_the_readme_s_command_plays_its_game_in_several_processes(my_module, capsys):
-    assert cli.main([*my_module, "--episodes", "2", "--size", "64", "--workers", "2"]) == 0
-    assert len(list(Path("my_game").iterdir())) == 2
-    assert "mean return 1.0" in capsys.readouterr().out, "its expert reaches the goal"
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -87,14 +58,24 @@ def test_code_is_told_from_prose():
     assert re.findall(r"[A-Z]+_[A-Z]+", prose(text)) == ["A_PLACEHOLDER"]
 
 
-@pytest.mark.parametrize("name", ["test", "quickstart", "game"])
-def test_commands_name_what_exists(name):
-    lines = blocks(marked(name))[-1].strip().splitlines()
+def test_the_readme_is_short():
+    assert len((REPOSITORY / "README.md").read_text(encoding="utf-8").splitlines()) < 150
+
+
+@pytest.mark.parametrize("name", ["test", "quickstart"])
+def test_commands_of_the_readme_name_what_exists(name):
+    lines = block("README.md", name).splitlines()
     commands = [shlex.split(part) for line in lines for part in line.split("&&")]
     assert commands
-    for command in commands:
-        program, *arguments = (word for word in command if not re.match(r"[A-Z]+=", word))
+    for program, *arguments in commands:
         {"pip": check_pip, "bczoo": check_bczoo, "pytest": check_pytest}[program](arguments)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_of_the_pages_name_what_exists(page):
+    code = "\n".join(blocks((REPOSITORY / page).read_text(encoding="utf-8"))).replace("\\\n", " ")
+    for command in re.findall(r"^ *(?:bczoo) +(.*)$", code, re.MULTILINE):
+        check_bczoo(shlex.split(command, comments=True))
 
 
 def check_pip(words: list[str]) -> None:
@@ -105,9 +86,16 @@ def check_pip(words: list[str]) -> None:
 
 
 def check_bczoo(words: list[str]) -> None:
-    assert words[0] in cli.TRAINER or any(words[: len(c)] == list(c) for c in cli.FUNCTIONS)
+    """The command exists, the configurations that it names, and the options of commands that are functions."""
+    command = next((c for c in cli.FUNCTIONS if tuple(words[: len(c)]) == c), None)
+    assert command or words[0] in cli.TRAINER or words[0] in OTHER, words
     for config in (after for word, after in itertools.pairwise(words) if word == "--config"):
-        assert (REPOSITORY / config).is_file() or config in configs.names()
+        assert (REPOSITORY / config).is_file() or config in configs.names() or config in OWN, words
+    if command:
+        module, _, function = cli.FUNCTIONS[command][1].partition(":")
+        known = inspect.signature(getattr(importlib.import_module(module), function)).parameters
+        given = {re.split(r"[.+=]", word[2:])[0] for word in words if word.startswith("--")}
+        assert given - {"config", "import", "help"} <= set(known), words
 
 
 def check_pytest(words: list[str]) -> None:

@@ -1,15 +1,12 @@
 """Tiny policies and batches for tests: the real parts, under a million parameters, 64-pixel frames.
 
-Also what several test files share: variants of the architecture, a text encoder, and the blocks of docs/extending.md.
+Also what several test files share: variants of the architecture, and a text encoder.
 """
 
 from __future__ import annotations
 
-import re
-import textwrap
 import zlib
 from functools import partial
-from pathlib import Path
 
 import torch
 
@@ -27,7 +24,6 @@ from bczoo import (
 )
 
 SIZE = 64
-PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
 QUIET = {  # arguments of a trainer that writes and shows nothing
     "accelerator": "cpu",
     "logger": False,
@@ -67,12 +63,6 @@ class Words(TextEncoder):
     def __call__(self, texts):
         seeds = [torch.Generator().manual_seed(zlib.crc32(text.encode())) for text in texts]
         return torch.stack([torch.randn(self.width, generator=seed) for seed in seeds])
-
-
-def block(name: str) -> str:
-    """A marked block of docs/extending.md, without its indentation."""
-    found = re.findall(rf"<!-- {name}:begin -->\n(.*?)<!-- {name}:end -->", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    return textwrap.dedent(found[0]).strip() + "\n"
 
 
 def tiny_cnn(**arguments) -> CNNPolicy:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,22 +21,27 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
-from bczoo.causality.leaks import require_layout, slot_name
+from bczoo.causality.leaks import require_layout
+from bczoo.core.actions import ActionSpace
 from bczoo.core.errors import UserError
-from bczoo.core.files import write_figure, write_json
+from bczoo.core.files import require_folder_target, write_json
 from bczoo.core.spec import Batch
+from bczoo.core.style import BLUE, DASHES, PAPER, SKY, SMALL, TEXT, saved_figure, shades
 from bczoo.data.dataset import WindowDataset
 from bczoo.data.index import open_index
 from bczoo.models.bc.layout import StepLayout
 from bczoo.nn.attention import Attend, Sinks, prepend_sinks
+from bczoo.nn.text import where_untold
 from bczoo.play.open import open_policy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import SubFigure
 
 KINDS = ("sinks", "text", "image", "thinking", "actions", "itself")
-COLOURS = dict(zip(KINDS, ("#8c8c8c", "#e39b4b", "#4878a8", "#8871a0", "#b65d60", "#6aa56e"), strict=True))
+WORDS = dict(zip(KINDS, ("sinks", "text", "image", "thinking", "past actions", "itself"), strict=True))
 DRAWN_STEPS = 2
+MOST_WRITTEN = 8  # heads whose shares are written as numbers
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,7 @@ def attention_report(
     start: int = 0,
     steps: int | None = None,
     all_queries: bool = False,
+    text: str | None = None,
     out: str = "runs/attention",
     device: str = "cpu",
     revision: str | None = None,
@@ -91,13 +98,18 @@ def attention_report(
         start: first frame of the window.
         steps: how long the window is; the policy's own if left out.
         all_queries: watch the queries of all tokens.
+        text: instruction to the policy at steps that have none; the one it was fine-tuned under if left out.
         out: folder of the results.
         device: where the policy runs, cpu or cuda.
         revision: branch, tag or commit on the Hub.
     """
-    loaded = open_policy(policy, revision, device, text="").policy
+    require_folder_target(out, "--out")
+    opened = open_policy(policy, revision, device, text=text)
+    loaded, instruction = opened.policy, opened.embedding()
     require_layout(loaded)
     batch, name = read_window(loaded, data, recording, start, steps)
+    if instruction is not None:
+        batch["text"] = where_untold(batch["text"], instruction)
     shares = attention_shares(loaded, batch, all_queries)
     length = batch["frames"].shape[1]
     watched = "all tokens" if all_queries else "action_out"
@@ -105,7 +117,8 @@ def attention_report(
     print(f"{name}, frames {start} to {start + length - 1}: where {looks}, in % of attention\n")
     print(shares_table(shares))
     folder = Path(out)
-    settings = {"policy": policy, "data": data, "recording": name, "start": start, "steps": length, "queries": watched}
+    settings = {"policy": policy, "data": data, "recording": name, "start": start, "steps": length}
+    settings |= {"queries": watched, "text": opened.text}
     write_json(folder / "attention.json", settings | shares.to_dict(), indent=1)
     plot_attention(loaded, shares, folder / "attention.png")
     print(f"\nwrote {folder / 'attention.json'} and {folder / 'attention.png'}")
@@ -281,78 +294,120 @@ def _present(shares: AttentionShares) -> list[str]:
 
 
 def plot_attention(policy: Any, shares: AttentionShares, path: Path) -> None:
-    """Write the mask, the shares of every head and the shares by age as a picture."""
-    from matplotlib.figure import Figure
-
-    layers, heads = shares.kinds.shape[:2]
-    figure = Figure(figsize=(9, 10.5 + 0.02 * layers * heads), dpi=100, layout="constrained")
-    grid = figure.add_gridspec(2, 2, height_ratios=(7, 4), width_ratios=(1, 1))
-    _plot_mask(figure.add_subplot(grid[0, :]), policy)
-    _plot_kinds(figure.add_subplot(grid[1, 0]), shares)
-    _plot_ages(figure.add_subplot(grid[1, 1]), shares)
-    write_figure(figure, path)
+    """Write the mask, the shares by age, and the shares of every head by kind of key as a picture."""
+    layers, present = len(shares.kinds), _present(shares)
+    columns = len(present) if len(present) <= 4 else -(-len(present) // 2)
+    rows = -(-len(present) // columns)
+    above, below = 5.0, 0.5 + rows * (0.75 + max(0.16 * layers, 0.9))  # inches
+    with saved_figure(path, height=above + below) as figure:
+        grid = figure.add_gridspec(2, 1, height_ratios=(above, below))
+        upper, lower = figure.add_subfigure(grid[0]), figure.add_subfigure(grid[1])
+        mask, ages = upper.subplots(1, 2, width_ratios=(5, 3))
+        _plot_mask(mask, policy)
+        _plot_ages(ages, shares)
+        _plot_kinds(lower, lower.subplots(rows, columns, squeeze=False, sharex=True, sharey=True), shares)
 
 
 def _plot_mask(axes: Axes, policy: Any) -> None:
+    """The mask of some steps, in the layer that looks back furthest."""
     from matplotlib.colors import ListedColormap
+    from matplotlib.patches import Patch
 
     layout, transformer = policy.layout, policy.transformer
     layer = transformer.histories.index(max(transformer.histories))
-    attend, length = transformer.attends(DRAWN_STEPS, layout, policy.device)[layer], DRAWN_STEPS * layout.length
-    mask = mask_in_use(attend, length, transformer.sinks + length, policy.device)[:, transformer.sinks :].cpu()
-    names = [slot_name(layout, policy.action_space, s) for s in range(layout.length)] * DRAWN_STEPS
-    short = [name.replace(" token", "") for name in names]
+    attend, size = transformer.attends(DRAWN_STEPS, layout, policy.device)[layer], DRAWN_STEPS * layout.length
+    mask = mask_in_use(attend, size, transformer.sinks + size, policy.device)[:, transformer.sinks :].cpu()
     shade = mask.float()
     for step in range(DRAWN_STEPS):
         shade[step * layout.length + layout.action_out] *= 2  # the decision's row stands out
-    axes.imshow(shade, cmap=ListedColormap(["#f4f4f4", "#4878a8", "#1f2f4a"]), vmin=0, vmax=2, aspect="auto")
-    size = len(mask)
-    axes.set_xticks(range(size), short, rotation=90, fontsize=7)
-    axes.set_yticks(range(size), short, fontsize=7)
-    axes.set_xticks([i + 0.5 for i in range(size - 1)], minor=True)
-    axes.set_yticks([i + 0.5 for i in range(size - 1)], minor=True)
-    axes.grid(which="minor", color="white", linewidth=1)
+    colors = (PAPER, SKY, BLUE)
+    axes.imshow(shade, cmap=ListedColormap(colors), vmin=0, vmax=2)
+    names, places = _runs(layout, policy.action_space)
+    ticks = [step * layout.length + place for step in range(DRAWN_STEPS) for place in places]
+    axes.set_xticks(ticks, names * DRAWN_STEPS, rotation=90, fontsize=SMALL)
+    axes.set_yticks(ticks, names * DRAWN_STEPS, fontsize=SMALL)
+    for minor in (axes.set_xticks, axes.set_yticks):
+        minor([i + 0.5 for i in range(size - 1)], minor=True)
+    axes.grid(visible=False, which="major")
+    axes.grid(which="minor", color="white", linewidth=0.8)
     axes.tick_params(which="both", length=0)
     for step in range(1, DRAWN_STEPS):
-        axes.axhline(step * layout.length - 0.5, color="black", linewidth=1)
-        axes.axvline(step * layout.length - 0.5, color="black", linewidth=1)
-    title = f"The mask of two steps (layer {layer}): rows look at columns; dark: the decision"
-    axes.set_title(title + "; sinks not shown" * bool(transformer.sinks), loc="left", fontsize=10)
+        axes.axhline(step * layout.length - 0.5, color=TEXT, linewidth=1)
+        axes.axvline(step * layout.length - 0.5, color=TEXT, linewidth=1)
+    title = f"Who may look at whom in two steps (layer {layer}{', sinks left out' * bool(transformer.sinks)})"
+    axes.set_title(title, pad=24)
+    axes.set_ylabel("token that looks")
+    axes.set_xlabel("token that is looked at")
+    words = ("hidden", "in view", "in view of the decision")
+    patches = [Patch(color=color, label=word) for color, word in zip(colors, words, strict=True)]
+    above: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (-0.02, 0.99), "borderaxespad": 0}
+    axes.legend(handles=patches, ncols=len(patches), handlelength=1, columnspacing=1, **above)
 
 
-def _plot_kinds(axes: Axes, shares: AttentionShares) -> None:
-    layers, heads = shares.kinds.shape[:2]
-    places = [layer * (heads + 1) + head for layer in range(layers) for head in range(heads)]
-    left = torch.zeros(layers * heads)
-    for kind in _present(shares):
-        values = 100 * shares.kinds[..., KINDS.index(kind)].flatten()
-        axes.barh(places, values, left=left, height=0.95, color=COLOURS[kind], label=kind)
-        left = left + values
-    axes.set_yticks([layer * (heads + 1) + (heads - 1) / 2 for layer in range(layers)], [str(n) for n in range(layers)])
-    axes.invert_yaxis()
-    axes.set_xlim(0, 100)
-    axes.set_xlabel("% of attention", fontsize=9)
-    axes.set_ylabel("layer (a bar per head)", fontsize=9)
-    axes.set_title("What the heads look at", loc="left", fontsize=10)
-    axes.legend(fontsize=8, ncols=3, loc="upper left", bbox_to_anchor=(0, -0.14), frameon=False)
+def _runs(layout: StepLayout, space: ActionSpace) -> tuple[list[str], list[float]]:
+    """Names of the tokens of a step, alike neighbours together, and the middle of each."""
+    names = ["text"] * layout.text + ["image"] * layout.image + ["thinking"] * layout.thinking + ["action_out"]
+    names += [group.name.replace("_", " ") for group in space.token_groups]
+    runs, first = [], 0
+    for name, group in groupby(names):
+        count = len(list(group))
+        runs.append((name if count == 1 else f"{name} × {count}", first + (count - 1) / 2))
+        first += count
+    return [name for name, _ in runs], [place for _, place in runs]
 
 
 def _plot_ages(axes: Axes, shares: AttentionShares) -> None:
-    from matplotlib import colormaps
-    from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+    """How much of the attention has been given up to so many steps back, a line per layer."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import ListedColormap, Normalize
+    from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
 
     layers, steps = len(shares.ages), shares.ages.shape[-1]
+    colors = shades(layers)
     for layer, ages in enumerate(shares.ages):
-        colour = colormaps["viridis"](0.9 * layer / max(layers - 1, 1))
+        dash = DASHES[layer % len(DASHES)] if layers <= len(DASHES) else "-"
         cumulative = 100 * ages.mean(0).cumsum(0)
-        axes.plot(range(1, steps + 1), cumulative, color=colour, label=f"layer {layer}")
+        axes.plot(range(1, steps + 1), cumulative, color=colors[layer], linestyle=dash, label=f"layer {layer}")
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(FixedLocator([n for n in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if n <= steps]))
+    marked = (1, 2, 5, 10, 20, 50) if steps <= 50 else (1, 3, 10, 30, 100, 300, 1000)
+    axes.xaxis.set_major_locator(FixedLocator([n for n in marked if n <= steps]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.set_ylim(0, 102)
-    axes.set_xlabel("steps back, this one included", fontsize=9)
-    axes.set_ylabel("% of attention, up to there", fontsize=9)
-    axes.set_title("How far back they look", loc="left", fontsize=10)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, ncols=1 + layers // 8, loc="lower right", frameon=False)
+    axes.set_xlabel("steps back, this one included")
+    axes.set_ylabel("% of attention, up to there")
+    axes.set_title("How far back the heads look")
+    if layers <= len(DASHES):
+        axes.legend(loc="lower right")
+    else:
+        scale = ScalarMappable(Normalize(-0.5, layers - 0.5), ListedColormap(colors))
+        axes.figure.colorbar(scale, ax=axes, label="layer", aspect=30, ticks=MaxNLocator(6, integer=True))
+
+
+def _plot_kinds(figure: SubFigure, axes: np.ndarray, shares: AttentionShares) -> None:
+    """A field per kind of key: its share by layer and head."""
+    from matplotlib.ticker import MaxNLocator
+
+    heads, present = shares.kinds.shape[1], _present(shares)
+    for area, kind in zip(axes.flat, present, strict=False):
+        percent = 100 * shares.kinds[..., KINDS.index(kind)]
+        image = area.imshow(percent, cmap="cividis", vmin=0, vmax=100, aspect="auto")
+        area.grid(visible=False)
+        area.spines[:].set_visible(False)
+        area.tick_params(length=0)
+        area.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        area.yaxis.set_major_locator(MaxNLocator(12, integer=True))
+        area.set_title(WORDS[kind])
+        if heads <= MOST_WRITTEN:
+            for (layer, head), value in np.ndenumerate(percent.numpy()):
+                color = "white" if value < 55 else "black"
+                area.text(head, layer, f"{value:.0f}", ha="center", va="center", fontsize=SMALL, color=color)
+    for area in axes.flat[len(present) :]:
+        area.set_axis_off()
+    for area in axes.flat[max(len(present) - axes.shape[1], 0) : len(present)]:  # the lowest of each column
+        area.tick_params(labelbottom=True)
+        area.set_xlabel("head")
+    for area in axes[:, 0]:
+        area.set_ylabel("layer")
+    figure.suptitle("What each head looks at", x=0.01, ha="left")
+    figure.colorbar(image, ax=axes, label="% of its attention", aspect=10 * len(axes) + len(shares.kinds), pad=0.01)

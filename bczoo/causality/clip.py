@@ -20,18 +20,38 @@ from torch import Tensor
 
 from bczoo.core.actions import ActionSpace
 from bczoo.core.errors import UserError
-from bczoo.core.files import write_figure
 from bczoo.core.spec import Batch, InputSpec
+from bczoo.core.style import (
+    BLACK,
+    BLUE,
+    DASHES,
+    GREEN,
+    MUTED,
+    ORANGE,
+    PALE,
+    PURPLE,
+    SKY,
+    SMALL,
+    TEXT,
+    VERMILION,
+    WIDTH,
+    saved_figure,
+)  # fmt: skip
 from bczoo.data.index import Index
 from bczoo.data.recording import USER
 from bczoo.train.metrics import Measures, change_points
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-PICTURES = 8  # frames above the curves
-TITLE: dict[str, Any] = {"loc": "left", "fontsize": 9, "pad": 9}
-COLOURS = ("#4878a8", "#e39b4b", "#6aa56e", "#b65d60", "#8871a0", "#8c8c8c")
+PICTURES = 6  # frames above the curves
+STACKED = (BLUE, ORANGE, GREEN, BLACK, SKY, VERMILION)  # neighbours differ in grey, too
+LEFT, RIGHT = 0.78, 0.12  # inches beside the axes
+SHOWN: dict[str, Any] = {"marker": "v", "color": MUTED, "markersize": 4.5, "linestyle": "none"}
+CHANGE: dict[str, Any] = {"marker": "^", "color": TEXT, "markersize": 3.5, "linestyle": "none"}
+WINDOW: dict[str, Any] = {"color": PALE, "linewidth": 1}
+PAD = 11  # points between axes and title, for the marks in between
 
 
 @dataclass
@@ -142,33 +162,32 @@ def plot(clip: Clip, path: Path, title: str, kind: str, space: ActionSpace) -> N
         kind: the perturbation of ``causality``.
         space: the policy's action space.
     """
-    from matplotlib.figure import Figure
+    side = (WIDTH - LEFT - RIGHT) / PICTURES  # inches; frames are square
+    tall = (0.32, side, 0.68, 1.9, 0.52, 1.2, 0.8)  # title, frames, their actions, causality, a gap, the rest, legend
+    height = sum(tall)
+    with saved_figure(path, height, layout=None) as figure:
 
-    width, side = 900, (900 - 76) // PICTURES  # pixels; frames are square
-    height = 30 + side + 56 + 190 + 44 + 110 + 46
-    figure = Figure(figsize=(width / 100, height / 100), dpi=100)
+        def axes(row: int) -> Axes:
+            """Axes over the clip's time in a row of ``tall``."""
+            bottom = 1 - sum(tall[: row + 1]) / height
+            area = figure.add_axes((LEFT / WIDTH, bottom, side * PICTURES / WIDTH, tall[row] / height))
+            area.set_xlim((clip.first - 0.5) / clip.fps, (clip.first + len(clip.frames) - 0.5) / clip.fps)
+            return area
 
-    def axes(top: int, tall: int) -> Axes:
-        """Axes over the clip's time, ``top`` pixels from the top edge and ``tall`` pixels high."""
-        area = figure.add_axes((64 / width, 1 - (top + tall) / height, side * PICTURES / width, tall / height))
-        area.set_xlim((clip.first - 0.5) / clip.fps, (clip.first + len(clip.frames) - 0.5) / clip.fps)
-        return area
-
-    figure.text(64 / width, 1 - 18 / height, title[-120:], fontsize=10, va="center")
-    _plot_frames(axes(30, side), clip, space)
-    upper, lower = axes(30 + side + 56, 190), axes(30 + side + 56 + 190 + 44, 110)
-    for area in (upper, lower):
-        _plot_windows(area, clip)
-        area.spines[["top", "right"]].set_visible(False)
-        area.tick_params(labelsize=8)
-        area.set_ylabel("nats per action", fontsize=8)
-    _plot_causality(upper, clip, [group.name for group in space.groups])
-    upper.set_title(f"Causality ({kind}): how much the decision hangs on the picture of this moment", **TITLE)
-    _plot_companions(lower, clip)
-    lower.set_title("Beside it: how much it hangs on past actions, and how far it is from the recorded one", **TITLE)
-    signs = "triangles: the recorded action changes; grey lines: a window begins, without a past"
-    lower.set_xlabel(f"seconds of the recording   ({signs})", fontsize=8)
-    write_figure(figure, path)
+        figure.text(LEFT / WIDTH, 1 - 0.17 / height, title[-100:], fontsize="large", va="center")
+        _plot_frames(axes(1), clip, space)
+        upper, lower = axes(3), axes(5)
+        for area in (upper, lower):
+            _plot_windows(area, clip)
+            area.grid(visible=False)
+            area.set_ylabel("nats per action")
+            area.locator_params(axis="y", nbins=5)
+        _plot_causality(upper, clip, [group.name for group in space.groups])
+        upper.set_title(f"Causality ({kind}): how much the decision hangs on the picture of this moment", pad=PAD)
+        _plot_companions(lower, clip)
+        lower.set_title("Beside it: how much it hangs on past actions, how far it is from the recorded one", pad=PAD)
+        lower.set_xlabel("seconds of the recording")
+        _explain(figure)
 
 
 def _shown(clip: Clip) -> list[int]:
@@ -178,14 +197,15 @@ def _shown(clip: Clip) -> list[int]:
 
 
 def _plot_frames(axes: Axes, clip: Clip, space: ActionSpace) -> None:
-    """Frames over their own moments, with the recorded action below."""
+    """Frames over their own moments, in a short clip beside them so that none hides another; recorded actions below."""
     left, right = axes.get_xlim()
     half = 0.48 * (right - left) / PICTURES
-    for step in _shown(clip):
-        middle = min(max(float(clip.seconds[step]), left + half), right - half)
+    shown = _shown(clip)
+    for i, step in enumerate(shown):
+        middle = left + (i + 0.5) * (right - left) / len(shown)
         picture = clip.frames[step].permute(1, 2, 0).numpy()
         axes.imshow(picture, extent=(middle - half, middle + half, 0.02, 0.98), aspect="auto")
-        axes.text(middle, -0.03, _in_words(clip, step, space), ha="center", va="top", fontsize=7, color="0.25")
+        axes.text(middle, -0.03, _in_words(clip, step, space), ha="center", va="top", fontsize=SMALL)
     axes.set_xlim(left, right)
     axes.set_ylim(0, 1)
     axes.axis("off")
@@ -200,16 +220,21 @@ def _in_words(clip: Clip, step: int, space: ActionSpace) -> str:
     for group in space.groups:
         value = values[group.name]
         if isinstance(value, list) and value:
-            lines.append(f"{group.name} {' '.join(value)}")
+            lines.append(f"{_plain(group.name)} {' '.join(value)}")
         elif not isinstance(value, list) and clip.ids[group.name][step].tolist() != group.neutral:
-            lines.append(f"{group.name} {value:+.2g}" if isinstance(value, float) else f"{group.name} {value:+d}")
+            lines.append(f"{_plain(group.name)} {value:{'+.2g' if isinstance(value, float) else '+d'}}")
     return "\n".join(lines) or "-"
+
+
+def _plain(name: str) -> str:
+    """The name of a group as people read it."""
+    return name.replace("_", " ")
 
 
 def _plot_windows(axes: Axes, clip: Clip) -> None:
     """A grey line where a window begins."""
     for start in range(-clip.first % clip.window, len(clip.frames), clip.window):
-        axes.axvline((clip.first + start - 0.5) / clip.fps, color="0.85", linewidth=0.8, zorder=0)
+        axes.axvline((clip.first + start - 0.5) / clip.fps, **WINDOW, zorder=0)
 
 
 def _plot_causality(axes: Axes, clip: Clip, groups: Sequence[str]) -> None:
@@ -217,18 +242,19 @@ def _plot_causality(axes: Axes, clip: Clip, groups: Sequence[str]) -> None:
     seconds, bottom = clip.seconds.numpy(), np.zeros(len(clip.frames))
     for i, group in enumerate(groups):
         nats = np.nan_to_num(clip.scores[f"causality/{group}"].numpy()).clip(min=0)
-        axes.bar(seconds, nats, 1 / clip.fps, bottom, color=COLOURS[i % len(COLOURS)], label=group, linewidth=0)
+        color = STACKED[i % len(STACKED)]
+        axes.bar(seconds, nats, 1 / clip.fps, bottom, color=color, label=_plain(group), linewidth=0)
         bottom += nats
     highest = bottom.max() or 1.0
-    axes.set_ylim(0, 1.2 * highest)
+    axes.set_ylim(0, 1.25 * highest)
     unscored = clip.scores["causality"].isnan().numpy()
     if unscored.any():
-        axes.bar(seconds[unscored], 1.05 * highest, 1 / clip.fps, color="0.93", label="not scored", linewidth=0)
-    axes.legend(loc="upper right", ncols=len(groups) + 1, fontsize=8, frameon=False, borderaxespad=0.1)
+        axes.bar(seconds[unscored], 1.05 * highest, 1 / clip.fps, color=PALE, label="not scored", linewidth=0)
+    axes.legend(loc="upper right", ncols=len(groups) + 1, borderaxespad=0.1, handlelength=1.2)
     over = axes.get_xaxis_transform()
-    axes.plot(seconds[_shown(clip)], [1.03] * len(_shown(clip)), "v", color="0.6", ms=4, transform=over, clip_on=False)
+    axes.plot(seconds[_shown(clip)], [1.04] * len(_shown(clip)), **SHOWN, transform=over, clip_on=False)
     changes = seconds[clip.changes.numpy()]
-    axes.plot(changes, [-0.035] * len(changes), "^", color="0.15", ms=3.5, transform=over, clip_on=False)
+    axes.plot(changes, [-0.045] * len(changes), **CHANGE, transform=over, clip_on=False)
     axes.tick_params(axis="x", labelbottom=False)
 
 
@@ -236,7 +262,19 @@ def _plot_companions(axes: Axes, clip: Clip) -> None:
     """Action reliance and surprise of every step."""
     seconds = clip.seconds.numpy()
     reliance, surprise = clip.scores["action_reliance"].numpy(), clip.surprise.numpy()
-    axes.plot(seconds, reliance, color=COLOURS[4], linewidth=1.2, label="action reliance")
-    axes.plot(seconds, surprise, color="0.35", linewidth=1, linestyle=(0, (3, 1.5)), label="-ln p(recorded action)")
-    axes.set_ylim(0, 1.25 * np.nanmax([*reliance, *surprise, 1e-3]))
-    axes.legend(loc="upper right", ncols=2, fontsize=8, frameon=False, borderaxespad=0.1)
+    axes.plot(seconds, reliance, color=PURPLE, linewidth=1.5, label="action reliance")
+    axes.plot(seconds, surprise, color=TEXT, linewidth=1.1, linestyle=DASHES[1], label="−ln p(recorded action)")
+    axes.set_ylim(0, 1.3 * np.nanmax([*reliance, *surprise, 1e-3]))
+    axes.legend(loc="upper right", ncols=2, borderaxespad=0.1)
+
+
+def _explain(figure: Figure) -> None:
+    """What the marks mean, below all."""
+    from matplotlib.lines import Line2D
+
+    marks = [
+        Line2D([], [], **SHOWN, label="shown above"),
+        Line2D([], [], **CHANGE, label="the recorded action changes"),
+        Line2D([], [], **WINDOW, label="a window begins, without a past"),
+    ]
+    figure.legend(handles=marks, loc="lower center", ncols=len(marks), borderaxespad=0.2)

@@ -24,6 +24,8 @@ from bczoo.models.policy import Policy
 from bczoo.nn.actions import Logits
 from bczoo.train.metrics import Measures, StepMeans
 
+NOTHING = 5e-4  # nats per action, which tables show as 0.000: rounding errors have no share
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -95,11 +97,11 @@ def causality_name(kind: str, kinds: Sequence[str]) -> str:
 
 
 def visual_share(means: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """C / (C + action reliance), from 0 to 1, where both are known."""
+    """C / (C + action reliance), from 0 to 1, where both are known and not both of them are nothing."""
     if not {"causality", "action_reliance"} <= means.keys():
         return {}
     seen, done = means["causality"], means["action_reliance"]
-    return {"visual_share": torch.where(seen + done > 0, seen / (seen + done), torch.nan)}
+    return {"visual_share": torch.where(seen + done > NOTHING, seen / (seen + done), torch.nan)}
 
 
 def _all_replaced(where: Tensor, replaced: int) -> Tensor:

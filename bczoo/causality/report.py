@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,6 @@ import numpy as np
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
-from tqdm import tqdm
 
 from bczoo.causality.clip import Clip, plot
 from bczoo.causality.counterfactual import Counterfactuals
@@ -29,14 +29,16 @@ from bczoo.causality.metrics import causality_name, evaluate, visual_share
 from bczoo.causality.perturb import FREEZE_STEPS, Perturbation, checked_kinds, longest_freeze, perturbations
 from bczoo.core.actions import ActionSpace
 from bczoo.core.errors import UserError
-from bczoo.core.files import write_json
+from bczoo.core.files import require_folder_target, write_json
+from bczoo.core.progress import Progress
 from bczoo.core.spec import loss_mask
 from bczoo.core.statistics import RESAMPLES_OF_METRICS, bootstrap
 from bczoo.core.tables import markdown_table
 from bczoo.data.dataset import WindowDataset
 from bczoo.data.index import Index, open_index
 from bczoo.data.loader import WindowLoader
-from bczoo.data.windows import Plan, split
+from bczoo.data.windows import Key, Plan, split
+from bczoo.hub.measurements import keep, measured_step
 from bczoo.models.policy import Policy
 from bczoo.nn.text import where_untold
 from bczoo.play.open import open_policy
@@ -46,6 +48,12 @@ READING = (
     "Causality and action reliance are nats per action: 0 means that the picture (the past actions) does not matter.\n"
     "A policy may look and still be wrong, so read them beside perplexity and accuracy."
 )
+NOT_KNOWN = (
+    "n/a: no step tells. A visual share needs causality or reliance that is more than nothing, a relative "
+    "cross-entropy actions that are not always the same."
+)
+NO_CHANGES = "No action differs from the one before in these recordings, so nothing is known of changes."
+WINDOWS = 256  # that are measured if nothing else is said
 PREDICTIONS = {  # label in the table: metric of every group
     "perplexity": "perplexity",
     "relative cross-entropy": "relative_cross_entropy",
@@ -68,6 +76,7 @@ def causality_report(
     part: Literal["all", "val"] = "all",
     val_fraction: float = 0.1,
     limit: int | None = None,
+    windows: int | None = WINDOWS,
     text: str | None = None,
     batch_size: int = 8,
     num_workers: int = 0,
@@ -77,6 +86,7 @@ def causality_report(
     out: str = "runs/causality",
     device: str = "cpu",
     revision: str | None = None,
+    add_to_record: bool | None = None,
 ) -> CausalityResult:
     """Measure whether a policy acts on what it sees, and plot at which moments it does.
 
@@ -95,6 +105,8 @@ def causality_report(
         part: all recordings; or val, those that a training on this very folder keeps for validation.
         val_fraction: data.val_fraction of that training.
         limit: measure only so many recordings, sampled by name; all if left out.
+        windows: measure only so many windows, sampled over all of these recordings; null for every window. The
+            intervals are over recordings, so that more windows of the same recordings narrow them little.
         text: instruction to the policy at steps that have none; the one it was fine-tuned under if left out.
         batch_size: windows per batch.
         num_workers: processes that read windows.
@@ -104,10 +116,14 @@ def causality_report(
         out: folder of the results.
         device: where the policy runs, cpu or cuda.
         revision: branch, tag or commit on the Hub.
+        add_to_record: keep the scores in the record of the policy, for its card; if left out, those of a run are kept,
+            and those of an exported folder, whose card is written anew for them, are not.
     """
     kinds = _kinds(perturb, counterfactual, replaced, freeze_steps)
-    if batch_size < 1 or (limit is not None and limit < 1):
-        raise UserError(f"batch_size and limit are numbers from 1 on, got {batch_size} and {limit}")
+    for name, number in (("batch_size", batch_size), ("limit", limit), ("windows", windows)):
+        if number is not None and number < 1:
+            raise UserError(f"{name} is a number from 1 on, got {number}")
+    require_folder_target(out, "--out")
     opened = open_policy(policy, revision, device, text=text)
     loaded, instruction = opened.policy, opened.embedding()
     spec = loaded.input_spec
@@ -116,11 +132,15 @@ def causality_report(
     recordings = _choose(index, part, val_fraction, limit)
     excerpt = Clip.of(index, recordings, spec, clip, clip_start, clip_seconds)
     edited = None if counterfactual is None else Counterfactuals(counterfactual, index)
-    windows = WindowDataset(index, spec.window, spec.frame_size, resize=spec.resize)
-    loader = WindowLoader(
-        windows, Plan(index, recordings, spec.window, batch_size, shuffle=False, spread=True), num_workers
+    plan = Plan(index, recordings, spec.window, batch_size, shuffle=False, spread=True)
+    loader = WindowLoader(WindowDataset(index, spec.window, spec.frame_size, resize=spec.resize), plan, num_workers)
+    there = plan.n_windows()
+    measured = there if windows is None else min(there, -(-windows // batch_size) * batch_size)
+    rest = "" if measured == there else f" of {there:,} (--windows null measures all, --windows N another sample)"
+    print(f"measuring {measured:,} windows of {spec.window} steps{rest}, of {len(recordings):,} recordings", flush=True)
+    sums = measure(
+        loaded, loader, perturbations(kinds, freeze_steps, edited), replaced, excerpt, instruction, windows=windows
     )
-    sums = measure(loaded, loader, perturbations(kinds, freeze_steps, edited), replaced, excerpt, instruction)
     settings = {
         "policy": policy,
         "data": data,
@@ -132,6 +152,7 @@ def causality_report(
         "freeze_steps": longest_freeze(freeze_steps, spec.window),
         "text": opened.text,
         "window": spec.window,
+        "windows": measured,
         "batch_size": batch_size,
         "bootstrap_draws": RESAMPLES_OF_METRICS,
     }
@@ -146,6 +167,10 @@ def causality_report(
     if part == "all" and _trained_on(opened.record, data):
         print("The policy was trained on recordings of this folder; --part val takes only those held out.")
     print(f"\n{folder / 'causality.json'}, {folder / 'causality.png'}")
+    if (step := measured_step(opened.found)) is not None:
+        entry = result.for_record(step)
+        if line := keep(opened.found, "causality", data, entry, measured, add_to_record):
+            print(line)
     return result
 
 
@@ -232,6 +257,7 @@ def measure(
     clip: Clip | None = None,
     instruction: Tensor | None = None,
     progress: bool = True,
+    windows: int | None = None,
 ) -> RecordingSums:
     """Score all windows.
 
@@ -243,20 +269,34 @@ def measure(
         clip: takes down the scores of its steps.
         instruction: embedding (E,) of the instruction at steps that have none.
         progress: show a progress bar.
+        windows: score only so many, in whole batches, and those of the clip; all if left out.
     """
     sums = RecordingSums(loader.plan.recordings)
     donors = Donors.read(policy, loader)
-    for batch in tqdm(loader, desc="causality", unit="batch", disable=not progress):
+    counted = len(loader) if windows is None else min(len(loader), -(-windows // loader.plan.batch_size))
+    more = [] if clip is None else _windows_of(clip, loader.plan, counted)
+    batches = chain(islice(loader, counted), (loader.windows[key] for key in more))
+    for number, batch in enumerate(
+        Progress(batches, desc="causality", unit="batch", total=counted + len(more), disable=not progress)
+    ):
         batch = move_data_to_device(batch, policy.device)
         if instruction is not None:
             batch["text"] = where_untold(batch["text"], instruction)
         scores = evaluate(policy, batch, kinds, replaced, donors=donors)
         measures = scores.measures | action_measures(scores.logits, batch["actions"], loss_mask(batch))
-        sums.add(measures, batch["recording"])
+        if number < counted:
+            sums.add(measures, batch["recording"])
         if clip is not None:
             clip.add(batch, measures)
     loader.close()
     return sums
+
+
+def _windows_of(clip: Clip, plan: Plan, first_batch: int) -> list[Key]:
+    """The windows that a clip lies in, of those in the batches from ``first_batch`` on."""
+    end = clip.first + len(clip.frames)
+    keys = (key for batch in plan.batches(0, first_batch) for key in batch)
+    return [(r, s) for r, s in keys if r == clip.recording and s < end and s + plan.window > clip.first]
 
 
 # ---------------------------------------------------------------------- results
@@ -339,6 +379,22 @@ class CausalityResult:
             "clip": {"recording": self.clip.name, "first_frame": self.clip.first, "frames": len(self.clip.frames)},
         }
 
+    def for_record(self, step: int) -> dict[str, Any]:
+        """What is kept with the policy.
+
+        Args:
+            step: optimiser steps of its weights.
+        """
+        kinds = self.settings["perturb"]
+        names = [*(causality_name(kind, kinds) for kind in kinds), "action_reliance", "visual_share"]
+        return {
+            "step": step,
+            "part": self.settings["part"],
+            "recordings": sum(one["steps"] > 0 for one in self.recordings.values()),
+            "windows": self.settings["windows"],
+            "metrics": {name: vars(self.metrics[name]) for name in names if name in self.metrics},
+        }
+
     def table(self) -> str:
         """A Markdown table: a row per metric, the whole action with its interval and every group beside it."""
         perturb = self.settings["perturb"]
@@ -350,13 +406,16 @@ class CausalityResult:
         n = len(self.recordings)
         several = "95 % intervals over recordings" if n > 1 else "no intervals over a single one"
         caption = f"{n} recording{'s' * (n > 1)}, {steps} steps, {changes} changes of the action; {several}."
+        if any("n/a" in cell for row in rows for cell in row):
+            caption += f"\n{NOT_KNOWN}" + (f"\n{NO_CHANGES}" if not changes else "")
         return f"{markdown_table(rows)}\n\n{caption}"
 
     def _row(self, label: str, name: str) -> list[str]:
         whole = self.metrics.get(name, Estimate(None))
         interval = "" if whole.low is None else f" ({whole.low:.3f} to {whole.high:.3f})"
-        groups = [self.metrics.get(f"{name}/{group.name}", Estimate(None)).value for group in self.space.groups]
-        return [label, _number(whole.value) + interval, *map(_number, groups)]
+        known = {group.name: self.metrics.get(f"{name}/{group.name}") for group in self.space.groups}
+        cells = ["" if one is None else _number(one.value) for one in known.values()]
+        return [label, "" if name not in self.metrics else _number(whole.value) + interval, *cells]
 
 
 def _statistic(means: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -370,5 +429,5 @@ def _known(value: Tensor) -> float | None:
 
 def _number(value: float | None) -> str:
     if value is None:
-        return ""
+        return "n/a"
     return f"{round(value, 3) + 0.0:.3f}" if abs(value) < 1000 else f"{value:.3g}"  # + 0.0: no minus before zero

@@ -50,6 +50,19 @@ FUNCTIONS = {
         "bczoo.hub.open_p2p:to_open_p2p",
         ("source", "out"),
     ),
+    ("compare",): (
+        "compare runs: options, compute, measures, with intervals",
+        "bczoo.compare.command:compare",
+        ("runs",),
+    ),
+    ("plot",): ("plot curves of runs", "bczoo.compare.plot:plot", ("runs",)),
+    ("zoo", "list"): ("list the policies there are: weights and architectures", "bczoo.hub.models:zoo_list", ()),
+    ("zoo", "info"): ("say what is known of a policy of the zoo", "bczoo.hub.models:zoo_info", ("name",)),
+    ("zoo", "replay"): (
+        "write a replay video of exported weights into their folder and card",
+        "bczoo.hub.replay:replay",
+        ("folder",),
+    ),
     ("zoo", "table"): ("write the table of checkpoints from its data file", "bczoo.hub.zoo:table", ()),
     ("causality",): (
         "measure whether a policy acts on what it sees",
@@ -68,12 +81,23 @@ FUNCTIONS = {
         "bczoo.studies.confusion:study_confusion",
         (),
     ),
+    ("study", "redraw"): (
+        "draw the pictures of a study again from its results",
+        "bczoo.studies.redraw:redraw",
+        ("results",),
+    ),
     ("data", "check"): (
         "check recordings: counts, hours, actions, what is broken",
         "bczoo.data.check:check",
         ("root",),
     ),
     ("data", "view"): ("draw the actions of a recording into its video", "bczoo.data.view:view", ("recording",)),
+    ("doctor",): ("say what of this installation works, and what mends the rest", "bczoo.doctor.command:doctor", ()),
+    ("completion",): (
+        "print a script that completes commands and options in a shell",
+        "bczoo.cli.completion:completion",
+        ("shell",),
+    ),
 }
 TRAINER = {
     "fit": "train a policy",
@@ -81,6 +105,8 @@ TRAINER = {
     "test": "evaluate a policy on the test recordings",
     "predict": "write a policy's predictions on recordings",
 }
+
+COMPLETE = "__complete"  # what completion scripts call; see bczoo.cli.completion
 
 SYSTEM_ERRORS = {  # of a path that the user gave, and what to do about them
     errno.ENOSPC: "free space on that disk, or write elsewhere",
@@ -103,20 +129,31 @@ SYSTEM_ERRORS = {  # of a path that the user gave, and what to do about them
 def main(argv: list[str] | None = None) -> int:
     """Entry point of ``bczoo``; returns the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    if not argv or argv[0] in ("-h", "--help"):
-        print(usage())
-        return 0
-    if argv[0] in ("-V", "--version"):
+    if argv[:1] in (["-V"], ["--version"]):
         print(f"bczoo {import_module('bczoo').__version__}")
         return 0
-    command = next((c for c in FUNCTIONS if tuple(argv[: len(c)]) == c), None)
-    if command is None and argv[1:] in (["-h"], ["--help"]) and any(c[0] == argv[0] for c in FUNCTIONS):
-        print(unknown(argv[:1]))
+    if (asked := _help_for(argv)) is not None:
+        return _show_help(asked)
+    if argv[0] == COMPLETE:
+        from bczoo.cli.completion import complete
+
+        print("\n".join(complete(argv[1:])))
         return 0
+    command = next((c for c in FUNCTIONS if tuple(argv[: len(c)]) == c), None)
     if command is None and argv[0] not in TRAINER:
         print(unknown(argv), file=sys.stderr)
         return 2
-    from bczoo.core.errors import UserError
+    if command == ("doctor",) and "--help" not in argv:
+        from bczoo.doctor.command import run
+
+        return run(argv[1:])
+    argv = ["--help" if word == "-h" else word for word in argv if (word, argv[-2:]) != ("all", ["--help", "all"])]
+    if command is None and not _names_configuration(argv[1:]):
+        from bczoo.cli.pages import missing_config
+
+        print(missing_config(argv[0]), file=sys.stderr)
+        return 2
+    from bczoo.core.errors import UserError, behind
     from bczoo.core.threads import tune_for_cpu
 
     tune_for_cpu()
@@ -128,6 +165,14 @@ def main(argv: list[str] | None = None) -> int:
 
             _, target, positional = FUNCTIONS[command]
             return run_function(command, target, argv[len(command) :], positional)
+        if any(word.partition("=")[0] == "--seeds" for word in argv):
+            from bczoo.compare.seeds import fit_seeds
+
+            return fit_seeds(argv)
+        if argv[0] != "fit" and not argv[1].startswith("-"):
+            from bczoo.cli.evaluate import run_evaluation
+
+            return run_evaluation(argv)
         from bczoo.cli.trainer import run_trainer
 
         return run_trainer(argv)
@@ -135,7 +180,7 @@ def main(argv: list[str] | None = None) -> int:
         print("bczoo: interrupted", file=sys.stderr)
         return 130
     except Exception as error:
-        report = _behind(error, UserError) or _system_error(error)
+        report = behind(error, UserError) or _system_error(error)
         if report is None or os.environ.get("BCZOO_TRACEBACK"):
             raise
         print(f"bczoo: {report}", file=sys.stderr)
@@ -178,38 +223,55 @@ def import_modules(argv: list[str]) -> list[str]:
     return rest
 
 
-def _behind(error: BaseException | None, kind: type[Exception]) -> BaseException | None:
-    """The first error of ``kind`` in a chain of causes; building a policy from YAML wraps what went wrong."""
-    while error is not None and not isinstance(error, kind):
-        error = error.__cause__
-    return error
-
-
 def _system_error(error: BaseException | None) -> str | None:
     """What to say to an error of the system that the user can put right: which path, and what to do."""
-    cause = _behind(error, OSError)
+    from bczoo.core.errors import behind
+
+    cause = behind(error, OSError)
     if not isinstance(cause, OSError) or cause.errno not in SYSTEM_ERRORS:
         return None
     where = f"{cause.filename}: " if cause.filename else ""
     return f"{where}{cause.strerror}; {SYSTEM_ERRORS[cause.errno]} (BCZOO_TRACEBACK=1 shows where it happened)"
 
 
-def usage() -> str:
-    """The help text."""
-    from bczoo.core.configs import names
+def _help_for(argv: list[str]) -> list[str] | None:
+    """The command whose first page is asked for, by ``help`` or ``--help``; None if none is, or the whole is."""
+    if not argv:
+        return []
+    if argv[0] == "help":
+        return argv[1:]
+    at = next((i for i, word in enumerate(argv) if word in ("-h", "--help")), None)
+    if at is None or argv[at + 1 : at + 2] == ["all"]:
+        return None
+    return [word for word in argv[:at][:2] if not word.startswith("-")]
 
-    rows = [(c, TRAINER[c]) for c in TRAINER] + [(" ".join(c), text) for c, (text, *_) in FUNCTIONS.items()]
-    width = max(len(c) for c, _ in rows) + 2
-    commands = "\n".join(f"  {c:<{width}}{text}" for c, text in rows)
-    return (
-        "usage: bczoo COMMAND [options]\n\n"
-        "Behaviour cloning of video games: record, train, play.\n\n"
-        f"commands:\n{commands}\n\n"
-        "bczoo COMMAND --help lists the options of a command.\n"
-        f"--config takes a path or one of: {', '.join(names())}\n"
-        "--import MODULE imports a module of yours first, for families and parts of your own\n\n"
-        "Start here:  bczoo fit --config quickstart"
-    )
+
+def _show_help(words: list[str]) -> int:
+    from bczoo.cli.pages import page
+
+    if words[1:] and page(words) is None and page(words[:1]) is not None and not _is_group(words[0]):
+        words = words[:1]  # what else was typed before --help
+    if (text := page(words)) is None:
+        print(unknown(words), file=sys.stderr)
+        return 2
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # whoever reads has read enough, such as head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _is_group(word: str) -> bool:
+    return any(len(c) > 1 and c[0] == word for c in FUNCTIONS)
+
+
+def _names_configuration(argv: list[str]) -> bool:
+    """Whether a trainer command says what to build: a configuration, a model, or a policy."""
+    while argv[:1] == ["--import"]:
+        argv = argv[2:]
+    options = {word.partition("=")[0].split(".")[0] for word in argv}
+    named = not options.isdisjoint({"--config", "-c", "--model", "--help", "--print_config"})
+    return named or any(not word.startswith("-") for word in argv[:1])
 
 
 def unknown(argv: list[str]) -> str:

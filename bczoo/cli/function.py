@@ -8,12 +8,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any
+from typing import Any, Literal
 
 import docstring_parser
 from jsonargparse import ArgumentParser
 
 from bczoo.cli.parser import SuggestingParser
+from bczoo.cli.source import describe
 from bczoo.core.configs import with_config_paths
 
 
@@ -36,10 +37,15 @@ def run_function(command: tuple[str, ...], target: str, argv: list[str], positio
     parser = FunctionParser(prog=" ".join(("bczoo", *command)), description=described.short_description)
     for parameter in described.params:
         if parameter.arg_name in positional:
-            parser.add_argument(parameter.arg_name, type=str, help=parameter.description)
+            annotation = inspect.signature(function).parameters[parameter.arg_name].annotation
+            choices = describe(target).named(parameter.arg_name).choices
+            kind: Any = Literal[choices] if choices else str
+            shape: dict[str, Any] = {"nargs": "+"} if annotation in ("list[str]", list[str]) else {}
+            parser.add_argument(parameter.arg_name, type=kind, help=parameter.description, **shape)
     parser.add_argument("--config", action="config", help="YAML file with options, or the name of a shipped one")
     parser.add_function_arguments(function, skip=set(positional), as_positional=False)
-    options = parser.instantiate_classes(parser.parse_args(with_config_paths(argv))).as_dict()
+    parser.argv = with_config_paths(argv)
+    options = parser.instantiate_classes(parser.parse_args(parser.argv)).as_dict()
     del options["config"]
     result = function(**options)
     status = getattr(result, "status", 0)

@@ -1,40 +1,46 @@
-"""A parser whose errors suggest what was meant.
+"""A parser whose errors are one line that says what is wrong and what was meant.
 
-Place in the pipeline: the mix-in of both parsers of the command line.
+Place in the pipeline: the mix-in of both parsers of the command line; :mod:`bczoo.cli.problems` has the words.
 """
 
 from __future__ import annotations
 
 import argparse
-import difflib
-import re
+import os
+import sys
+from collections.abc import Sequence
 from typing import Any
 
-_UNKNOWN = re.compile(
-    r"does not accept option '([\w.]+)'|Option '([\w.]+)' is not accepted|[Uu]nrecognized arguments: --([\w.]+)"
-)
+from bczoo.cli.problems import Typed, explain
 
-
-def suggestion(message: str, options: list[str]) -> str:
-    """A hint for a message about an unknown option; empty if there is none."""
-    match = _UNKNOWN.search(message)
-    if match is None:
-        return ""
-    last = match[match.lastindex or 0].split(".")[-1]
-    by_last = {option.split(".")[-1]: option for option in options}
-    close = difflib.get_close_matches(last, by_last, n=1, cutoff=0.7)
-    return f"\nDid you mean {by_last[close[0]]!r}?" if close else ""
+TRACEBACK = "BCZOO_TRACEBACK"  # environment variable: show all there is to an error
 
 
 class SuggestingParser:
-    """Mix-in for jsonargparse's ArgumentParser: adds a suggestion to errors about unknown options."""
+    """Mix-in for jsonargparse's ArgumentParser: an error is one line, the whole of it behind ``BCZOO_TRACEBACK=1``.
+
+    Attributes:
+        argv: what is parsed; the arguments of the process if left empty.
+    """
+
+    argv: Sequence[str] = ()
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
-        super().error(message + suggestion(message, _options(self)), ex)  # type: ignore[misc]
+        if not self.exit_on_error or os.environ.get(TRACEBACK):  # type: ignore[attr-defined]
+            super().error(message, ex)  # type: ignore[misc]  # raises where parsers nest, else it exits
+        parser: Any = getattr(ex, "subcommand_parser", None) or self
+        command, argv = parser.prog.replace(" [options]", ""), list(self.argv or sys.argv[1:])
+        if subcommand := [word for word in argv[:1] if not word.startswith("-") and command == "bczoo"]:
+            command, argv = f"{command} {subcommand[0]}", argv[1:]
+        typed = Typed(command, argv, _options(parser), _positionals(parser))
+        sys.stderr.write(
+            f"bczoo: {explain(message, typed)}\n({command} --help; {TRACEBACK}=1 shows all that was said)\n"
+        )
+        sys.exit(2)
 
 
 def _options(parser: Any) -> list[str]:
-    """Destinations of all options, those of subcommands and of the parts of a policy too."""
+    """Destinations of all options, those of subcommands too."""
     out: list[str] = []
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
@@ -42,15 +48,13 @@ def _options(parser: Any) -> list[str]:
                 out += _options(sub)
         elif action.dest:
             out.append(action.dest)
-    return out + _part_options()
+    return out
 
 
-def _part_options() -> list[str]:
-    """Arguments of the classes that YAML names; they are not options of the parser itself."""
-    import inspect
-
-    import bczoo
-
-    exported = (getattr(bczoo, n) for n in bczoo.__all__ if not n.startswith("_"))
-    classes = [c for c in exported if inspect.isclass(c) and c.__init__ is not dict.__init__]
-    return sorted({p for c in classes for p in inspect.signature(c.__init__).parameters})
+def _positionals(parser: Any) -> dict[str, str]:
+    """Arguments without a name, and what they are."""
+    return {
+        action.dest: action.help or ""
+        for action in parser._actions
+        if not action.option_strings and not isinstance(action, argparse._SubParsersAction) and action.dest
+    }

@@ -3,37 +3,49 @@
 Place in the pipeline: assembles policy, data and trainer from YAML and the command line. Beyond LightningCLI:
 ``--config`` takes names of shipped configurations, ``ckpt_path: last`` resumes an interrupted run and nothing else,
 hyperparameters in a checkpoint never override the command line, missing data is reported before a large model is built,
-a run folder is claimed before anything is read from it, and what an interrupted run still owes is made up for.
+a run folder is claimed before anything is read from it, what an interrupted run still owes is made up for, and every
+run has the callbacks and the logger that its folder lives from, whatever a configuration lists.
 """
 
 from __future__ import annotations
 
 import signal
 import sys
-import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from jsonargparse import Namespace
-from lightning.pytorch.callbacks import BasePredictionWriter, Checkpoint, RichProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import BasePredictionWriter, Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 import bczoo
+from bczoo.cli import retarget
+from bczoo.cli.evaluation import evaluation_table
+from bczoo.cli.loggers import check_loggers, make_loggers
 from bczoo.cli.parser import SuggestingParser
+from bczoo.cli.quiet import quieten
+from bczoo.cli.resume import check_resumable, flat, settings_of
 from bczoo.core.configs import with_config_paths
-from bczoo.core.errors import UserError
-from bczoo.core.files import write_text
+from bczoo.core.errors import UserError, behind
+from bczoo.core.files import set_aside, write_text
 from bczoo.hub.finite import check_finite
-from bczoo.hub.state import load_tensors
+from bczoo.hub.state import RUN_STATE, load_tensors
 from bczoo.models.model import TRAINING_SETTINGS
+from bczoo.train.callbacks.best import OF_TRAINING
 from bczoo.train.callbacks.checkpoint import ResumableCheckpoint
+from bczoo.train.callbacks.display import in_place_of_lightnings
+from bczoo.train.callbacks.final_validation import ValidateAtEnd
 from bczoo.train.callbacks.finite import FiniteCheck
+from bczoo.train.callbacks.learning_rate import LogLearningRate
+from bczoo.train.callbacks.play import PlayGame
 from bczoo.train.callbacks.predictions import WritePredictions
 from bczoo.train.callbacks.run_record import RunRecord
 from bczoo.train.callbacks.throughput import Throughput
+from bczoo.train.metrics_file import MetricsFile
+from bczoo.train.run_record import LAST
 from bczoo.train.sharded import Sharded as Sharded  # so that --trainer.strategy knows its name
 
 
@@ -44,6 +56,21 @@ class TrainerParser(SuggestingParser, LightningArgumentParser):
 class TrainerCLI(LightningCLI):
     """Lightning's command line for bczoo."""
 
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        options: list[tuple[str, Any, Any, str]] = [
+            (
+                "--logger",
+                str | None,
+                None,
+                "loggers beside metrics.csv, with commas: wandb, tensorboard, mlflow, comet",
+            ),
+            ("--env", str | None, None, retarget.HELP),
+            ("--play", bool, True, "play the closing games that the configuration names (bczoo.PlayGame)"),
+            ("--resume_on_other_data", bool, False, "let an interrupted run go on although its data has changed"),
+        ]
+        for name, kind, default, text in options:
+            parser.add_argument(name, type=kind, default=default, help=text)
+
     def _parse_ckpt_path(self) -> None:
         """Do nothing: what was saved in a checkpoint must not override the configuration.
 
@@ -52,6 +79,8 @@ class TrainerCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
+        check_loggers(config.logger)
+        retarget.retarget(config, sys.argv[1:])
         data = config.get("data")
         if data is not None and data["class_path"].endswith("RecordingDataModule"):
             from bczoo.data.index import require_recordings
@@ -67,33 +96,71 @@ class TrainerCLI(LightningCLI):
         """Whether the weights will come from a checkpoint."""
         if config.get("ckpt_path") != "last" or self.subcommand != "fit":
             return bool(config.get("ckpt_path"))
-        for callback in config.trainer.callbacks or []:
-            if callback.class_path == "bczoo.ResumableCheckpoint":
-                keeper = ResumableCheckpoint(callback.init_args.dirpath)
-                keeper.locate(config.trainer.default_root_dir or ".")
-                return keeper.to_resume() is not None
-        return False
+        kept = [c for c in config.trainer.callbacks or [] if c.class_path == "bczoo.ResumableCheckpoint"]
+        keeper = ResumableCheckpoint(kept[0].init_args.dirpath if kept else None)
+        keeper.locate(config.trainer.default_root_dir or ".")
+        return keeper.to_resume() is not None
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """Lightning's trainer, with the plain progress bar of all long stages, and predictions written to a file."""
-        trainer = super().instantiate_trainer(**kwargs)
-        trainer.loggers = [PatientCSVLogger.of(g) if type(g) is CSVLogger else g for g in trainer.loggers]
-        callbacks = trainer.callbacks  # type: ignore[attr-defined]
-        callbacks[:] = [TQDMProgressBar() if type(c) is RichProgressBar else c for c in callbacks]
+        """Lightning's trainer with what belongs to every run, and the plain progress bar of all long stages."""
+        given = self._get(self.config_init, "trainer")
+        run, fitting = Path(given.default_root_dir or "."), self.subcommand == "fit"
+        self._metrics = MetricsFile(run)
+        loggers = [self._metrics] if fitting else []
+        loggers += make_loggers(check_loggers(self._get(self.config, "logger")), run) + _listed(given.logger)
+        callbacks = _listed(given.callbacks)
+        if fitting and not self._get(self.config, "play"):
+            callbacks = [c for c in callbacks if not isinstance(c, PlayGame)]
+        if fitting:  # before RunRecord, which notes whether a validation follows
+            callbacks = _lacking([ValidateAtEnd, LogLearningRate, Throughput], callbacks) + callbacks
+        keepers = [ResumableCheckpoint] if given.enable_checkpointing is not False else []
+        callbacks += _lacking([FiniteCheck, RunRecord, *keepers], callbacks)  # behind the games, which are recorded
         if self.subcommand == "predict" and not any(isinstance(c, BasePredictionWriter) for c in callbacks):
-            callbacks.append(WritePredictions(str(Path(trainer.default_root_dir) / "predictions.safetensors")))
-        for kind in (FiniteCheck, RunRecord, Throughput):
-            if not any(isinstance(c, kind) for c in callbacks):
-                callbacks.append(kind())
+            callbacks.append(WritePredictions(str(run / "predictions.safetensors")))
+        try:
+            trainer = super().instantiate_trainer(logger=loggers or False, callbacks=callbacks, **kwargs)
+        except (MisconfigurationException, ValueError, TypeError) as error:
+            if behind(error, UserError):
+                raise
+            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+        self._metrics.trainer = trainer
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks[:] = in_place_of_lightnings(callbacks)
         callbacks.sort(key=lambda c: isinstance(c, Checkpoint))  # they come last: they keep what the others have done
+        self._dump_config()
+        self._record: RunRecord = next(c for c in callbacks if isinstance(c, RunRecord))
+        self._record.settings = settings_of(self.config_dump)
         return trainer
 
+    def validate(self, **kwargs: Any) -> None:
+        """Lightning's, with a table that explains what it could not measure."""
+        self._evaluate(self.trainer.validate, **kwargs)
+
+    def test(self, **kwargs: Any) -> None:
+        """The same on the test recordings."""
+        self._evaluate(self.trainer.test, **kwargs)
+
+    def _evaluate(self, evaluate: Callable[..., Any], verbose: bool = True, **kwargs: Any) -> None:
+        logged = evaluate(verbose=False, **kwargs)
+        metrics = {name: value for part in logged for name, value in part.items()}
+        if verbose and self.trainer.is_global_zero and metrics:
+            print(f"\n{evaluation_table(metrics)}")
+
     def fit(self, model: L.LightningModule, ckpt_path: str | None = None, **kwargs: Any) -> None:
-        """Train, behind the validation that the run to be resumed had not come to after its last step."""
-        record = next(c for c in self.trainer.callbacks if isinstance(c, RunRecord))  # type: ignore[attr-defined]
-        if ckpt_path and Path(ckpt_path).is_file() and record.owes_validation(self.trainer, load_tensors(ckpt_path)):
-            print("the validation after the last step is made up for")
-            self.trainer.validate(model, ckpt_path=ckpt_path, **kwargs)
+        """Train, behind a validation that the run to be resumed had not come to after its last step."""
+        if ckpt_path and Path(ckpt_path).is_file():
+            saved, keeper = load_tensors(ckpt_path), self._keeper
+            owes = self._record.owes_validation(self.trainer, saved)
+            if keeper is not None and Path(ckpt_path) == keeper.path:
+                again = [name for name, due in (("val/", owes), ("play/", not keeper.finished)) if due]
+                self._metrics.go_on_from(saved["global_step"], tuple(again))
+            if owes:
+                print(f"the validation after step {saved['global_step']} is made up for")
+                self._metrics.evaluated_step = saved["global_step"]
+                self.trainer.validate(model, ckpt_path=ckpt_path, verbose=False, **kwargs)
+                self._metrics.evaluated_step = None
+                if keeper is not None:
+                    keeper.take_into_account(self.trainer, saved, self._record.measured)
         self.trainer.fit(model, ckpt_path=ckpt_path, **kwargs)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
@@ -102,8 +169,10 @@ class TrainerCLI(LightningCLI):
             kwargs["return_predictions"] = False  # they are written as they come; nobody reads them here
         if subcommand == "fit" and self._keeper is not None:
             self._keeper.claim(self.trainer)  # before it is read what there is to resume
-        if kwargs.get("ckpt_path") == "last":
-            kwargs["ckpt_path"] = self._last(resume=subcommand == "fit")
+        if kwargs.get("ckpt_path") in ("last", "best"):
+            kwargs["ckpt_path"] = self._kept(kwargs["ckpt_path"])
+        elif kwargs.get("ckpt_path") and Path(kwargs["ckpt_path"]).is_dir():
+            raise UserError(_no_file(Path(kwargs["ckpt_path"])))
         elif kwargs.get("ckpt_path") and not _is_checkpoint(kwargs["ckpt_path"]):
             raise UserError(f"there is no checkpoint {kwargs['ckpt_path']!r}")
         if kwargs.get("ckpt_path") and Path(kwargs["ckpt_path"]).is_file():
@@ -114,96 +183,114 @@ class TrainerCLI(LightningCLI):
     def _keeper(self) -> ResumableCheckpoint | None:
         return next((c for c in self.trainer.checkpoint_callbacks if isinstance(c, ResumableCheckpoint)), None)
 
-    def _last(self, resume: bool) -> str | None:
-        """Where ``ckpt_path: last`` leads; None to start anew."""
+    def _kept(self, which: str) -> str | None:
+        """Where ``ckpt_path: last`` or ``best`` leads; None to start anew."""
         keeper = self._keeper
         if keeper is None:
-            raise UserError(
-                "ckpt_path: last needs a bczoo.ResumableCheckpoint among trainer.callbacks (a list of callbacks in a "
-                "second --config takes the place of the first one's); add it there, or give --ckpt_path a path or null"
-            )
+            raise UserError(f"ckpt_path: {which} needs checkpoints: leave out --trainer.enable_checkpointing false")
         keeper.locate(self.trainer.default_root_dir)
-        if resume:
-            path = keeper.to_resume()
-            if keeper.finished:
-                print(f"the run in {keeper.dirpath} has finished; a new one starts and keeps its checkpoint")
-            if path is not None:
-                print(f"resuming the interrupted run from {path} (--ckpt_path null starts anew)")
-            return str(path) if path else None
-        if not keeper.path.is_file():
-            raise UserError(f"there is no checkpoint in {keeper.dirpath}; train first, or give --ckpt_path FILE")
-        return str(keeper.path)
+        if self.subcommand != "fit":
+            path = keeper.path if which == "last" else keeper.best_path
+            if not path.is_file():
+                raise UserError(f"there is no {path.name} in {keeper.dirpath}; train first, or give --ckpt_path FILE")
+            best = " (--ckpt_path best takes the best by validation)" if keeper.best_path.is_file() else ""
+            print(f"{self.subcommand} of {path}{best if which == 'last' else ''}")
+            return str(path)
+        if which == "best":
+            raise UserError("training goes on from the last checkpoint of a run; leave out --ckpt_path best")
+        path_to_resume = keeper.to_resume()
+        if keeper.finished:
+            print(
+                f"the run in {keeper.dirpath} has finished; a new one starts and keeps its checkpoint (--ckpt_path "
+                f"{keeper.path} goes on with it instead, for more --trainer.max_steps)"
+            )
+        return str(path_to_resume) if path_to_resume else None
+
+    def _say_resumed(self, path: Path, saved: Mapping[str, Any]) -> None:
+        """As much as was said when the run was interrupted."""
+        step, most = saved["global_step"], self.trainer.max_steps
+        of = f" of {most}, {max(most - step, 0)} remain" if most != -1 else f" in epoch {saved.get('epoch', 0) + 1}"
+        run = "run" if self._keeper is not None and self._keeper.finished else "interrupted run"
+        print(f"resuming the {run} from {path}: step {step}{of} (--ckpt_path null starts anew)")
 
     def _check_same_policy(self, path: Path) -> None:
         """Raise if a checkpoint's weights are not those of the policy that is configured, or were trained otherwise."""
         saved = load_tensors(path)
         check_finite(saved["state_dict"], path)
+        fitting = self.subcommand == "fit"
         theirs = {k: v.shape for k, v in saved["state_dict"].items()}
         before, now = saved.get(TRAINING_SETTINGS, {}), getattr(self.model, "training_settings", {})
         same_weights = theirs == {k: v.shape for k, v in self.model.state_dict().items()}
         same_function = same_weights and before.get("lora") == now.get("lora")
-        if same_function and (before == now or self.subcommand != "fit"):
+        if not same_function or (before != now and fitting):
+            before = flat(saved.get("hyper_parameters", {}) | before)
+            now = flat(getattr(self.model, "config", {}) | now)
+            names = [name for name in sorted(before | now) if before.get(name) != now.get(name)]
+            changed = "; ".join(f"{name}: {before.get(name)} -> {now.get(name)}" for name in names[:5])
+            raise UserError(
+                f"{path} holds another policy than the one configured ({changed}); give the same options, another "
+                "--ckpt_path or --trainer.default_root_dir, or --ckpt_path null to start anew and keep the old one"
+            )
+        if not fitting:
             return
-        before = _flat(saved.get("hyper_parameters", {}) | before)
-        now = _flat(getattr(self.model, "config", {}) | now)
-        changed = [f"{k}: {before.get(k)} -> {now.get(k)}" for k in sorted(before | now) if before.get(k) != now.get(k)]
-        raise UserError(
-            f"{path} holds another policy than the one configured ({'; '.join(changed[:5])}); give the same options, "
-            "another --ckpt_path or --trainer.default_root_dir, or --ckpt_path null to start anew and keep the old one"
-        )
+        if not any(key in saved for key in OF_TRAINING):
+            raise UserError(
+                f"{path} holds weights and no state of their training, so none goes on from it; last.ckpt has that, "
+                "and --config finetune --model.init_from starts another training from these weights"
+            )
+        kept = saved.get("callbacks", {}).get(RUN_STATE, {}).get("settings", {})
+        other = check_resumable(path, kept, self._record.settings, self._get(self.config, "resume_on_other_data"))
+        if self._keeper is not None:
+            self._keeper.compare_anew = other
+        self._say_resumed(path, saved)
 
 
-def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one, with dotted keys."""
-    if not isinstance(config, dict):
-        return {prefix.strip("."): config}
-    return {k: v for name, part in config.items() for k, v in _flat(part, f"{prefix}.{name}").items()}
+def _lacking(kinds: list[type[L.Callback]], callbacks: list[L.Callback]) -> list[L.Callback]:
+    """One of every kind that is not among the callbacks."""
+    return [kind() for kind in kinds if not any(isinstance(c, kind) for c in callbacks)]
+
+
+def _listed(value: Any) -> list[Any]:
+    """One, several or none, as YAML gives them; Lightning's default loggers are none."""
+    if value is None or isinstance(value, bool):
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _no_file(folder: Path) -> str:
+    """What to say to a folder where a checkpoint file is asked for."""
+    inside = [path for path in (folder / LAST, folder / "checkpoints" / LAST) if path.is_file()]
+    instead = f"name the file, --ckpt_path {inside[0]}" if inside else "give it a .ckpt file, or last"
+    return f"--ckpt_path {folder} is a folder; {instead}"
 
 
 def _is_checkpoint(path: str) -> bool:
-    """A file or folder, an address, or one of Lightning's own words."""
-    return Path(path).exists() or "://" in path or path in ("best", "hpc") or path.startswith("registry")
-
-
-class PatientCSVLogger(CSVLogger):
-    """Lightning's default logger, for which a full disk is no reason to end a training: it tries again later."""
-
-    @classmethod
-    def of(cls, logger: CSVLogger) -> PatientCSVLogger:
-        return cls(
-            logger.save_dir,
-            logger.name,
-            logger.version,
-            prefix=logger._prefix,
-            flush_logs_every_n_steps=logger._flush_logs_every_n_steps,
-        )
-
-    def save(self) -> None:
-        try:
-            super().save()
-        except OSError as error:
-            warnings.warn(f"metrics could not be written to {self.log_dir}: {error}", stacklevel=2)
+    """A file, an address, or one of Lightning's own words."""
+    return Path(path).exists() or "://" in path or path == "hpc" or path.startswith("registry")
 
 
 class SaveConfig(SaveConfigCallback):
-    """Keeps ``config.yaml`` beside the logs, whole or not at all."""
+    """Keeps ``config.yaml`` of a training in the run's folder, whole or not at all."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        folder = trainer.log_dir  # all processes ask for it, it is broadcast
-        if folder is None or "://" in folder:
-            super().setup(trainer, pl_module, stage)
-        elif trainer.is_global_zero and not self.already_saved:
-            write_text(Path(folder) / self.config_filename, self.parser.dump(self.config, skip_none=False))
-            self.already_saved = True
+        if stage != "fit" or not trainer.is_global_zero or self.already_saved:
+            return
+        text, path = (
+            self.parser.dump(self.config, skip_none=False),
+            Path(trainer.default_root_dir) / self.config_filename,
+        )
+        if path.is_file() and path.read_text(encoding="utf-8") != text:
+            set_aside(path)
+        write_text(path, text)
+        self.already_saved = True
 
 
-def run_trainer(argv: list[str]) -> int:
+def run_trainer(argv: list[str], cli: type[TrainerCLI] = TrainerCLI) -> int:
     """Run one of the trainer commands; returns the exit status, which is that of a signal after Ctrl-C or SIGTERM."""
-    # lightning uses a name that torch has deprecated; the warning lands in the middle of progress bars
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    quieten()
     sys.argv[1:] = with_config_paths(argv)  # LightningCLI warns about arguments that it is given in another way
     try:
-        TrainerCLI(
+        cli(
             model_class=L.LightningModule,
             datamodule_class=L.LightningDataModule,
             subclass_mode_model=True,

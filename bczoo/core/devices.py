@@ -5,6 +5,8 @@ Place in the pipeline: every command that runs a policy asks here before it load
 
 from __future__ import annotations
 
+import platform
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -43,3 +45,11 @@ def play_threads(policy: torch.nn.Module, threads: int | None = None) -> int:
             raise UserError(f"threads must be at least 1, got {threads}")
         torch.set_num_threads(threads)
     return torch.get_num_threads()
+
+
+def processor() -> str:
+    """The processor of this machine by its name, such as ``AMD EPYC``; its kind where the system does not tell."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()

@@ -168,6 +168,23 @@ def system_errors() -> Iterator[None]:
         raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
 
 
+def set_aside(path: str | Path) -> Path:
+    """Give a file that is about to be replaced another name, with the time of its last change; returns that.
+
+    Args:
+        path: ``<folder>/<stem>.<suffix>``, which becomes ``<folder>/<stem>-before-<time>.<suffix>``.
+    """
+    path = Path(path)
+    written = time.strftime("%Y%m%d-%H%M%S", time.gmtime(path.stat().st_mtime))
+    kept = path.with_name(f"{path.stem}-before-{written}{path.suffix}")
+    name, number = kept, 1
+    while kept.exists():
+        number += 1
+        kept = name.with_stem(f"{name.stem}-{number}")
+    path.rename(kept)
+    return kept
+
+
 def restore(target: str | Path) -> bool:
     """Bring back a folder that has no name because a process was killed while it replaced it; whether there was one."""
     target = Path(target)
@@ -201,6 +218,41 @@ def sweep(folder: str | Path, of: str | None = None) -> list[Path]:
                 remove(Path(entry.path))
                 removed.append(Path(entry.path))
     return removed
+
+
+def require_file_target(path: str | Path, option: str, example: str) -> None:
+    """Raise, before anything else is done, if no file can be written to a path; nothing is made there.
+
+    Args:
+        path: where a file is to be.
+        option: that it was given by, for the error.
+        example: name of such a file.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{option} {path} is a folder; name a file in it, such as {path / example}")
+    _require_room(path, path.parent, option)
+
+
+def require_folder_target(path: str | Path, option: str) -> None:
+    """The same for a folder, which may be there already."""
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{option} {path} is a file, where a folder is to be; give another one")
+    _require_room(path, path, option)
+
+
+def _require_room(path: Path, folder: Path, option: str) -> None:
+    """Raise unless a folder is there and can be written to, or can be made."""
+    there = folder.absolute()
+    while not os.path.lexists(there) and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise UserError(f"{option} {path}: {there} is no folder; give a path that leads through folders alone")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(
+            f"{option} {path}: {there} cannot be written to; give another path, or yourself the right to it"
+        )
 
 
 @contextlib.contextmanager

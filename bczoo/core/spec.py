@@ -17,7 +17,7 @@ from torch import Tensor
 from bczoo.core import arguments
 from bczoo.core.actions import ActionSpace
 from bczoo.core.errors import UserError
-from bczoo.core.frames import FILTERS
+from bczoo.core.frames import RESIZES
 
 SLOWEST, FASTEST = 0.1, 1000  # steps per second
 SUPERVISION = ("user", "any", "none")  # whose actions are learned from
@@ -34,7 +34,8 @@ class InputSpec:
         fps: steps per second, 0.1 to 1000.
         window: steps of a training window, and of the memory in play.
         text_dim: values of a text embedding; None if the model takes no text.
-        resize: filter that brings frames of another size to ``frame_size``, in training and in play.
+        resize: filter that brings frames of another size to ``frame_size``, in training and in play, and squashes them
+            into the square; or ``letterbox``, which keeps their proportions between black bars.
     """
 
     action_space: ActionSpace | None
@@ -50,7 +51,7 @@ class InputSpec:
         arguments.whole("window", self.window, 1)
         if self.text_dim is not None:
             arguments.whole("text_dim", self.text_dim, 1)
-        arguments.one_of("resize", self.resize, FILTERS)
+        arguments.one_of("resize", self.resize, RESIZES)
 
     @property
     def actions(self) -> ActionSpace:

@@ -22,6 +22,7 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
@@ -37,6 +38,7 @@ from bczoo.core.errors import UserError
 Result = TypeVar("Result")
 CLOSING_S = 10.0  # time that a worker has to end before it is stopped, and then killed
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
+UNGUARDED = 93  # status of a worker that would have started workers of its own while it imported a script
 
 
 class WorkerError(UserError):
@@ -154,6 +156,9 @@ class Workers:
         self.pipes: list[Connection] = []
 
     def __enter__(self) -> Any:
+        if getattr(multiprocessing.current_process(), "_inheriting", False):  # as multiprocessing itself finds out
+            sys.stdout.flush()
+            os._exit(UNGUARDED)  # an exception would go through the script, which may go on; its parent says why
         try:
             for worker in range(self.count):
                 self._start(worker)
@@ -196,6 +201,12 @@ class Workers:
         self.processes[worker].join(CLOSING_S)
         status = self.processes[worker].exitcode
         how = f"signal {-status}" if status is not None and status < 0 else f"status {status}"
+        if status == UNGUARDED:
+            script = getattr(sys.modules["__main__"], "__file__", None) or "the script"
+            return self.failure(
+                f"worker processes import {os.path.basename(script)}, which starts workers itself as soon as it is "
+                'imported; put what it does under `if __name__ == "__main__":`, or do without workers (workers=1)'
+            )
         killed = status is not None and -status == getattr(signal, "SIGKILL", None)
         return self.failure(
             f"the process of {self._label(worker)} has ended ({how})"
@@ -268,6 +279,8 @@ def in_processes(
         on_result: called here with every result as soon as it is there.
         parcel: what errors call a task.
 
+    Warnings of all processes are given here, each text once.
+
     Returns:
         The results, in the order of the tasks.
 
@@ -308,17 +321,37 @@ def _spread(
             feed(worker)
         while current:
             for worker in pool.ready(current):
-                result = pool.receive(worker)
+                result, warned = pool.receive(worker)
+                warn_again(warned)
                 results[current.pop(worker)] = result
                 report(result)
                 feed(worker)
     return [results[i] for i in range(len(tasks))]
 
 
+@contextlib.contextmanager
+def warnings_kept() -> Iterator[list[str]]:
+    """In a worker process: keep the texts of warnings, for :func:`warn_again` where the user's process is."""
+    texts: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        try:
+            yield texts
+        finally:
+            texts += dict.fromkeys(str(one.message) for one in caught)
+
+
+def warn_again(texts: Iterable[str]) -> None:
+    """Give warnings of other processes here; of equal texts the first is shown."""
+    for text in texts:
+        warnings.warn(text, stacklevel=1)
+
+
 def _do_tasks(pipe: Connection, parcel: Parcel) -> None:
     while True:
         function, task = unpack(next_order(pipe), parcel)
-        pipe.send(function(*task))
+        with warnings_kept() as warned:
+            result = function(*task)
+        pipe.send((result, warned))
 
 
 def _be_worker(pipe: Connection, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:

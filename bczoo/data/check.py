@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from bczoo.core.actions import ActionSpace, BinnedGroup, HeldGroup
-from bczoo.core.files import sweep, write_json
+from bczoo.core.files import require_file_target, sweep, write_json
+from bczoo.core.progress import Progress
 from bczoo.data.errors import RecordingError, printable
 from bczoo.data.index import Index, open_index
 from bczoo.data.index_build import start_method
@@ -82,8 +82,8 @@ class Report:
 
         lines = [
             f"{self.root}: {self.recordings:,} recordings, {self.hours:.2f} h, {self.frames:,} frames",
-            f"  steps   user {share(self.user_steps)}, system {share(self.system_steps)}, "
-            f"unknown {share(self.unknown_steps)}",
+            f"  steps   user {share(self.user_steps)}, system {share(self.system_steps)}"
+            + (f", without a known action {share(self.unknown_steps)}, not learned from" if self.unknown_steps else ""),
             f"  text    {share(self.text_steps)} of the steps"
             + (f", {self.texts_without_embedding} without embedding" if self.texts_without_embedding else ""),
         ]
@@ -124,11 +124,13 @@ def check(
         decode: decode every frame; without it only headers are read.
         json: file to write the report to as JSON.
         action_space: name of the action space to map actions to, or its dict.
-        fps: steps per second that recordings must have.
+        fps: steps per second that recordings are brought to.
         text_dim: values that a text embedding must have; null for policies that take no text.
         processes: processes that decode; as many as there are processor cores if left out.
     """
     processes = os.cpu_count() or 1 if processes is None else processes
+    if json is not None:
+        require_file_target(json, "--json", "report.json")
     index = open_index(root, ActionSpace.of(action_space), fps, text_dim, processes=processes, verify=True)
     report = Report(printable(root), recordings=len(index), decoded=decode)
     report.broken = {str(index.names[i]): str(index.problems[i]) for i in np.flatnonzero(index.problems != "")}
@@ -188,8 +190,8 @@ def _decode_all(index: Index, processes: int) -> Iterator[tuple[int, str]]:
     """Decode all videos; yields every recording's number and what is wrong, or ""."""
     recordings = index.usable.tolist()
     videos = [[str(path) for path in index.videos(r)] for r in recordings]
-    frames = index.n_frames[recordings].tolist()
-    bar = tqdm(total=sum(frames), desc="Decoding", unit="frame", disable=None)
+    frames = index.n_recorded[recordings].tolist()
+    bar = Progress(total=sum(frames), desc="Decoding", unit="frame", disable=None)
     with bar:
         if processes < 2 or len(recordings) < 2:
             for recording, paths, n in zip(recordings, videos, frames, strict=True):

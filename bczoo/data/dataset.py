@@ -22,7 +22,7 @@ from bczoo.core.spec import FIELDS, FILL, Batch
 from bczoo.data.errors import FrameReadError
 from bczoo.data.index import Index
 from bczoo.data.recording import SYSTEM, USER
-from bczoo.data.video import read_frames
+from bczoo.data.video import read_numbered
 from bczoo.data.windows import Key
 
 
@@ -106,7 +106,8 @@ class WindowDataset(Dataset[Batch]):
         count = min(steps + 1, len(out))  # a padded window shows the recording's last frame, which has no action
         try:
             video = self.index.video(recording, self.frame_size)
-            read = read_frames(video, start, count, self.frame_size, filter=self.resize)
+            numbers = self.index.video_frames(recording, start, count)
+            read = read_numbered(video, numbers, self.frame_size, filter=self.resize)
         except FrameReadError as error:
             if self.strict:
                 raise

@@ -23,6 +23,7 @@ from bczoo.core.actions import ActionSpace
 from bczoo.data.errors import NoRecordingsError, RecordingError
 from bczoo.data.index_build import update, walk_recordings
 from bczoo.data.index_files import Build, Target, open_arrays, total_unknown
+from bczoo.data.resample import Resampling
 from bczoo.data.video import choose_video
 
 
@@ -40,7 +41,7 @@ def open_index(
     Args:
         roots: folders of recordings.
         space: action space that actions are mapped to; None reads only whose the actions are.
-        fps: steps per second that recordings must have.
+        fps: steps per second that recordings are brought to.
         text_dim: values of a text embedding; None reads no text.
         scan: look for new and changed recordings; False takes the last index as it is, if there is one.
         processes: parallel processes for parsing new recordings.
@@ -98,6 +99,8 @@ class Index:
         names: (R,) names, the folder below the root.
         problems: (R,) what is wrong with a recording, or "".
         n_frames: (R,) int64, steps; 0 where there is a problem.
+        n_recorded: (R,) int64, frames of the videos; other than the steps where a recording is resampled.
+        recorded_fps: (R,) frames per second from which a recording is resampled; 0 if it is not.
         hashes: (R,) uint64, from the folder's own name, so that moving batches of recordings changes nothing.
         unknown: names that the action space lacks, and how many steps hold them.
         without_embedding: instructions without a usable embedding.
@@ -109,6 +112,8 @@ class Index:
         self.names = np.array([row.name for row in rows])
         self.problems = np.array([row.problem for row in rows])
         self.n_frames = np.array([row.n_frames for row in rows], np.int64)
+        self.n_recorded = np.array([row.n_recorded for row in rows], np.int64)
+        self.recorded_fps = np.array([row.recorded_fps for row in rows])
         self.hashes = np.array([name_hash(row.name) for row in rows], np.uint64)
         self.unknown: Counter[str] = total_unknown(rows)
         self.without_embedding = sum(row.without_embedding for row in rows)
@@ -149,6 +154,21 @@ class Index:
         """The video to read frames of ``size`` pixels from."""
         name = choose_video(str(self._videos[recording]).split("/"), size)
         return self.folder(recording) / (name or "")
+
+    def video_frames(self, recording: int, start: int, count: int) -> Sequence[int]:
+        """Numbers of the frames in the video that steps ``start .. start + count - 1`` show."""
+        if not (fps := float(self.recorded_fps[recording])):
+            return range(start, start + count)
+        return Resampling(fps, self.target.fps).frames(start, count).tolist()
+
+    def resampled(self, recordings: np.ndarray | None = None) -> list[str]:
+        """From which rate to which how many of the recordings are resampled, a line for each rate."""
+        rates = self.recorded_fps[self.usable if recordings is None else recordings]
+        counts = Counter(rates[rates > 0].tolist())
+        return [
+            f"{n} recording{'s' * (n != 1)} resampled from {fps:g} to {self.target.fps:g} fps"
+            for fps, n in sorted(counts.items())
+        ]
 
     def videos(self, recording: int) -> list[Path]:
         """All videos of a recording."""

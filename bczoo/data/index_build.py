@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from bczoo.core.errors import UserError
 from bczoo.core.files import PartialPath, remove, sweep, write_text
+from bczoo.core.progress import Progress
 from bczoo.data.errors import RecordingError, printable
 from bczoo.data.index_files import Build, Row, Target, cache_folders, layout, write_table
 from bczoo.data.recording import ANNOTATION_FILE, SYSTEM, Steps, parse_steps, read_annotation
@@ -126,6 +126,7 @@ def index_recording(root: Path, row: Row, target: Target) -> tuple[Row, Steps | 
         return row, None
     row.problem, row.n_frames, row.n_texts = "", len(steps.kind), len(steps.text_start)
     row.unknown, row.without_embedding = dict(steps.unknown), steps.without_embedding
+    row.n_recorded, row.recorded_fps = steps.n_recorded, steps.recorded_fps
     return row, steps
 
 
@@ -135,16 +136,16 @@ def _parse(folder: Path, row: Row, target: Target) -> Steps:
     except OSError as error:
         raise RecordingError(folder, f"the folder cannot be read ({error.strerror})") from error
     annotation = read_annotation(folder)
-    n, stated = len(annotation.frame_annotations), annotation.metadata.frames_per_second
+    n, unstated_fps = len(annotation.frame_annotations), 0.0
     if not row.videos:
         raise RecordingError(folder, f"no video (<width>x<height>.mp4 or {ANY_SIZE_NAME})")
     for video in row.videos:
         info = probe(folder / video)
         if info.n_frames != n:
             raise RecordingError(folder, f"{video} has {info.n_frames} frames, {ANNOTATION_FILE} has {n}")
-        if not stated and info.fps and not abs(info.fps / target.fps - 1) <= 0.05:
-            raise RecordingError(folder, f"{video} has {info.fps:g} frames per second, wanted are {target.fps:g}")
-    return parse_steps(annotation, target.space, target.fps, target.text_dim, where=folder)
+        if info.fps and not abs(info.fps / target.fps - 1) <= 0.05:  # headers are not exact
+            unstated_fps = info.fps
+    return parse_steps(annotation, target.space, target.fps, target.text_dim, folder, unstated_fps)
 
 
 def update(root: Path, target: Target, processes: int = 0, verify: bool = False) -> Build | None:
@@ -226,7 +227,7 @@ def _parsed(
 
     def with_bar(results: Iterable[tuple[Row, Steps | None]]) -> Iterator[tuple[Row, Steps | None]]:
         quiet = None if len(rows) > 20 else True  # None: quiet unless there is a terminal
-        yield from tqdm(results, f"Indexing {root}", len(rows), unit="recording", disable=quiet)
+        yield from Progress(results, f"Indexing {root}", len(rows), unit="recording", disable=quiet)
 
     if processes < 2 or len(rows) < 64:
         yield with_bar(index_recording(root, row, target) for row in rows)

@@ -38,7 +38,7 @@ from bczoo.core.errors import UserError
 from bczoo.data.errors import printable
 from bczoo.data.reading import open_regular
 
-FORMAT = 3
+FORMAT = 4
 ARRAYS = ("ids", "kind", "text_start", "text_steps", "text", "system_runs")
 CHUNK = 2**24  # bytes that are read at once to compare checksums
 
@@ -87,12 +87,14 @@ class Row:
     name: str  # the same, printable
     videos: list[str]
     stamp: list[list]  # [file, bytes, mtime in ns] of every file that counts
-    n_frames: int = 0  # 0 if there is a problem
+    n_frames: int = 0  # at the wanted rate; 0 if there is a problem
     n_texts: int = 0
     n_runs: int = 0
     problem: str = ""
     without_embedding: int = 0
     unknown: dict[str, int] = field(default_factory=dict)
+    n_recorded: int = 0  # frames of the videos
+    recorded_fps: float = 0.0  # rate from which the recording was resampled; 0 if it was not
 
 
 def cache_folders(root: Path, target: Target) -> list[Path]:

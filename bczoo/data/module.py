@@ -26,6 +26,7 @@ from bczoo.data.augment import ClipAugment
 from bczoo.data.dataset import WindowDataset
 from bczoo.data.index import Index, as_paths, open_index
 from bczoo.data.loader import WindowLoader
+from bczoo.data.proportions import mismatch
 from bczoo.data.recording import SYSTEM, USER
 from bczoo.data.source import RecordingSource
 from bczoo.data.summary import report, summarise
@@ -168,6 +169,8 @@ class RecordingDataModule(L.LightningDataModule):
         warn = self.trainer is None or self.trainer.is_global_zero
         for opened in self.indexes:
             opened.report(self.strict, warn)
+            if warn and (wrong := mismatch(opened, self.input_spec.frame_size, self.input_spec.resize)):
+                warnings.warn(wrong, stacklevel=2)
         if stage == "fit" and self.trainer is not None and warn:
             print(self._summary())
 

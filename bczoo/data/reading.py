@@ -8,6 +8,7 @@ for.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -24,6 +25,7 @@ from bczoo.data.schema import annotation as pb
 MOST_BYTES = 2**29  # of an annotation file: about 7 hours, with mouse events a thousand times a second
 MOST_STEPS = 5_000_000  # of a recording: 69 hours at 20 steps per second
 MOST_STEP_BYTES = 2**22  # of one frame annotation, or of the metadata
+HEAD_BYTES = 2**16  # within which the metadata usually lies
 _KINDS = {
     stat.S_IFIFO: "a pipe",
     stat.S_IFCHR: "a device",
@@ -125,6 +127,20 @@ class Annotation:
             self.metadata = pb.VideoAnnotationMetadata.FromString(metadata)
         except (DecodeError, IndexError) as error:
             raise RecordingError(folder, f"{name} is damaged or cut off ({self.size} bytes)") from error
+
+
+def read_metadata(path: Path) -> Any:
+    """The VideoAnnotationMetadata message of an annotation file, of which no more than needed is read.
+
+    Raises:
+        RecordingError: as of :class:`Annotation`.
+    """
+    with contextlib.suppress(OSError, DecodeError, IndexError), open_regular(path) as file:
+        head = file.read(HEAD_BYTES)
+        for field, start, end in _fields(head):
+            if field == _METADATA:  # writers put it first
+                return pb.VideoAnnotationMetadata.FromString(head[start:end])
+    return Annotation(path).metadata
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int, int]]:

@@ -6,14 +6,16 @@ Place in the pipeline: players and people record through :class:`RecordingWriter
 Frame i is paired with annotation i+1, the action taken after seeing frame i; annotation 0 is never learned
 from.
 
-Shape legend: n steps (= frames = annotations), A action tokens per step, E text annotations, D text width.
+Shape legend: n steps (= frames = annotations, unless resampled), A action tokens per step, E text annotations, D text
+width.
 """
 
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -24,9 +26,10 @@ import numpy as np
 from bczoo.core.actions import ActionSpace, HeldGroup, SwitchGroup, Values
 from bczoo.core.errors import UserError
 from bczoo.core.files import PartialPath, write_errors
-from bczoo.core.frames import resize
+from bczoo.core.frames import LETTERBOX, resize
 from bczoo.data.errors import RecordingError, printable
 from bczoo.data.reading import Annotation
+from bczoo.data.resample import Resampling, combine, share
 from bczoo.data.schema import annotation as pb
 from bczoo.data.video import VideoWriter
 
@@ -70,7 +73,7 @@ _MOUSE_FIELDS = {
 
 @dataclass
 class Steps:
-    """Everything but the pixels of a recording, brought to an action space.
+    """Everything but the pixels of a recording, brought to an action space and a rate.
 
     Args:
         ids: (n, A) action ids of annotation i; unknown steps are neutral ("no key, no motion").
@@ -80,6 +83,8 @@ class Steps:
         text: (E, D) float32, the instructions' embeddings.
         without_embedding: instructions that carry no embedding and so reach no policy.
         unknown: held names that the action space lacks and how many steps hold them, as ``group:name``.
+        n_recorded: frames of the recording, which are as many as the steps unless it was resampled.
+        recorded_fps: frames per second from which it was resampled; 0 if it was not.
     """
 
     ids: np.ndarray
@@ -89,6 +94,8 @@ class Steps:
     text: np.ndarray
     without_embedding: int
     unknown: Counter[str]
+    n_recorded: int
+    recorded_fps: float
 
 
 def read_annotation(folder: str | Path) -> Annotation:
@@ -127,52 +134,115 @@ def check_groups(space: ActionSpace) -> None:
 
 
 def parse_steps(
-    annotation: Annotation, space: ActionSpace | None, fps: float, text_dim: int | None, where: str | Path
+    annotation: Annotation,
+    space: ActionSpace | None,
+    fps: float,
+    text_dim: int | None,
+    where: str | Path,
+    recorded_fps: float = 0.0,
 ) -> Steps:
-    """Bring a recording's annotation to an action space.
+    """Bring a recording's annotation to an action space and a rate.
 
     Args:
         annotation: see :func:`read_annotation`.
         space: what to map actions to; names it lacks are left out (as in the paper's system) and counted. None reads
             only whose the actions are.
-        fps: steps per second of the policy; a recording of another rate is refused.
+        fps: steps per second of the policy; a recording of another rate is resampled (:mod:`bczoo.data.resample`).
         text_dim: values of a text embedding; None reads no text.
         where: folder, for errors.
+        recorded_fps: rate of a recording that does not state its own; 0 for that of the policy.
 
     Raises:
-        RecordingError: of another rate, or an annotation is damaged or holds what is no finite number.
+        RecordingError: of a rate that cannot be resampled, or an annotation is damaged or holds what is no finite
+            number.
     """
-    recorded_fps = annotation.metadata.frames_per_second
-    if recorded_fps and not abs(recorded_fps - fps) <= 1e-3:  # NaN is no rate either
-        raise RecordingError(where, f"recorded at {recorded_fps:g} frames per second, wanted are {fps:g}")
-    frames = annotation.frame_annotations
-    kind = np.zeros(len(frames), np.uint8)
+    try:
+        resampling = Resampling.between(annotation.metadata.frames_per_second or recorded_fps or fps, fps)
+    except ValueError as error:
+        raise RecordingError(where, str(error)) from error
+    n_recorded = len(annotation.frame_annotations)
+    n = n_recorded if resampling is None else resampling.n_steps(n_recorded)
     encode = None if space is None else _Encoder(space)
-    ids = np.zeros((len(frames), 0), np.uint8) if encode is None else np.tile(encode.neutral, (len(frames), 1))
-    starts, steps, embeddings, without = [], [], [], 0
-    for i, frame in enumerate(frames):
-        kind[i], action = known_action(frame)
-        if action is not None and encode is not None:
+    read = _Reader(annotation, encode, resampling.recorded if resampling else fps, text_dim, where)
+    kind = np.zeros(n, np.uint8)
+    ids = np.zeros((n, 0), np.uint8) if encode is None else np.tile(encode.neutral, (n, 1))
+    steps = map(read, range(n)) if resampling is None else _resampled(read, resampling, n)
+    for i, (number, kind[i], values) in enumerate(steps):
+        if values is not None and encode is not None:
             try:
-                ids[i] = encode(action)
+                ids[i] = encode(values)
             except ValueError as error:
-                raise RecordingError(where, f"annotation {i}: {error}") from error
-        if text_dim is not None and frame.frame_text_annotation:
-            duration, embedding = _text_of(frame, text_dim, where, i)
-            if embedding is not None:
-                starts.append(i)
-                steps.append(text_length(duration, fps, where, i))
-                embeddings.append(embedding)
-            without += embedding is None
+                raise RecordingError(where, f"annotation {number}: {error}") from error
+    text_start, text_steps = np.array(read.text_start, np.int64), np.array(read.text_steps, np.int64)
+    if resampling is not None:
+        text_start, text_steps = resampling.spans(text_start, text_steps, n)
     return Steps(
         ids=ids,
         kind=kind,
-        text_start=np.array(starts, np.int64),
-        text_steps=np.array(steps, np.int64),
-        text=np.array(embeddings, np.float32).reshape(len(starts), text_dim or 0),
-        without_embedding=without,
+        text_start=text_start,
+        text_steps=text_steps,
+        text=np.array(read.embeddings, np.float32).reshape(len(text_start), text_dim or 0),
+        without_embedding=read.without_embedding,
         unknown=Counter() if encode is None else encode.unknown,
+        n_recorded=n_recorded,
+        recorded_fps=0.0 if resampling is None else resampling.recorded,
     )
+
+
+Read = tuple[int, int, tuple[Any, ...] | None]  # number of the annotation, whose its action is, values of every group
+
+
+class _Reader:
+    """Reads annotations in order, each once, and keeps the texts that it comes by."""
+
+    def __init__(
+        self, annotation: Annotation, encode: _Encoder | None, fps: float, text_dim: int | None, where: str | Path
+    ) -> None:
+        self.groups = () if encode is None else encode.groups
+        self.text_start: list[int] = []
+        self.text_steps: list[int] = []
+        self.embeddings: list[np.ndarray] = []
+        self.without_embedding = 0
+        self._frames, self._encode, self._fps, self._text_dim = annotation.frame_annotations, encode, fps, text_dim
+        self._where = where
+        self._last: Read = (-1, UNKNOWN, None)
+
+    def __call__(self, i: int) -> Read:
+        if i != self._last[0]:
+            frame = self._frames[i]
+            kind, action = known_action(frame)
+            self._last = i, kind, None if action is None or self._encode is None else self._encode.read(action)
+            if self._text_dim is not None and frame.frame_text_annotation:
+                self._read_text(frame, i, self._text_dim)
+        return self._last
+
+    def _read_text(self, frame: Any, i: int, text_dim: int) -> None:
+        duration, embedding = _text_of(frame, text_dim, self._where, i)
+        if embedding is not None:
+            self.text_start.append(i)
+            self.text_steps.append(text_length(duration, self._fps, self._where, i))
+            self.embeddings.append(embedding)
+        self.without_embedding += embedding is None
+
+
+def _resampled(read: _Reader, resampling: Resampling, n: int) -> Iterator[Read]:
+    """What :class:`_Reader` reads, for ``n`` steps of another rate; the numbers are those of the first part."""
+    yield read(0)
+    shown = resampling.frames(0, n).tolist()
+    part = 0  # of a frame that is shown in several steps
+    for step in range(n - 1):
+        first, last = shown[step] + 1, max(shown[step + 1], shown[step] + 1)
+        part = part + 1 if step and shown[step] == shown[step - 1] else 0
+        parts = [read(i) for i in range(first, last + 1)]
+        kinds = {kind for _, kind, _ in parts}
+        if UNKNOWN in kinds:
+            yield first, UNKNOWN, None
+            continue
+        kind = SYSTEM if SYSTEM in kinds else USER
+        values = combine(read.groups, [held for _, _, held in parts if held is not None]) if read.groups else None
+        if values is not None and last == first:
+            values = share(read.groups, values, part, bisect_right(shown, shown[step], step) - step + part)
+        yield first, kind, values
 
 
 def text_length(duration: float, fps: float, where: str | Path, index: int) -> int:
@@ -183,19 +253,23 @@ def text_length(duration: float, fps: float, where: str | Path, index: int) -> i
 
 
 class _Encoder:
-    """Maps actions to ids; players repeat themselves, so every combination is mapped once."""
+    """Maps values to ids; players repeat themselves, so every combination is mapped once."""
 
     def __init__(self, space: ActionSpace) -> None:
         check_groups(space)
         self.unknown: Counter[str] = Counter()
         dtype = np.uint8 if max(g.choices for g in space.groups) <= 256 else np.uint16
         self.neutral = np.array([i for group in space.neutral.values() for i in group], dtype)
+        self.groups = space.groups
         self._space = space
         self._readers = [_READERS[g.name] for g in space.groups]
         self._seen: dict[tuple, tuple[list[int], list[str]]] = {}
 
-    def __call__(self, action: Any) -> list[int]:
-        values = tuple(read(action) for read in self._readers)
+    def read(self, action: Any) -> tuple[Any, ...]:
+        """The values of a LowLevelAction for every group."""
+        return tuple(read(action) for read in self._readers)
+
+    def __call__(self, values: tuple[Any, ...]) -> list[int]:
         if values not in self._seen:
             if len(self._seen) == MOST_SEEN:
                 self._seen.clear()
@@ -260,6 +334,7 @@ class RecordingWriter:
         crf: quality of the video, 0 (lossless) to 51.
         pix_fmt: ``yuv420p``, ``yuv444p`` (full colour resolution) or ``rgb24``.
         keyframe_interval: most frames between keyframes.
+        resize: how frames of another size are brought to it, see :func:`bczoo.core.frames.resize`.
 
     Raises:
         RecordingExistsError: here or in :meth:`close`, where another writer was faster.
@@ -279,11 +354,12 @@ class RecordingWriter:
         crf: int = 23,
         pix_fmt: str = "yuv420p",
         keyframe_interval: int = 20,
+        resize: str = "hamming",
     ) -> None:
         self.folder = Path(folder)
         if self.folder.exists():
             raise self._exists()
-        self.size = size
+        self.size, self.resize = size, resize
         self.fps = fps
         with write_errors(self.folder):
             self._partial = PartialPath(self.folder)
@@ -303,6 +379,8 @@ class RecordingWriter:
         metadata.frames_per_second = fps
         metadata.env.env = env
         metadata.env.env_subtype = env_subtype
+        if resize == LETTERBOX:
+            metadata.video_source_info.video_filter_info = LETTERBOX
         if task:
             metadata.tasks.append(task)
         self._message.frame_annotations.add()  # annotation 0: what came before the first frame is unknown
@@ -332,7 +410,11 @@ class RecordingWriter:
             text: the instruction that holds in this step.
             text_embedding: its embedding, 1-dimensional; instructions without one cannot be trained on.
         """
-        self._last = resize(frame, self.size)
+        resized = resize(frame, self.size, self.resize)
+        if self._last is None:
+            window = self._message.metadata.capture_device_specs.window_specs
+            window.height, window.width = frame.shape[:2]
+        self._last = resized
         with write_errors(self.folder):
             self._video.add(self._last)
         annotation = self._message.frame_annotations.add()  # number n_frames: taken after seeing this frame

@@ -68,6 +68,7 @@ class Summary:
         never: names that none of these steps holds, as ``group:name``.
         single_action: all these steps hold the same action.
         sample: frames that were looked at; None if nobody asked.
+        resampled: how many recordings are resampled, a line for each rate.
     """
 
     recordings: int
@@ -79,6 +80,7 @@ class Summary:
     never: list[str] = field(default_factory=list)
     single_action: bool = False
     sample: FrameSample | None = None
+    resampled: list[str] = field(default_factory=list)
 
     @property
     def size(self) -> str:
@@ -87,14 +89,18 @@ class Summary:
         return text if self.windows is None else f"{text}, {self.windows:,} window{'s' * (self.windows != 1)}"
 
     def lines(self) -> list[str]:
-        """Actions and frames, a line each."""
-        out = []
+        """Rates, actions and frames, a line each."""
+        out = [f"rate     {line}" for line in self.resampled]
         if self.steps:
             of = "" if self.sampled == self.recordings else f", of {self.sampled:,} recordings"
             never = ", ".join(self.never[:NAMES_SHOWN]) + (", ..." if len(self.never) > NAMES_SHOWN else "")
             out.append(
                 f"actions  {self.idle / self.steps:.1%} of {self.steps:,} steps are no-ops{of}"
-                + (f"; {len(self.never)} keys or buttons never pressed: {never}" if never else "")
+                + (
+                    f"; {len(self.never)} keys or buttons nobody presses, so nor will the policy: {never}"
+                    if never
+                    else ""
+                )
             )
         if (sample := self.sample) is not None and sample.frames:
             out.append(
@@ -142,6 +148,7 @@ def summarise(
     """
     recordings = np.asarray(recordings, np.int64)
     summary = Summary(len(recordings), float(index.n_frames[recordings].sum()) / index.target.fps / 3600, windows)
+    summary.resampled = index.resampled(recordings)
     _count_actions(index, recordings, summary)
     if frame_size is not None:
         summary.sample = _look(index, _spread(recordings, MOST_VIDEOS), frame_size, time.monotonic() + seconds)

@@ -115,23 +115,35 @@ def read_frames(
     Raises:
         FrameReadError: a wanted frame is missing or broken; holds the frames before it.
     """
+    return read_numbered(path, range(start, start + count), size, threads, filter)
+
+
+def read_numbered(
+    path: str | Path, numbers: Sequence[int], size: int, threads: int = 1, filter: str = "hamming"
+) -> np.ndarray:
+    """The same for frames of any numbers, in ascending order; a number may come several times."""
+    count, start = len(numbers), numbers[0] if len(numbers) else 0
     frames = np.empty((count, size, size, 3), np.uint8)
     done = 0
     try:
-        for frame in iterate_frames(path, start, threads):
+        for number, frame in enumerate(iterate_frames(path, start, threads), start):
             if done == count:
                 break
-            frames[done] = resize(frame, size, filter)
-            done += 1
+            if number == numbers[done]:
+                frames[done] = resize(frame, size, filter)
+                done += 1
+            while done < count and number == numbers[done]:
+                frames[done] = frames[done - 1]
+                done += 1
     except RecordingError as error:
         raise FrameReadError(path, error.reason, frames[:done]) from error
     except UserError:  # of the arguments, not of the file
         raise
     except Exception as error:
-        reason = f"frame {start + done} cannot be read ({type(error).__name__}: {error})"
+        reason = f"frame {numbers[done]} cannot be read ({type(error).__name__}: {error})"
         raise FrameReadError(path, reason, frames[:done]) from error
     if done < count:
-        raise FrameReadError(path, f"the video ends before frame {start + done}", frames[:done])
+        raise FrameReadError(path, f"the video ends before frame {numbers[done]}", frames[:done])
     return frames
 
 

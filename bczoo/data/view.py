@@ -10,10 +10,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from bczoo.core.actions import Decision
 from bczoo.core.errors import UserError
+from bczoo.core.files import require_file_target
+from bczoo.core.progress import Progress
 from bczoo.data.errors import RecordingError, printable
 from bczoo.data.index_build import find_recordings
 from bczoo.data.reading import Frames
@@ -60,7 +60,7 @@ def view(recording: str, out: str, start: int = 0, frames: int | None = None) ->
     captions = _captions(folder, steps, fps)
     with VideoWriter(out, fps) as writer:
         images = iterate_frames(folder / video, start)
-        for i, image in tqdm(zip(range(start, stop), images, strict=False), "Drawing", stop - start, disable=None):
+        for i, image in Progress(zip(range(start, stop), images, strict=False), "Drawing", stop - start, disable=None):
             # The last frame has no annotation after it, so no action is known there.
             kind, action = known_action(steps[i + 1]) if i + 1 < len(steps) else (UNKNOWN, None)
             values = action_values(action, groups) if action is not None else _nothing(groups)
@@ -73,10 +73,9 @@ def view(recording: str, out: str, start: int = 0, frames: int | None = None) ->
 def _check_out(out: str) -> None:
     """Raise unless a video can be written to ``out``."""
     path = Path(out)
-    if path.is_dir():
-        raise UserError(f"--out {out} is a folder; name a file in it, such as {path / 'clip.mp4'}")
-    if path.suffix not in CONTAINERS:
+    if path.suffix not in CONTAINERS and not path.is_dir():
         raise UserError(f"--out {out} does not end like a video file: {', '.join(CONTAINERS)}")
+    require_file_target(path, "--out", "clip.mp4")
     if not path.parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {path.parent}")
 

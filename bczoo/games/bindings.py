@@ -12,15 +12,23 @@ of their group (``mouse_dx``, ``left_stick_x``).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import enum
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from bczoo.core.actions import ActionSpace, BinnedGroup, Values
+from bczoo.core.actions import ActionSpace, BinnedGroup, HeldGroup, SwitchGroup, Values
 from bczoo.core.errors import UserError
 
 MOUSE_BUTTON_NAMES = {"0": "mouse_left", "1": "mouse_right", "2": "mouse_middle"}
+
+
+class _Wait(enum.Enum):
+    WAIT = "the environment waits"
+
+
+WAIT = _Wait.WAIT  # in place of an action: time passes for the player, and the environment is not stepped
 
 
 def input_name(group: str, name: str) -> str:
@@ -50,10 +58,29 @@ def inputs_in(space: ActionSpace) -> set[str]:
     return names
 
 
+def values_of(held: Iterable[str], space: ActionSpace) -> Values:
+    """Values that hold inputs by their flat names, and nothing else.
+
+    Args:
+        held: such as ``w`` and ``mouse_left``; numbers are none of them.
+        space: names their groups.
+    """
+    wanted = set(held)
+    return {
+        group.name: [name for name in group.names if input_name(group.name, name) in wanted]
+        for group in space.groups
+        if isinstance(group, HeldGroup | SwitchGroup)
+    }
+
+
 class Bindings:
     """Base class: what the game listens to (``inputs``) and its action for given values."""
 
     inputs: frozenset[str]
+
+    def rows(self) -> list[tuple[str, str]]:
+        """What is pressed and what it does, for a table."""
+        return [(name, "") for name in sorted(self.inputs)]
 
     def __call__(self, values: Values) -> Any:
         return self.action(inputs_of(values))
@@ -71,16 +98,27 @@ class DiscreteBindings(Bindings):
 
     Args:
         combinations: names of held inputs joined by ``+``, and the action that they mean.
-        none: the action when nothing bound is held.
+        none: the action when nothing bound is held; ``WAIT`` lets the environment wait.
+        names: of the actions, for a table.
     """
 
-    def __init__(self, combinations: Mapping[str, Any], none: Any) -> None:
+    def __init__(self, combinations: Mapping[str, Any], none: Any, names: Mapping[Any, str] | None = None) -> None:
         if not combinations:
             raise UserError('DiscreteBindings needs at least one combination, such as {"a": 0}')
+        self.combinations = dict(combinations)
+        self.names = dict(names or {})
         self._combinations = [(frozenset(c.split("+")), action) for c, action in combinations.items()]
         self._combinations.sort(key=lambda item: -len(item[0]))
         self.none = none
         self.inputs = frozenset().union(*(c for c, _ in self._combinations))
+
+    def rows(self) -> list[tuple[str, str]]:
+        return [(keys, self._told(action)) for keys, action in [*self.combinations.items(), ("nothing", self.none)]]
+
+    def _told(self, action: Any) -> str:
+        if action is WAIT:
+            return str(WAIT.value)
+        return f"{self.names[action]} ({action})" if action in self.names else f"action {action}"
 
     def action(self, pressed: Mapping[str, float]) -> Any:
         held = {name for name, amount in pressed.items() if amount}
@@ -99,6 +137,7 @@ class VectorBindings(Bindings):
         low: smallest value of an element, one for all or one each.
         high: largest value of an element.
         dtype: NumPy type of the action.
+        names: of the elements by index, for a table.
     """
 
     def __init__(
@@ -108,18 +147,47 @@ class VectorBindings(Bindings):
         low: float | Sequence[float] = -np.inf,
         high: float | Sequence[float] = np.inf,
         dtype: Any = np.float32,
+        names: Mapping[int, str] | None = None,
     ) -> None:
         self._elements = {n: (e, 1.0) if isinstance(e, int) else e for n, e in elements.items()}
         if wrong := {n: i for n, (i, _) in self._elements.items() if not 0 <= i < size}:
             raise UserError(f"elements {wrong} lie outside of a vector of size {size}")
         self.size, self.low, self.high, self.dtype = size, low, high, dtype
+        self.names = dict(names or {})
         self.inputs = frozenset(self._elements)
+
+    def rows(self) -> list[tuple[str, str]]:
+        return [
+            (name, f"{self.names.get(index, f'element {index}')} {factor:+g}")
+            for name, (index, factor) in self._elements.items()
+        ]
 
     def action(self, pressed: Mapping[str, float]) -> np.ndarray:
         vector = np.zeros(self.size)
         for name, (index, factor) in self._elements.items():
             vector[index] += factor * pressed.get(name, 0.0)
         return np.clip(vector, self.low, self.high).astype(self.dtype)
+
+
+class MultiDiscreteBindings(Bindings):
+    """One choice in every element of a vector (``gymnasium.spaces.MultiDiscrete``).
+
+    ``MultiDiscreteBindings(DiscreteBindings({"a": 1, "d": 2}, none=0), DiscreteBindings({"Space": 1}, none=0))``
+
+    Args:
+        parts: bindings of the elements, in order.
+        dtype: NumPy type of the action.
+    """
+
+    def __init__(self, *parts: DiscreteBindings, dtype: Any = np.int64) -> None:
+        self.parts, self.dtype = parts, dtype
+        self.inputs = frozenset().union(*(part.inputs for part in parts))
+
+    def action(self, pressed: Mapping[str, float]) -> np.ndarray:
+        return np.array([part.action(pressed) for part in self.parts], self.dtype)
+
+    def rows(self) -> list[tuple[str, str]]:
+        return [(keys, f"element {i}: {told}") for i, part in enumerate(self.parts) for keys, told in part.rows()]
 
 
 class DictBindings(Bindings):
@@ -134,3 +202,6 @@ class DictBindings(Bindings):
 
     def action(self, pressed: Mapping[str, float]) -> dict[str, Any]:
         return {name: part.action(pressed) for name, part in self._parts.items()}
+
+    def rows(self) -> list[tuple[str, str]]:
+        return [(keys, f"{name}: {told}") for name, part in self._parts.items() for keys, told in part.rows()]

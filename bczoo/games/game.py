@@ -9,6 +9,8 @@ A new game is a function that returns a :class:`Game`. It needs no change here: 
 
     def my_game() -> Game:
         return Game("my_game", env=MyEnv, bindings=DiscreteBindings({"a": 0, "d": 1}, none=2))
+
+Environments of Gymnasium go by their id (:mod:`bczoo.games.gymnasium_ids`).
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ import difflib
 import importlib
 import inspect
 import pickle
+import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -25,12 +29,18 @@ from typing import TYPE_CHECKING, Any, Protocol
 import gymnasium
 import numpy as np
 
+from bczoo.core import arguments
 from bczoo.core.actions import ActionSpace, BinnedGroup, HeldGroup, Values
 from bczoo.core.errors import UserError
-from bczoo.games.bindings import Bindings, input_name, inputs_in
+from bczoo.games.bindings import WAIT, Bindings, input_name, inputs_in
+from bczoo.games.checked import CheckedExpert, ValuesCheck
+from bczoo.games.pace import pace_of
 
+SLOWEST_FPS = 1e-3
+SMALLEST_PX = 32  # height and width of a frame that shows anything
 FRAME_KEYS = ("frame", "rgb", "image", "screen")
 RANDOM_RANGES = {"mouse_dx": (-60.0, 60.0)}  # px; other numbers use their whole range
+GYMNASIUM_ID = re.compile(r"(?:(?P<module>[^\W\d][\w.]*):)?(?P<id>(?:[\w.-]+/)?[\w.-]+-v\d+)")
 MAKE_IT_THERE = "name the game package.module:function, so that each process makes it itself"
 _BUILT_IN = {"doom": "bczoo.games.doom"}  # first part of the name -> module
 
@@ -53,9 +63,9 @@ class Expert(Protocol):
 class Game:
     """How to start a game, and what its keyboard and mouse do.
 
-    The environment's observation is the frame (uint8, height x width x 3, RGB), or a dictionary with the
-    frame under one of ``frame``, ``rgb``, ``image``, ``screen``; otherwise ``env.render()`` has to return it
-    (``render_mode="rgb_array"``).
+    The frame (uint8, height x width x 3, RGB) is what ``env.render()`` returns where the environment was made with
+    ``render_mode="rgb_array"``; otherwise it is the observation, or lies in an observation that is a dictionary under
+    one of ``frame``, ``rgb``, ``image``, ``screen``.
 
     Other processes make a game that :func:`make_game` made anew, under its name, so its fields may be anything. A Game
     that was made otherwise is sent to them, lambdas and classes of a notebook too, but no locks and open files.
@@ -70,8 +80,14 @@ class Game:
         random: values of the random player; by default every bound key and button is held half of the time,
             ``mouse_dx`` is uniform in +-60 px, sticks in their whole range, ``mouse_dy`` is 0.
         action_space: what can be pressed and moved.
-        fps: steps per second of game time.
+        fps: decisions per second of game time: the rate of recordings and policies, and of ``RunningGame.step``.
         time_limit_s: an episode ends after this many seconds of game time, if it has not before.
+        env_fps: steps per second of the environment, at least ``fps``. An action is held for ``env_fps / fps`` of
+            them (2, 3, 2, 3, ... for 50 and 20) and their rewards are added. If left out, the environment's
+            ``metadata["render_fps"]``; one without it, or with 10 at most (it waits for turns), gets one step a
+            decision.
+        frame_skip: steps of the environment per decision, in place of ``env_fps``.
+        about: is printed once before the game is played, such as what its keys do.
     """
 
     name: str
@@ -83,6 +99,9 @@ class Game:
     action_space: ActionSpace = dataclasses.field(default_factory=ActionSpace.keyboard_mouse)
     fps: float = 20.0
     time_limit_s: float = 120.0
+    env_fps: float | None = None
+    frame_skip: int | None = None
+    about: str = ""
     _made_by: tuple[Callable[..., Game], tuple[Any, ...]] | None = dataclasses.field(
         default=None, init=False, repr=False, compare=False
     )  # how another process makes the same game
@@ -91,6 +110,12 @@ class Game:
         return self._made_by if self._made_by is not None else super().__reduce_ex__(protocol)
 
     def __post_init__(self) -> None:
+        self._check_rates()
+        if self.expert is not None and not callable(self.expert):
+            raise UserError(
+                f"game {self.name!r}: expert makes a player and has to be its class or a function, "
+                f"got {arguments.shown(self.expert)}"
+            )
         known = inputs_in(self.action_space)
         for name in sorted(self.inputs - known):
             close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
@@ -98,6 +123,25 @@ class Game:
                 f"game {self.name!r} binds {name!r}, which action space {self.action_space.name!r} lacks; "
                 + (f"did you mean {' or '.join(close)}? " if close else "")
                 + f"It has {sorted(known)}; add keys with ActionSpace.keyboard_mouse(extra_keys=...)"
+            )
+
+    def _check_rates(self) -> None:
+        of = f"of game {self.name!r}"
+        arguments.number(f"fps {of}", self.fps, SLOWEST_FPS)
+        if self.frame_skip is not None:
+            arguments.whole(f"frame_skip {of}", self.frame_skip, 1)
+        if self.env_fps is None:
+            return
+        arguments.number(f"env_fps {of}", self.env_fps, SLOWEST_FPS)
+        if self.frame_skip is not None:
+            raise UserError(
+                f"game {self.name!r} has env_fps and frame_skip, which say the same thing; give one of them"
+            )
+        if self.env_fps < self.fps:
+            raise UserError(
+                f"game {self.name!r} has fps={self.fps:g}, and its environment only env_fps={self.env_fps:g} steps a "
+                f"second: nobody can decide more often than it steps. Give it fps={self.env_fps:g}, or frame_skip=1 "
+                "where it waits for turns"
             )
 
     @property
@@ -111,14 +155,18 @@ class Game:
         return RunningGame(self, make())
 
     def make_expert(self) -> Expert:
+        """The expert; what it answers is checked, see :mod:`bczoo.games.checked`."""
         if self.expert is None:
-            raise UserError(f"game {self.name!r} has no expert; give its Game expert=...")
-        return self.expert()
+            raise UserError(
+                f"game {self.name!r} has no expert; give its Game expert=... (docs/games.md), or record it with "
+                "--agent random or --agent keyboard"
+            )
+        return CheckedExpert(self, self.expert())
 
     def random_values(self, rng: np.random.Generator) -> Values:
         """One step of the random player."""
         if self.random is not None:
-            return self.random(rng)
+            return ValuesCheck(self, "its random")(self.random(rng))
         if not self.inputs:
             raise UserError(
                 f"game {self.name!r} has bindings that do not say their inputs, so the random player "
@@ -139,26 +187,46 @@ class Game:
 
 
 class RunningGame:
-    """A started game: frames in, values out. One episode after another with :meth:`reset`."""
+    """A started game: frames in, values out. One episode after another with :meth:`reset`.
+
+    Args:
+        game: its interface.
+        env: its environment.
+    """
 
     def __init__(self, game: Game, env: gymnasium.Env) -> None:
         self.game = game
         self.env = env
+        self.pace = pace_of(game, env)
+        if self.pace.doubt:
+            warnings.warn(self.pace.doubt, stacklevel=3)
         self._steps = 0
         self._limit = max(1, round(game.time_limit_s * game.fps))
+        self._last: tuple[Any, dict[str, Any]] | None = None  # observation and info
 
     def reset(self, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
         """Begin the episode of this seed; returns its first frame and info."""
-        observation, info = self.env.reset(seed=seed)
+        observation, info = self._last = self.env.reset(seed=seed)
         self._steps = 0
         return self._frame(observation), info
 
     def step(self, values: Values) -> tuple[np.ndarray, float, bool, dict[str, Any]]:
-        """Press ``values`` for one step; returns frame, reward, whether the episode is over, and info."""
-        observation, reward, terminated, truncated, info = self.env.step(self.game.bindings(values))
+        """Press ``values`` until the next decision; returns frame, reward, whether the episode is over, and info.
+
+        That is one step of the environment, or as many as the game's pace says; their rewards are added.
+        """
+        action, total, over = self.game.bindings(values), 0.0, False
+        for _ in range(0 if action is WAIT else self.pace.steps(self._steps)):
+            observation, reward, terminated, truncated, info = self.env.step(action)
+            self._last = observation, info
+            total += float(reward)
+            over = bool(terminated or truncated)
+            if over:
+                break
+        if self._last is None:
+            raise RuntimeError(f"game {self.game.name!r} was stepped before its first reset")
         self._steps += 1
-        done = bool(terminated or truncated or self._steps >= self._limit)
-        return self._frame(observation), float(reward), done, info
+        return self._frame(self._last[0]), total, over or self._steps >= self._limit, self._last[1]
 
     def close(self) -> None:
         self.env.close()
@@ -170,20 +238,35 @@ class RunningGame:
         self.close()
 
     def _frame(self, observation: Any) -> np.ndarray:
-        if _is_frame(observation):
-            return observation
-        if isinstance(observation, Mapping):
-            for key in FRAME_KEYS:
-                if _is_frame(observation.get(key)):
-                    return observation[key]
-        rendered = self.env.render() if getattr(self.env, "render_mode", None) == "rgb_array" else None
+        rendered = self._render()
         if _is_frame(rendered):
-            return rendered  # type: ignore[return-value]
+            return rendered
+        frame = _frame_in(observation)
+        if frame is not None and (min(frame.shape[:2]) >= SMALLEST_PX or not self._could_render()):
+            return frame
+        wrong = "shows no frame" if frame is None else f"has frames of {frame.shape[0]} x {frame.shape[1]} px"
+        advice = 'make the environment with render_mode="rgb_array"'
+        if not self._could_render():
+            keys = ", ".join(FRAME_KEYS)
+            advice = f"Observe a uint8 array (height, width, 3) or a dictionary with one under {keys}, or {advice}"
         raise UserError(
-            f"game {self.game.name!r} shows no frame: its observation is {_describe(observation)}, render() "
-            f"gave {_describe(rendered)}. Observe a uint8 array (height, width, 3) or a dictionary with one "
-            f'under {", ".join(FRAME_KEYS)}, or make the environment with render_mode="rgb_array"'
+            f"game {self.game.name!r} {wrong}: its observation is {_describe(observation)}, render() gave "
+            f"{_describe(rendered)}. {advice[0].upper()}{advice[1:]}"
         )
+
+    def _render(self) -> Any:
+        if getattr(self.env, "render_mode", None) != "rgb_array":
+            return None
+        try:
+            return self.env.render()
+        except gymnasium.error.DependencyNotInstalled as error:
+            raise UserError(f"game {self.game.name!r} cannot be shown: {error}") from error
+
+    def _could_render(self) -> bool:
+        """Whether the environment could show pictures, had it been made to."""
+        metadata = getattr(self.env, "metadata", None)
+        modes = metadata.get("render_modes") if isinstance(metadata, Mapping) else None
+        return "rgb_array" in (modes or ()) and getattr(self.env, "render_mode", None) != "rgb_array"
 
 
 if TYPE_CHECKING:
@@ -192,6 +275,7 @@ else:
     GameOrName = str  # to the parser of the command line
 
 _registry: dict[str, Callable[[], Game]] = {}
+_announced: set[str] = set()
 
 
 def register_game(name: str, factory: Callable[[], Game]) -> None:
@@ -206,16 +290,29 @@ def game_names() -> list[str]:
     return sorted(_registry)
 
 
+def is_known(name: str) -> bool:
+    """Whether :func:`make_game` finds a game without importing what the name says; so a stranger may have given it."""
+    if name in game_names():
+        return True
+    from bczoo.games.gymnasium_ids import is_registered
+
+    return is_registered(name)
+
+
 def make_game(name: str) -> Game:
     """The game of this name.
 
     Args:
-        name: a registered name (``doom/basic``), or ``package.module:function`` where the function returns a
-            Game.
+        name: a registered name (``doom/basic``), an id of Gymnasium (``CarRacing-v3``, ``my_module:Mine-v0``), or
+            ``package.module:function`` where the function returns a Game.
 
     Raises:
         UnknownGameError: no such game; the message lists those that are known.
     """
+    if name not in _registry and GYMNASIUM_ID.fullmatch(name):
+        from bczoo.games.gymnasium_ids import gymnasium_game
+
+        return _made_by(gymnasium_game(name), make_game, name)
     if ":" in name:
         return _import_game(name)
     if name not in _registry and (family := name.split("/")[0]) in _BUILT_IN:
@@ -226,7 +323,8 @@ def make_game(name: str) -> Game:
         raise UnknownGameError(
             f"there is no game {name!r}"
             + (f"; did you mean {' or '.join(close)}?" if close else ".")
-            + f" Known games: {', '.join(names)}. Your own game goes by package.module:function"
+            + f" Known games: {', '.join(names)}. An environment of Gymnasium goes by its id (CarRacing-v3), your own "
+            "game by package.module:function"
         )
     factory = _registry[name]
     game = _call(name, factory, getattr(factory, "__name__", "its factory"))
@@ -236,6 +334,14 @@ def make_game(name: str) -> Game:
 def as_game(game: Game | str) -> Game:
     """A Game as it is, or the game of a name."""
     return make_game(game) if isinstance(game, str) else game
+
+
+def announce(game: Game) -> None:
+    """Print the rate and what the game says about itself (``about``), once in this process."""
+    text = f"{game.name}, {game.fps:g} decisions a second: {game.about}"
+    if game.about and text not in _announced:
+        _announced.add(text)
+        print(text, flush=True)
 
 
 def _import_game(name: str) -> Game:
@@ -299,6 +405,12 @@ def _picklable(value: Any) -> bool:
 
 def _is_frame(value: Any) -> bool:
     return isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim == 3 and value.shape[2] == 3
+
+
+def _frame_in(observation: Any) -> np.ndarray | None:
+    if isinstance(observation, Mapping):
+        return next((observation[key] for key in FRAME_KEYS if _is_frame(observation.get(key))), None)
+    return observation if _is_frame(observation) else None
 
 
 def _describe(value: Any) -> str:

@@ -11,7 +11,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from bczoo.core.actions import Decision
+from bczoo.core.arguments import shown
 from bczoo.core.errors import UserError
+from bczoo.games.checked import ValuesCheck
 from bczoo.games.game import Expert, Game
 
 KEYBOARD = "keyboard"  # a person, who is no player here; see bczoo.record.keyboard
@@ -108,6 +110,47 @@ class ActionRepeat:
         for env_id in env_ids:
             self._ages[env_id] += 1
         return [self._last[env_id] for env_id in env_ids]
+
+
+class DecisionsCheck:
+    """Checks what a player answers with; those of this module check their values themselves.
+
+    Args:
+        game: what is played.
+        player: who plays; one with an ``action_space`` of its own, as policies have, may know more keys than the game.
+    """
+
+    def __init__(self, game: Game, player: Player) -> None:
+        self.where = f"game {game.name!r}: player {type(player).__name__}"
+        self._check: ValuesCheck | None = None
+        if not isinstance(player, ExpertPlayer | RandomPlayer):
+            space = getattr(player, "action_space", None)
+            self._check = ValuesCheck(game, f"player {type(player).__name__}", space)
+
+    def __call__(self, decisions: Any, wanted: int) -> list[Decision]:
+        """The decisions as they are.
+
+        Args:
+            decisions: of one call of ``act``.
+            wanted: how many games were asked about.
+
+        Raises:
+            UserError: they are no decisions, or too few or many, or their values are not of the action space.
+        """
+        if self._check is None:
+            return decisions
+        if not isinstance(decisions, list | tuple) or len(decisions) != wanted:
+            raise UserError(
+                f"{self.where} answered {shown(decisions)}; act returns a list with one Decision for each of its "
+                f"env_ids, here {wanted}"
+            )
+        for decision in decisions:
+            if not isinstance(decision, Decision):
+                raise UserError(
+                    f"{self.where} answered {shown(decision)}, and not a Decision; write Decision({{'keys': ['w']}})"
+                )
+            self._check(decision.values)
+        return list(decisions)
 
 
 def make_player(name: str, game: Game) -> Player:

@@ -7,6 +7,7 @@ results. A number that was measured on weights of another step says so.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from bczoo.core.actions import BinnedGroup
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 
+MEASURED_HEADING = "## Measured"
 TAGS = ["bczoo", "behavior-cloning", "imitation-learning", "video-games", "game-playing"]
 
 
@@ -42,12 +44,20 @@ def model_card(
         f"# {name}",
         _introduction(policy, dtype),
         _use(name, policy),
-        _measured(record, rounded=dtype not in (None, _own_dtype(policy))),
+        measured_section(rounded_record(policy, record, dtype)),
+        _replay(record),
         _training(record),
         _flaws(record),
         f"## Licence\n\n{license}" if license else "## Licence\n\nNo licence was stated for these weights.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def rounded_record(policy: Family, record: Record, dtype: torch.dtype | None) -> Record:
+    """The record of weights that are saved in another type than that of the policy, if they are."""
+    if dtype in (None, _own_dtype(policy)):
+        return record
+    return {**record, "rounded_to": str(dtype).removeprefix("torch.")}
 
 
 def _own_dtype(policy: Family) -> torch.dtype:
@@ -123,6 +133,8 @@ def _architecture(policy: Family) -> str:
 def _use(name: str, policy: Family) -> str:
     size = policy.input_spec.frame_size
     text = ', text="go to the red door"' if policy.input_spec.text_dim else ""
+    space = policy.input_spec.action_space
+    values = ", ".join(f"decision.{group.name}" for group in space.groups[:3]) if space else "decision"
     return f"""## How to use
 
 ```python
@@ -132,7 +144,7 @@ policy = bczoo.from_pretrained("{name}")  # path of this folder, or org/{name} o
 agent = policy.agent(temperature=1.0, seed=0)
 # a frame is uint8 (height, width, 3) of any size; it is brought to {size} x {size}
 decision = agent.step(frame{text})
-print(decision.values)  # what to press and how far to move
+print({values})  # what to press and how far to move
 ```
 
 Fine-tune it on your own recordings:
@@ -142,32 +154,92 @@ bczoo fit --config finetune --model.init_from {name} --data.root my_game
 ```"""
 
 
-def _measured(record: Record, rounded: bool) -> str:
-    steps = weights_step(record)
+def measured_section(record: Record) -> str:
+    """The section of the card with what was measured, heading included.
+
+    Args:
+        record: what is known of the policy.
+    """
+    steps, rounded = weights_step(record), record.get("rounded_to")
     lines: list[str] = []
     for env, played in record.get("play", {}).items():
-        lines += ["", f"Return in `{env}`, unseen games from seed {played['seed']}{_at(played['step'], steps)}:", ""]
+        how = "".join(f", {name} {value}" for name, value in played.get("settings", {}).items())
+        where = f"unseen games from seed {played['seed']}{how}"
+        lines += ["", f"Return in `{env}`, {where}{_at(played, steps)}:", ""]
         lines += ["| player | mean return | 95 % interval | games |", "|---|---:|---:|---:|"]
         lines += [
-            f"| {who} | {p['mean']:.1f} | {p['low']:.1f} to {p['high']:.1f} | {p['episodes']} |"
+            f"| {who} | {p['mean']:.1f} | {interval_of(p['low'], p['high'])} | {p['episodes']} |"
             for who, p in played["players"].items()
         ]
     for what, title in (("metrics", "validation recordings"), ("test_metrics", "test recordings")):
         values = {k: v for k, v in record.get(what, {}).items() if k != "step"}
         if values:
-            lines += ["", f"On the {title}{_at(record[what]['step'], steps)}:", "", "| metric | value |", "|---|---:|"]
+            lines += ["", f"On the {title}{_at(record[what], steps)}:", "", "| metric | value |", "|---|---:|"]
             lines += [f"| `{k}` | {v:.4f} |" for k, v in values.items()]
+    lines += _causality(record, steps) + _latency(record, steps)
     if not lines:
-        return "## Measured\n\nNothing was measured when this folder was written."
-    if not any("causality" in k for k in record.get("metrics", {})):
+        return f"{MEASURED_HEADING}\n\nNothing was measured when this folder was written."
+    if not record.get("causality") and not any("causality" in k for k in record.get("metrics", {})):
         lines += ["", "The causality score was not measured."]
     if rounded:
-        lines += ["", "All of this was measured before the weights were rounded to the type that they are saved in."]
-    return "\n".join(["## Measured", *lines])
+        rest = "All of this" if f"on {rounded}" not in "".join(lines) else "What does not say otherwise"
+        lines += ["", f"{rest} was measured before the weights were rounded to the type that they are saved in."]
+    return "\n".join([MEASURED_HEADING, *lines])
 
 
-def _at(step: int, steps: int | None) -> str:
-    return "" if step == steps else f" (measured at step {step} of {steps}, not on these weights)"
+def _causality(record: Record, steps: int | None) -> list[str]:
+    lines: list[str] = []
+    for folder, scored in record.get("causality", {}).items():
+        held_out = "validation recordings of " if scored["part"] == "val" else ""
+        size = f"{scored['recordings']} recordings, {scored['windows']} windows"
+        lines += ["", f"Causality on {held_out}`{folder}` ({size}{_at(scored, steps, ', ')}):", ""]
+        lines += ["| metric | value | 95 % interval |", "|---|---:|---:|"]
+        lines += [
+            f"| `{name}` | {_number(m['value'])} | {interval_of(m['low'], m['high'], 3)} |"
+            for name, m in scored["metrics"].items()
+        ]
+    return lines
+
+
+def _latency(record: Record, steps: int | None) -> list[str]:
+    if not record.get("latency"):
+        return []
+    lines = ["", "Latency of a step, in milliseconds:", ""]
+    lines += ["| device | numbers | games | threads | p50 | p99 | budget |", "|---|---|---:|---:|---:|---:|---:|"]
+    for device, timed in record["latency"].items():
+        columns = [device + _at(timed, steps), timed["dtype"], timed["games"], timed["threads"] or "n/a"]
+        columns += [f"{timed[k]:.2f}" for k in ("p50", "p99", "budget")]
+        lines.append(f"| {' | '.join(map(str, columns))} |")
+    return lines
+
+
+def interval_of(low: float | None, high: float | None, digits: int = 1) -> str:
+    """An interval as it is printed; one game or one recording has none."""
+    return "n/a" if low is None or high is None else f"{low:.{digits}f} to {high:.{digits}f}"
+
+
+def _number(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.3f}"
+
+
+def _at(measured: Mapping[str, Any], steps: int | None, before: str = " ") -> str:
+    """What has to be said of the weights that a number was measured on, if they are not simply these."""
+    said = [f"measured on {measured['on']}"] if "on" in measured else []
+    if measured["step"] != steps:
+        said = [f"measured at step {measured['step']}, not on these weights of step {steps}"]
+    if not said:
+        return ""
+    return f"{before}({said[0]})" if before == " " else f"{before}{said[0]}"
+
+
+def _replay(record: Record) -> str:
+    if (shown := record.get("replay")) is None:
+        return ""
+    at = _at(shown, weights_step(record))
+    return (
+        f"## Replay\n\n[{shown['video']}]({shown['video']}): `{shown['env']}`, the game of seed {shown['seed']}{at}, "
+        f"with the keys and the mouse motion of the policy; return {shown['return']:.1f} up to the end of the video."
+    )
 
 
 def _training(record: Record) -> str:

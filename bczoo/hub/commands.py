@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bczoo.core.devices import DTYPES, Precision
+from bczoo.core.files import require_folder_target
 from bczoo.hub.folder import read_folder
 from bczoo.hub.remote import fetch, push, require_repository
 from bczoo.hub.source import locate
@@ -31,8 +32,11 @@ def export(
         license: of the weights, by its name on the Hub, such as mit.
         flaws: known flaws of these weights, for the card.
     """
+    require_folder_target(out, "OUT")
     found = locate(source)
     policy = found.load(Model)
+    if chosen := found.chosen:
+        print(chosen)
     record = found.record | ({"license": license} if license else {}) | ({"flaws": flaws} if flaws else {})
     policy.save_pretrained(out, DTYPES[dtype] if dtype else None, license, record)
     print(f"{out}: {policy.parameter_counts()['total']:,} parameters; bczoo push {out} org/name uploads it")
@@ -71,6 +75,8 @@ def pull(repository: str, revision: str | None = None, out: str | None = None, t
         token: access token; the one that `hf auth login` stored if left out.
     """
     require_repository(repository)
+    if out is not None:
+        require_folder_target(out, "--out")
     folder = fetch(repository, revision, token, out)
     read_folder(folder)
     print(folder)

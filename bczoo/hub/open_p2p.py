@@ -22,7 +22,7 @@ from torch import Tensor
 
 from bczoo.core.actions import ActionSpace
 from bczoo.core.errors import UserError
-from bczoo.core.files import write_text
+from bczoo.core.files import require_folder_target, write_text
 from bczoo.hub.build import check_numbers, described
 from bczoo.hub.card import model_card
 from bczoo.hub.folder import write_folder
@@ -80,6 +80,7 @@ def from_open_p2p(source: str, out: str, checkpoint: str | None = None, license:
         checkpoint: which checkpoint; the one of the most steps if left out.
         license: of the weights, by its name on the Hub, such as mit.
     """
+    require_folder_target(out, "OUT")
     folder = Path(source)
     path = _choose_checkpoint(folder, checkpoint)
     config = _read_config(folder / CONFIG_FILE)
@@ -105,6 +106,7 @@ def to_open_p2p(source: str, out: str) -> None:
     """
     import lightning
 
+    require_folder_target(out, "OUT")
     found = locate(source)
     policy = found.load(BCPolicy)
     config = open_p2p_config(policy)

@@ -7,6 +7,7 @@ here.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,11 +21,15 @@ from bczoo.core.files import restore
 from bczoo.core.parts import Family
 from bczoo.hub.build import check_spec, described, family_of, fill
 from bczoo.hub.folder import CONFIG, ExportedFolder, load_folder, read_folder, read_weights
+from bczoo.hub.models import shipped_weights
 from bczoo.hub.remote import fetch, is_repository
-from bczoo.hub.state import Checkpoint, read_checkpoint
-from bczoo.train.run_record import EXPORTED_RECORD, LAST, RUN_RECORD, read_record, weights_step
+from bczoo.hub.state import Checkpoint, of_one_run, read_checkpoint
+from bczoo.train.run_record import BEST, EXPORTED_RECORD, LAST, read_record, records_of_runs, weights_step
 
 Loaded = TypeVar("Loaded", bound=Family)
+
+_HERE = Path(__file__).parents[1]
+SHIPPED = _HERE / "checkpoints" if (_HERE / "checkpoints").is_dir() else _HERE.parent / "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,11 @@ class Source:
     @cached_property
     def _content(self) -> ExportedFolder | Checkpoint:
         return read_folder(self.path) if self.exported else read_checkpoint(self.path)
+
+    @property
+    def spec(self) -> Mapping[str, Any]:
+        """What the model was built from, ``{"class_path": ..., "init_args": {...}}``."""
+        return self._content.spec
 
     @property
     def family(self) -> type[Family]:
@@ -92,14 +102,57 @@ class Source:
     @property
     def record(self) -> dict[str, Any]:
         """What is known of the training; empty if nothing is."""
+        record = read_record(self.record_path) if self.record_path is not None else {}
         if self.exported:
-            return read_record(self.path / EXPORTED_RECORD)
-        record, checkpoint = read_record(self.path.parent.parent / RUN_RECORD), self._content
-        assert isinstance(checkpoint, Checkpoint)
-        # another run may have been started beside a checkpoint, or the same one gone on
-        if not record or record.get("run") != checkpoint.run:
-            return {}
-        return record if checkpoint.step == weights_step(record) else record | {"weights_step": checkpoint.step}
+            return record
+        step, measured = self._checkpoint_content.step, self._checkpoint_content.measured
+        if not record or step == weights_step(record):
+            return record
+        # the run went on from here; the numbers are those of these weights where there are such
+        best = record.get("best", {}).get("metrics", {})
+        of_these = next((m for m in (record.get("metrics", {}), best, measured) if m.get("step") == step), None)
+        return record | {"weights_step": step} | ({"metrics": of_these} if of_these else {})
+
+    @property
+    def record_path(self) -> Path | None:
+        """Where what is known of the training lies, or would; None if nothing is known of a checkpoint's run."""
+        if self.exported:
+            return self.path / EXPORTED_RECORD
+        run = self._checkpoint_content.run
+        # another run may have been started beside a checkpoint
+        return next((p for p in records_of_runs(self.path) if run and read_record(p).get("run") == run), None)
+
+    @property
+    def _checkpoint_content(self) -> Checkpoint:
+        assert isinstance(self._content, Checkpoint)
+        return self._content
+
+    @property
+    def chosen(self) -> str:
+        """Which checkpoint of a run this is, in words; "" for what is not one of several."""
+        if self.exported or self.path.name not in (BEST, LAST):
+            return ""
+        step, measured = self._checkpoint_content.step, self._checkpoint_content.measured
+        known = {**measured, **self.record.get("metrics", {})}
+        loss = f", val/loss {known['val/loss']:.4f}" if known.get("step") == step and "val/loss" in known else ""
+        name, kind = (LAST, "last") if self.path.name == BEST else (BEST, "best")
+        other = f"; the {kind} one is {self.path.with_name(name)}" if self.path.with_name(name).is_file() else ""
+        what = "the best by validation" if self.path.name == BEST else "the last one"
+        return f"{self.path}: {what}, step {step}{loss}{other}"
+
+
+def _checkpoint_in(folder: Path) -> Path | None:
+    """The best checkpoint of the run that a folder holds the last one of, or that one; None if there is neither."""
+    last, best = folder / LAST, folder / BEST
+    if best.is_file() and (not last.is_file() or of_one_run(best, last)):
+        return best
+    return last if last.is_file() else None
+
+
+def chosen_step(checkpoint: Path) -> int | None:
+    """Optimiser steps of the weights that the run of a checkpoint stands for; None if that is not known."""
+    chosen = _checkpoint_in(checkpoint.parent)
+    return None if chosen is None else read_checkpoint(chosen).step
 
 
 def locate(
@@ -112,7 +165,8 @@ def locate(
     """Find a policy.
 
     Args:
-        source: an exported folder, a checkpoint (``.ckpt``), the folder of a run, or ``org/name`` on the Hub.
+        source: an exported folder, a checkpoint (``.ckpt``), the folder of a run (its best checkpoint by validation, or
+            the last one if there is no such), ``org/name`` on the Hub, or ``checkpoints/name``, weights that ship.
         revision: branch, tag or commit on the Hub.
         token: access token of the Hub; the stored one if left out.
         cache_dir: huggingface_hub's download cache, if it is another one.
@@ -123,13 +177,15 @@ def locate(
     """
     path = Path(source)
     restore(path)
+    if not path.exists() and (shipped := shipped_weights(path)) is not None:
+        return Source(shipped)
     if path.is_file():
         return Source(path)
     if path.is_dir():
         if (path / CONFIG).is_file():
             return Source(path)
-        for checkpoint in (path / LAST, path / "checkpoints" / LAST):
-            if checkpoint.is_file():
+        for folder in (path, path / "checkpoints"):
+            if (checkpoint := _checkpoint_in(folder)) is not None:
                 return Source(checkpoint)
         raise UserError(f"{path} holds no policy: neither {CONFIG} (an exported folder) nor checkpoints/{LAST} (a run)")
     name = str(source)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import math
 import zipfile
 from collections.abc import Mapping
 from functools import lru_cache
@@ -25,6 +26,7 @@ from bczoo.hub.names import Header, plain_entries, some
 
 CLASS_PATH = "bczoo_class_path"  # key of a checkpoint
 RUN_STATE = "RunRecord"  # where that callback's state is in a checkpoint
+KEEPER_STATE = "ResumableCheckpoint"  # the same of that callback
 LORA_SCALE = "bczoo_lora_scale"  # key of a checkpoint
 
 
@@ -67,6 +69,7 @@ class Checkpoint(NamedTuple):
         lora_scale: of their LoRA matrices.
         step: optimiser steps.
         run: which run wrote it, as its record says.
+        measured: metrics of the validation before it was written, and the ``step`` of it; may be empty.
     """
 
     path: Path
@@ -75,6 +78,7 @@ class Checkpoint(NamedTuple):
     lora_scale: float | None
     step: int
     run: str | None
+    measured: dict[str, float]
 
     @property
     def headers(self) -> dict[str, Header]:
@@ -128,8 +132,10 @@ def load_tensors(path: str | Path) -> dict[str, Any]:
 def _others(path: Path) -> str:
     """What can be taken instead of a damaged checkpoint."""
     beside = [p for p in path.parent.glob("*.ckpt") if p.name != path.name and p.is_file()]
-    for other in sorted(beside, key=lambda p: p.stat().st_mtime, reverse=True):
+    for other in sorted(beside, key=lambda p: (not p.name.startswith("best"), p.stat().st_mtime), reverse=True):
         if zipfile.is_zipfile(other) and damaged_part(other) is None:
+            if other.name.startswith("best"):
+                return f"{other} beside it is whole; it can be played and exported, but no training goes on from it"
             return f"{other} beside it is whole; give that one (--ckpt_path in training)"
     return "There is no whole one beside it; train anew with --ckpt_path null, which keeps it"
 
@@ -180,9 +186,34 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     config, step, scale = content.get("hyper_parameters"), content.get("global_step", 0), content.get(LORA_SCALE)
     callbacks = content.get("callbacks")
     kept = callbacks.get(RUN_STATE) if isinstance(callbacks, dict) else None
-    run = kept.get("run") if isinstance(kept, dict) else None
+    run, measured = (kept.get(name) for name in ("run", "measured")) if isinstance(kept, dict) else (None, None)
     if not isinstance(config, dict) or not isinstance(step, int) or not isinstance(scale, float | int | None):
         raise UserError(f"{path} is not a checkpoint of a bczoo policy")
     # checkpoints that name no class are from when there was one
     spec = {"class_path": content.get(CLASS_PATH, "bczoo.BCPolicy"), "init_args": config}
-    return Checkpoint(Path(path), spec, content["state_dict"], scale, step, run if isinstance(run, str) else None)
+    run = run if isinstance(run, str) else None
+    return Checkpoint(Path(path), spec, content["state_dict"], scale, step, run, _numbers(measured))
+
+
+def kept_by(path: str | Path, callback: str) -> dict[str, Any]:
+    """What a callback keeps in a checkpoint; empty if that is not known. No weights are read, nor checked."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        state = content["callbacks"][callback]
+    except Exception:  # a damaged file fails in any way, and whoever loads it says so
+        return {}
+    return state if isinstance(state, dict) else {}
+
+
+def of_one_run(one: str | Path, other: str | Path) -> bool:
+    """Whether two checkpoints are of the same run, as far as they say which one they are of."""
+    marks = [kept_by(path, KEEPER_STATE).get("run") for path in (one, other)]
+    return marks[0] == marks[1] or None in marks
+
+
+def _numbers(measured: Any) -> dict[str, float]:
+    """Metrics by name, if a checkpoint, which may be anyone's, holds such; else nothing."""
+    sound = isinstance(measured, dict) and all(
+        isinstance(k, str) and isinstance(v, int | float) and math.isfinite(v) for k, v in measured.items()
+    )
+    return dict(measured) if sound else {}

@@ -1,13 +1,17 @@
 """``checkpoints.md``, written from a data file and from the records that lie beside the weights.
 
-Place in the pipeline: ``bczoo zoo table``. The data file (``checkpoints/zoo.yaml``) says which weights there are, how
-they are made and what is wrong with them; numbers come from the policies themselves and from their ``training.json``,
-so that nobody copies a number by hand. A test fails when the page is not what the command writes.
+Place in the pipeline: ``bczoo zoo table``, which also writes what the shipped configurations build
+(``checkpoints/architectures.json``), so that :mod:`bczoo.hub.models` lists them without building them. The data file
+(``checkpoints/zoo.yaml``) says which weights there are, how they are made and what is wrong with them; numbers come
+from the policies themselves and from their ``training.json``, so that nobody copies a number by hand. A test fails when
+a page is not what the command writes.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +19,11 @@ import torch
 import yaml
 
 from bczoo.core.errors import UserError
-from bczoo.core.files import write_text
+from bczoo.core.files import require_file_target, write_text
+from bczoo.core.parts import class_path
+from bczoo.hub.card import interval_of
 from bczoo.hub.folder import read_folder
+from bczoo.hub.models import ARCHITECTURES, architecture_names, convert_commands
 from bczoo.models.policy import Policy
 
 SECTIONS = {"trained", "reference"}
@@ -27,21 +34,43 @@ ENTRIES = {
 
 
 def table(data: str = "checkpoints/zoo.yaml", out: str = "checkpoints.md", check: bool = False) -> None:
-    """Write the table of checkpoints from its data file.
+    """Write the table of checkpoints from its data file, and the list of architectures beside that file.
 
     Args:
         data: the data file; folders in it are relative to the folder that it lies in.
         out: the page.
         check: write nothing; an error if the page is not up to date.
     """
-    text = page(Path(data))
-    if check:
-        if not Path(out).is_file() or Path(out).read_text(encoding="utf-8") != text:
-            raise UserError(f"{out} is stale; `bczoo zoo table` writes it")
-        print(f"{out} is up to date")
-        return
-    write_text(out, text)
-    print(out)
+    require_file_target(out, "--out", "checkpoints.md")
+    written = {out: page(Path(data)), str(Path(data).parent / ARCHITECTURES): architectures()}
+    for path, text in written.items():
+        if not check:
+            write_text(path, text)
+        elif not Path(path).is_file() or Path(path).read_text(encoding="utf-8") != text:
+            raise UserError(f"{path} is stale; `bczoo zoo table` writes it")
+        print(f"{path} is up to date" if check else path)
+
+
+def architectures() -> str:
+    """What the shipped configurations build, as JSON."""
+    found = {}
+    for name in architecture_names():
+        policy: Any = _blueprint(name)
+        spec = policy.input_spec
+        found[name] = {
+            "family": class_path(type(policy)),
+            "parameters": policy.parameter_counts(),
+            **{k: getattr(spec, k) for k in ("frame_size", "window", "fps", "text_dim")},
+            "action_space": spec.actions.name,
+        }
+    return json.dumps(found, indent=1) + "\n"
+
+
+@cache
+def _blueprint(name: str) -> Policy:
+    """A policy of a shipped configuration, without memory."""
+    with torch.device("meta"):
+        return Policy.from_config(name, pretrained=False)
 
 
 def page(path: Path) -> str:
@@ -93,6 +122,7 @@ def _trained(rows: list[dict[str, Any]], root: Path) -> list[str]:
         details += ["", f"### {name}", "", row["description"], ""]
         details += [f"    {line}" for line in row["recipe"].strip().splitlines()]
         details += ["", *_returns(record), *_perplexities(record, policy)]
+        details += [*_causality(record), *_latency(record), *_replay(record, name)]
         details += ["", "Known flaws:", "", *(f"- {flaw}" for flaw in record["flaws"])]
     return [*lines, *details]
 
@@ -102,7 +132,7 @@ def _returns(record: Mapping[str, Any]) -> list[str]:
     for env, played in record.get("play", {}).items():
         players = played["players"]
         cells = [
-            f"{players[p]['mean']:.1f} ({players[p]['low']:.1f} to {players[p]['high']:.1f})" if p in players else ""
+            f"{players[p]['mean']:.1f} ({interval_of(players[p]['low'], players[p]['high'])})" if p in players else ""
             for p in ("policy", "expert", "random")
         ]
         lines.append(f"| `{env}` | {' | '.join(cells)} | {players['policy']['episodes']} |")
@@ -118,8 +148,42 @@ def _perplexities(record: Mapping[str, Any], policy: Policy) -> list[str]:
     for group in groups:
         values = [metrics.get(f"val/{kind}/{group}") for kind in ("perplexity", "change_perplexity", "accuracy")]
         lines.append(f"| `{group}` | {' | '.join('' if v is None else f'{v:.3f}' for v in values)} |")
-    causality = "" if any("causality" in k for k in metrics) else " The causality score was not measured."
-    return [*lines, "", f"On validation recordings.{causality}"]
+    known = record.get("causality") or any("causality" in k for k in metrics)
+    return [*lines, "", f"On validation recordings.{'' if known else ' The causality score was not measured.'}"]
+
+
+def _causality(record: Mapping[str, Any]) -> list[str]:
+    if not record.get("causality"):
+        return []
+    lines = [
+        "",
+        "| held-out recordings | causality (nats) | action reliance (nats) | recordings |",
+        "|---|---:|---:|---:|",
+    ]
+    for data, scored in record["causality"].items():
+        cells = [
+            f"{m['value']:.3f} ({interval_of(m['low'], m['high'], 3)})" if (m := scored["metrics"].get(name)) else ""
+            for name in ("causality", "action_reliance")
+        ]
+        lines.append(f"| `{data}` | {' | '.join(cells)} | {scored['recordings']} |")
+    return [*lines, "", "How much a decision depends on the picture, and on past actions, with its 95 % interval."]
+
+
+def _latency(record: Mapping[str, Any]) -> list[str]:
+    return [
+        line
+        for device, timed in record.get("latency", {}).items()
+        for line in (
+            "",
+            f"Latency of a step, on {device}: {timed['p50']:.1f} ms (p50), {timed['p99']:.1f} ms (p99).",
+        )
+    ]
+
+
+def _replay(record: Mapping[str, Any], name: str) -> list[str]:
+    if (shown := record.get("replay")) is None:
+        return []
+    return ["", f"A game of `{shown['env']}`: `{name}/{shown['video']}`."]
 
 
 def _reference(rows: list[dict[str, Any]]) -> list[str]:
@@ -137,18 +201,13 @@ def _reference(rows: list[dict[str, Any]]) -> list[str]:
     ]
     commands: list[str] = []
     for row in rows:
-        with torch.device("meta"):
-            policy: Any = Policy.from_config(row["architecture"], pretrained=False)
+        policy = _blueprint(row["architecture"])
         lines.append(
             f"| {row['name']} | `{row['architecture']}` | {_parameters(policy)} | "
             f"[{row['hub']}](https://huggingface.co/{row['hub']}), `{row['folder']}/` | {row['training']} | "
             f"{row['license']} |"
         )
-        commands += [
-            f"    hf download {row['hub']} --include '{row['folder']}/*' --local-dir open-p2p",
-            f"    bczoo convert open-p2p open-p2p/{row['folder']} {row['name']}",
-            "",
-        ]
+        commands += [*(f"    {command}" for command in convert_commands(row)), ""]
     flaws = {flaw: None for row in rows for flaw in row["flaws"]}  # each once, in order
     return [*lines, "", *commands, "Known flaws:", "", *(f"- {flaw}" for flaw in flaws)]
 

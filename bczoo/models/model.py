@@ -183,11 +183,12 @@ class Model(Family):
             record: what is known of the training (the ``record.json`` of a run), for the card.
             shard_size: larger weights are spread over several files.
         """
-        from bczoo.hub.card import model_card
+        from bczoo.hub.card import model_card, rounded_record
         from bczoo.hub.folder import write_folder
         from bczoo.hub.state import plain_state
 
-        card = model_card(Path(folder).resolve().name, self, record or {}, license, dtype)
+        record = rounded_record(self, record or {}, dtype)
+        card = model_card(Path(folder).resolve().name, self, record, license, dtype)
         return write_folder(folder, self.spec, plain_state(self, dtype), card, record, shard_size)
 
     def push_to_hub(

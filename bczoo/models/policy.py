@@ -45,6 +45,16 @@ STEPS_PER_FORWARD = 4096  # over all windows of a forward that asks about severa
 LOGGED = {"loss", "perplexity", "change_perplexity", "accuracy"}  # of the metrics, in validation
 
 
+class OfSpec:
+    """An entry of a policy's input spec under its own name; a family may keep something of its own there instead."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, policy: Policy | None, owner: type) -> Any:
+        return self if policy is None else getattr(policy.input_spec, self.name)
+
+
 class Policy(Model):
     """Base class of the families that act.
 
@@ -60,7 +70,16 @@ class Policy(Model):
         past_actions: a decision depends on the actions of earlier steps.
         text_entries: entries of the state dict that are there only where the policy takes text.
         logged: names of the metrics that validation logs; callbacks may add to it.
+        fps: steps per second at which it acts, and to which recordings are brought.
+        frame_size: height and width in pixels of the frames that it sees; frames of any size are resized to it.
+        window: steps of a training window, and of the memory in play.
+        text_dim: values of a text embedding; None where it takes no text.
     """
+
+    fps = OfSpec()
+    frame_size = OfSpec()
+    window = OfSpec()
+    text_dim = OfSpec()
 
     template = True
     kind = "policy"
@@ -224,6 +243,14 @@ class Policy(Model):
         return Agent(self, num_envs, **options)
 
     # ------------------------------------------------------------------ training
+
+    def setup(self, stage: str) -> None:
+        """Refuse, before training, parts of the user's own that do not return what they have to."""
+        super().setup(stage)
+        if stage == "fit":
+            from bczoo.models.trial import check_forward  # knows the parts of families
+
+            check_forward(self)
 
     @property
     def loss_scales(self) -> dict[str, float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from bczoo.core.lazy import lazy_exports
 
 __all__, __getattr__ = lazy_exports(
@@ -17,3 +19,13 @@ __all__, __getattr__ = lazy_exports(
         "open_policy": "open",
     },
 )
+
+if TYPE_CHECKING:
+    from bczoo.play.agent import Agent as Agent
+    from bczoo.play.agent import PolicyPlayer as PolicyPlayer
+    from bczoo.play.episodes import PlayResult as PlayResult
+    from bczoo.play.episodes import play as play
+    from bczoo.play.episodes import play_in_processes as play_in_processes
+    from bczoo.play.episodes import play_to_video as play_to_video
+    from bczoo.play.episodes import score_table as score_table
+    from bczoo.play.open import open_policy as open_policy

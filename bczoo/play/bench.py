@@ -14,11 +14,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bczoo.core.configs import names
-from bczoo.core.devices import DTYPES, Precision, usable_device
+from bczoo.core.devices import DTYPES, Precision, processor, usable_device
 from bczoo.core.errors import UserError
+from bczoo.hub.measurements import keep, measured_step
 from bczoo.models.policy import Policy
 from bczoo.nn.packed import PackedLinear
 from bczoo.play.agent import Agent
@@ -76,7 +77,9 @@ def latency(
     warm_up: int = 20,
     threads: int | None = None,
     cuda_graphs: bool | None = None,
+    text: str | None = None,
     revision: str | None = None,
+    add_to_record: bool | None = None,
 ) -> LatencyReport:
     """Measure the latency of a policy by stage, and its distance to the floor that memory sets.
 
@@ -89,34 +92,55 @@ def latency(
         warm_up: steps before that.
         threads: processor threads; if left out, one for a small policy and torch's choice for others.
         cuda_graphs: false takes single kernels instead of CUDA graphs on a GPU.
+        text: instruction to the policy in every step; it is embedded once, before the steps are measured.
         revision: branch, tag or commit on the Hub.
+        add_to_record: keep the result in the record of the policy, for its card; if left out, that of a run is kept,
+            and that of an exported folder, whose card is written anew for it, is not.
     """
     if steps < 1 or warm_up < 0:
         raise UserError(f"steps must be at least 1 and warm_up at least 0, got {steps} and {warm_up}")
-    loaded = _open(policy, revision, device, dtype).for_play(threads)
+    opened = _open(policy, revision, device, dtype, text)
+    instruction, loaded = opened.embedding(), opened.for_play(threads)
     agent = loaded.agent(games, cuda_graphs=cuda_graphs)
-    report = measure(agent, steps, warm_up)
-    weights = next(loaded.parameters()).dtype
-    print(f"{policy}, {device}, {str(weights).removeprefix('torch.')}, games {games}, ", end="")
-    print(f"threads {torch.get_num_threads()}, {steps} steps\n" if agent.device.type == "cpu" else f"{steps} steps\n")
+    report = measure(agent, steps, warm_up, instruction)
+    weights, on_cpu = next(loaded.parameters()).dtype, agent.device.type == "cpu"
+    where = processor() if on_cpu else torch.cuda.get_device_name(agent.device)
+    print(f"{policy}, {device} ({where}), {str(weights).removeprefix('torch.')}, games {games}, ", end="")
+    print(f"threads {torch.get_num_threads()}, {steps} steps\n" if on_cpu else f"{steps} steps\n")
     print("\n".join(report.lines()))
+    if (step := measured_step(opened.found)) is not None:
+        step_ms = report.latency["step"]
+        entry = {
+            "step": step,
+            "dtype": str(weights).removeprefix("torch."),
+            "games": games,
+            "threads": torch.get_num_threads() if on_cpu else 0,
+            "steps_measured": steps,
+            **{name: round(step_ms[name], 3) for name in ("p50", "p99")},
+            "budget": report.budget_ms,
+        }
+        if line := keep(opened.found, "latency", where, entry, steps, add_to_record):
+            print(f"\n{line}")
     return report
 
 
-def _open(policy: str, revision: str | None, device: str, dtype: Precision | None) -> OpenedPolicy:
+def _open(
+    policy: str, revision: str | None, device: str, dtype: Precision | None, text: str | None = None
+) -> OpenedPolicy:
     """A trained policy, or one of a size with random weights."""
     if policy in names():
         where, kind = usable_device(device), DTYPES[dtype] if dtype else None
-        return OpenedPolicy(Policy.from_config(policy, pretrained=False).to(device=where, dtype=kind).eval(), policy)
+        made = Policy.from_config(policy, pretrained=False).to(device=where, dtype=kind).eval()
+        return OpenedPolicy(made, policy, text or None)
     try:
-        return open_policy(policy, revision, device, dtype, text="")
+        return open_policy(policy, revision, device, dtype, text=text or "")
     except UserError as error:
         sizes = ", ".join(name for name in names() if "/" not in name)
         raise UserError(f"{error}. Sizes with random weights: {sizes}") from error
 
 
-def measure(agent: Agent, steps: int, warm_up: int) -> LatencyReport:
-    """Let an agent act on noise."""
+def measure(agent: Agent, steps: int, warm_up: int, instruction: Tensor | None = None) -> LatencyReport:
+    """Let an agent act on noise, under an embedded instruction (E,) if there is one."""
     frames = np.random.default_rng(0).integers(0, 256, (16, *FRAME), dtype=np.uint8)
     env_ids = list(range(agent.num_envs))
     times = StageTimes()
@@ -124,7 +148,7 @@ def measure(agent: Agent, steps: int, warm_up: int) -> LatencyReport:
         shown = [frames[(step + env_id) % len(frames)] for env_id in env_ids]
         agent.times = times if step >= warm_up else None
         started = time.perf_counter()
-        agent.step_many(env_ids, shown)
+        agent.step_many(env_ids, shown, [instruction] * len(env_ids))
         if agent.times is not None:
             times.add("step", time.perf_counter() - started)
     return LatencyReport(

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from bczoo.core.actions import Values
-from bczoo.core.workers import Parcel, WorkerError, Workers, next_order, pack, unpack
+from bczoo.core.workers import Parcel, WorkerError, Workers, next_order, pack, unpack, warn_again, warnings_kept
 from bczoo.games.game import MAKE_IT_THERE, Game, RunningGame
 
 GAME = Parcel("the game", "processes=False", MAKE_IT_THERE)
@@ -122,7 +122,7 @@ class EnvProcesses(Workers):
 
     def _started(self) -> None:
         for env_id in range(self.count):
-            self.receive(env_id)  # the game is open
+            warn_again(self.receive(env_id))  # the game is open
 
 
 class SubprocessEnvs(EnvProcesses):
@@ -156,6 +156,8 @@ def _obey(running: RunningGame, pipe: Connection, privileged: bool) -> None:
 
 def _run_game(pipe: Connection, packed: bytes) -> None:
     game, privileged, loop = unpack(packed, GAME)
-    with game.open(for_expert=privileged) as running:
-        pipe.send(None)
+    with warnings_kept() as warned:
+        opened = game.open(for_expert=privileged)
+    with opened as running:
+        pipe.send(warned)
         loop(running, pipe, privileged)

@@ -9,22 +9,23 @@ forward pass. They wait for its answer, or go on without it (:mod:`bczoo.play.re
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
 from bczoo.core.actions import Decision
 from bczoo.core.errors import UserError
-from bczoo.core.statistics import interval_over_episodes
+from bczoo.core.files import require_file_target
+from bczoo.core.progress import Progress
+from bczoo.core.statistics import Interval, interval_over_episodes
 from bczoo.core.tables import markdown_table
 from bczoo.core.workers import Parcel, closing_on_sigterm, in_processes
 from bczoo.games.bindings import inputs_in
 from bczoo.games.game import MAKE_IT_THERE, Game, as_game
-from bczoo.games.players import Player, make_player
+from bczoo.games.players import DecisionsCheck, Player, make_player
 from bczoo.games.render import render_decision
 from bczoo.play.envs import SubprocessEnvs, SyncEnvs
 from bczoo.play.loop import EpisodeTable, OnStep, in_real_time, in_step
@@ -33,6 +34,9 @@ from bczoo.play.realtime import RealTimeEnvs, RealTimeReport
 if TYPE_CHECKING:
     from bczoo.core.spec import InputSpec  # brings in torch
 
+ENOUGH_EPISODES = 5  # of each player, for a share of the gap between random and expert
+
+POLICY = "policy"  # its name among the players
 PLAYED = Parcel("the game", hint=MAKE_IT_THERE)
 
 
@@ -66,8 +70,10 @@ class PlayResult:
         return float(np.mean(self.returns))
 
     @property
-    def interval(self) -> tuple[float, float]:
-        """95 % interval of the mean return: bootstrap over episodes, 10,000 resamples."""
+    def interval(self) -> Interval | None:
+        """95 % interval of the mean return: bootstrap over episodes, 10,000 resamples; None for a single one."""
+        if len(self.returns) < 2:
+            return None
         return interval_over_episodes(np.asarray(self.returns), np.ones(len(self.returns)))
 
     @property
@@ -75,6 +81,18 @@ class PlayResult:
         """Decisions of the player per second of wall-clock time: in real time it may not answer every frame."""
         answers = sum(self.lengths) if self.realtime is None else self.realtime.answers
         return answers / self.seconds if self.seconds > 0 else float("nan")
+
+
+class PlayInterrupted(KeyboardInterrupt):
+    """A Ctrl-C while games were played.
+
+    Args:
+        results: by player what came out of the episodes that were over; a player may have none.
+    """
+
+    def __init__(self, results: Mapping[str, PlayResult]) -> None:
+        super().__init__("games were interrupted")
+        self.results = dict(results)
 
 
 def check_playable(game: Game, spec: InputSpec) -> None:
@@ -122,19 +140,29 @@ def play(
     if episodes < 1 or parallel < 1:
         raise UserError(f"episodes and parallel must be at least 1, got {episodes} and {parallel}")
     num_envs, privileged = min(parallel, episodes), getattr(player, "privileged", False)
-    with closing_on_sigterm(), tqdm(total=episodes, desc=game.name, disable=not progress, unit="ep") as bar:
-        table, report = EpisodeTable(player, episodes, seed, bar, on_step, measure or realtime), None
-        if realtime:
-            with RealTimeEnvs(game, num_envs, privileged) as ticking:
-                player.start(num_envs, seed)
-                report = in_real_time(ticking, table, num_envs)
-        else:
-            with (SubprocessEnvs if processes else SyncEnvs)(game, num_envs, privileged) as envs:
-                player.start(num_envs, seed)
-                in_step(envs, table, num_envs)
+    with closing_on_sigterm(), Progress(total=episodes, desc=game.name, disable=not progress, unit="ep") as bar:
+        table, report = EpisodeTable(game, player, episodes, seed, bar, on_step, measure or realtime), None
+        try:
+            if realtime:
+                with RealTimeEnvs(game, num_envs, privileged) as ticking:
+                    player.start(num_envs, seed)
+                    report = in_real_time(ticking, table, num_envs)
+            else:
+                with (SubprocessEnvs if processes else SyncEnvs)(game, num_envs, privileged) as envs:
+                    player.start(num_envs, seed)
+                    in_step(envs, table, num_envs)
+        except KeyboardInterrupt as stop:
+            raise PlayInterrupted({POLICY: _of_finished(game, table)}) from stop
     latency = table.times.summary() if table.measured else None
     seeds = [seed + i for i in range(episodes)]
     return PlayResult(game.name, table.returns, table.lengths, seeds, table.seconds, latency, report)
+
+
+def _of_finished(game: Game, table: EpisodeTable) -> PlayResult:
+    """The episodes that were over when playing was interrupted."""
+    over = sorted(table.over)
+    returns, lengths = [table.returns[i] for i in over], [table.lengths[i] for i in over]
+    return PlayResult(game.name, returns, lengths, [table.seed + i for i in over], seconds=0.0)
 
 
 def play_in_processes(
@@ -155,14 +183,27 @@ def play_in_processes(
     started = time.perf_counter()
     share = max(1, min(10, episodes // 4))  # episodes per task: few enough to keep every process busy to the end
     tasks = [(game, player, min(share, episodes - i), seed + i) for i in range(0, episodes, share)]
-    with tqdm(total=episodes, desc=f"{game.name} {player}", disable=not progress, unit="ep") as bar:
-        parts = in_processes(_play_some, tasks, workers, lambda part: bar.update(len(part.returns)), PLAYED)
+    with Progress(total=episodes, desc=f"{game.name} {player}", disable=not progress, unit="ep") as bar:
+        over: list[PlayResult] = []
+
+        def note(part: PlayResult) -> None:
+            over.append(part)
+            bar.update(len(part.returns))
+
+        try:
+            parts = in_processes(_play_some, tasks, workers, note, PLAYED)
+        except KeyboardInterrupt as stop:
+            raise PlayInterrupted({player: _together(game, over, 0.0)}) from stop
+    return _together(game, parts, time.perf_counter() - started)
+
+
+def _together(game: Game, parts: Sequence[PlayResult], seconds: float) -> PlayResult:
     return PlayResult(
         game.name,
         returns=[r for part in parts for r in part.returns],
         lengths=[n for part in parts for n in part.lengths],
         seeds=[s for part in parts for s in part.seeds],
-        seconds=time.perf_counter() - started,
+        seconds=seconds,
     )
 
 
@@ -180,9 +221,12 @@ def play_beside_baselines(
         baselines: False for the policy alone.
         **options: of :func:`play`, for the policy.
     """
-    results = {"policy": play(game, player, episodes, seed, parallel=parallel, **options)}
+    results = {POLICY: play(game, player, episodes, seed, parallel=parallel, **options)}
     for name in (("expert", "random") if game.expert else ("random",)) if baselines else ():
-        results[name] = play_in_processes(game, name, episodes, seed)
+        try:
+            results[name] = play_in_processes(game, name, episodes, seed)
+        except PlayInterrupted as stop:
+            raise PlayInterrupted(results | stop.results) from stop
     return results
 
 
@@ -190,19 +234,44 @@ def score_table(results: Mapping[str, PlayResult]) -> str:
     """A Markdown table of players by name: mean return, its 95 % interval, episodes.
 
     Where both ``random`` and ``expert`` are among the names, every other player is also placed between them:
-    0 % is random, 100 % the expert.
+    0 % is random, 100 % the expert. A single episode has no interval, and a few say nothing about a share.
     """
-    scale = (results["random"].mean, results["expert"].mean) if {"random", "expert"} <= set(results) else None
     rows = [["player", "mean return", "95 % interval", "episodes"]]
     for name, result in results.items():
-        low, high = result.interval
-        rows.append([name, f"{result.mean:.1f}", f"{low:.1f} to {high:.1f}", str(len(result.returns))])
-    lines = [markdown_table(rows, padded=False)]
-    for name, result in results.items():
-        if scale and scale[0] != scale[1] and name not in ("random", "expert"):
-            share = 100 * (result.mean - scale[0]) / (scale[1] - scale[0])
-            lines += ["", f"{name} closes {share:.0f} % of the gap between random and expert."]
-    return "\n".join(lines)
+        interval = "n/a" if result.interval is None else "{:.1f} to {:.1f}".format(*result.interval)
+        rows.append([name, f"{result.mean:.1f}", interval, str(len(result.returns))])
+    return "\n".join([markdown_table(rows, padded=False), *_between_baselines(results)])
+
+
+def _between_baselines(results: Mapping[str, PlayResult]) -> list[str]:
+    """Where players are between random and expert, in words."""
+    others = [name for name in results if name not in ("random", "expert")]
+    if not {"random", "expert"} <= set(results) or not others:
+        return []
+    fewest = min(len(result.returns) for result in results.values())
+    if fewest < ENOUGH_EPISODES:
+        few = f"{fewest} episode{'s' * (fewest != 1)}"
+        return ["", f"{few} a player: too few to say how much of the gap between random and expert is closed."]
+    low, high = results["random"].mean, results["expert"].mean
+    if low == high:
+        return ["", "The expert does no better than random play here, so there is no gap to close."]
+    lines = []
+    for name in others:
+        share = 100 * (results[name].mean - low) / (high - low)
+        lines += ["", f"{name} closes {share:.0f} % of the gap between random and expert."]
+    return lines
+
+
+def require_video_target(path: str | Path, option: str) -> None:
+    """Raise, before anything is played, if no video can be written to a path.
+
+    Args:
+        path: where an mp4 file is to be.
+        option: that it was given by, for the error.
+    """
+    if Path(path).suffix != ".mp4" and not Path(path).is_dir():
+        raise UserError(f"{option}: a video is an mp4 file, got {str(path)!r}")
+    require_file_target(path, option, "play.mp4")
 
 
 def play_to_video(
@@ -224,7 +293,7 @@ def play_to_video(
     from bczoo.data.video import VideoWriter  # brings in the video library
 
     total = 0.0
-    bar = tqdm(total=int(max_seconds * game.fps), desc=f"{game.name} video", unit="frame")
+    bar = Progress(total=int(max_seconds * game.fps), desc=f"{game.name} video", unit="frame")
     with VideoWriter(path, fps=game.fps) as video, bar:
         for step, (frame, decision, reward) in enumerate(_episode(game, player, seed)):
             caption = f"{game.name}   {step / game.fps:5.1f} s   return {total:.1f}"
@@ -242,9 +311,9 @@ def _episode(game: Game, player: Player, seed: int) -> Iterator[tuple[np.ndarray
         player.start(1, seed)
         frame, info = running.reset(seed)
         player.reset(0, seed)
-        done = False
+        check, done = DecisionsCheck(game, player), False
         while not done:
-            decision = player.act([0], [frame], [info])[0]
+            decision = check(player.act([0], [frame], [info]), 1)[0]
             next_frame, reward, done, info = running.step(decision.values)
             yield frame, decision, reward
             frame = next_frame

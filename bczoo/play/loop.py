@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable, Mapping
 
 import numpy as np
-from tqdm import tqdm
 
 from bczoo.core.actions import Decision
-from bczoo.games.players import Player
+from bczoo.core.progress import Progress
+from bczoo.games.game import Game
+from bczoo.games.players import DecisionsCheck, Player
 from bczoo.play.envs import Envs, Seen
 from bczoo.play.latency import StageTimes
 from bczoo.play.realtime import Episode, RealTimeEnvs, RealTimeReport, Shown
@@ -26,6 +27,7 @@ class EpisodeTable:
     """Who plays which episode where, and what has come out so far.
 
     Args:
+        game: what is played.
         player: who plays. One that measures its stages adds their durations to its attribute ``times``, a
             :class:`~bczoo.play.latency.StageTimes` or None.
         episodes: how many.
@@ -36,14 +38,23 @@ class EpisodeTable:
     """
 
     def __init__(
-        self, player: Player, episodes: int, seed: int, bar: tqdm, on_step: OnStep | None, measured: bool
+        self,
+        game: Game,
+        player: Player,
+        episodes: int,
+        seed: int,
+        bar: Progress,
+        on_step: OnStep | None,
+        measured: bool,
     ) -> None:
+        self.check = DecisionsCheck(game, player)
         self.player, self.seed, self.measured = player, seed, measured
         self.on_step: OnStep = on_step or (lambda *step: None)
         self.returns, self.lengths = [0.0] * episodes, [0] * episodes
         self.times = StageTimes()
         self.episodes: dict[int, int] = {}  # env_id -> episode that runs there
         self.bar, self.count = bar, StepCount(bar)
+        self.over: list[int] = []  # episodes, in the order of their end
         self.seconds = 0.0
         self._todo = iter(range(episodes))
         self._started = 0.0
@@ -59,7 +70,7 @@ class EpisodeTable:
 
     def end(self, env_id: int) -> None:
         """The episode in a game is over."""
-        del self.episodes[env_id]
+        self.over.append(self.episodes.pop(env_id))
         self.bar.update()
 
     def start(self, first: Mapping[int, Seen | Shown]) -> None:
@@ -79,7 +90,7 @@ class EpisodeTable:
         env_ids = sorted(seen)
         newest = [seen[env_id] for env_id in env_ids]
         decisions = self.player.act(env_ids, [one.frame for one in newest], [one.info for one in newest])
-        return dict(zip(env_ids, decisions, strict=True))
+        return dict(zip(env_ids, self.check(decisions, len(env_ids)), strict=True))
 
     def finish(self) -> None:
         """All episodes are over."""
@@ -167,7 +178,7 @@ def in_real_time(games: RealTimeEnvs, table: EpisodeTable, num_envs: int) -> Rea
 class StepCount:
     """Steps beside a bar of episodes: games side by side may all end together, with nothing to see until then."""
 
-    def __init__(self, bar: tqdm) -> None:
+    def __init__(self, bar: Progress) -> None:
         self.bar, self.steps = bar, 0
         self.started = self.shown = time.perf_counter()
 

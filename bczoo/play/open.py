@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bczoo.core.devices import DTYPES, Precision, play_threads, usable_device
 from bczoo.core.errors import UserError
-from bczoo.hub.source import locate
+from bczoo.hub.source import Source, locate
 from bczoo.models.policy import Policy
 from bczoo.nn.sampling import check_sampling
 
@@ -29,12 +29,14 @@ class OpenedPolicy:
         source: where it came from, as the user named it.
         text: the instruction that it follows; None for none.
         record: what is known of its training; empty if nothing is.
+        found: where it lies; None for a policy that was never saved.
     """
 
     policy: Policy
     source: str
     text: str | None = None
     record: Mapping[str, Any] = field(default_factory=dict)
+    found: Source | None = None
 
     def embedding(self) -> Tensor | None:
         """The embedded instruction (E,), float32 on the CPU; None without one.
@@ -87,6 +89,8 @@ def open_policy(
     found = locate(source, revision)
     policy = found.load(Policy, device=usable_device(str(device)), dtype=DTYPES[dtype] if dtype else None)
     record = found.record
+    if chosen := found.chosen:
+        say(chosen)
     if text is None and (text := record.get("instruction")):
         say(f"instruction: {text}")
-    return OpenedPolicy(policy, source, text or None, record)
+    return OpenedPolicy(policy, source, text or None, record, found)

@@ -24,7 +24,7 @@ from bczoo.core.workers import closing_on_sigterm
 from bczoo.data.recording import RecordingExistsError
 from bczoo.games.game import Expert, Game, RunningGame
 from bczoo.play.episodes import check_playable
-from bczoo.record.episode import Todo, episode_writer
+from bczoo.record.episode import Stored, Todo, episode_writer
 from bczoo.record.playing import PlayingPolicy
 
 
@@ -88,7 +88,7 @@ def record_corrections(
     game: Game,
     playing: PlayingPolicy,
     rule: TakeoverRule | None,
-    size: int,
+    stored: Stored,
     parallel: int,
     todo: Todo,
     on_episode: Callable[[], object] = lambda: None,
@@ -99,7 +99,7 @@ def record_corrections(
         game: what is played.
         playing: the policy.
         rule: when the expert takes over; None for the policy alone.
-        size: height and width of the stored frames in pixels.
+        stored: how frames are stored.
         parallel: games that run side by side.
         todo: seeds and folders.
         on_episode: called after every episode.
@@ -122,7 +122,7 @@ def record_corrections(
         def begin(env_id: int) -> None:
             for seed, folder in waiting:
                 try:
-                    current[env_id] = _Episode(game, running[env_id], playing, rule, seed, folder, size)
+                    current[env_id] = _Episode(game, running[env_id], playing, rule, seed, folder, stored)
                 except RecordingExistsError:
                     ended(None)
                 else:
@@ -171,7 +171,7 @@ class _Episode:
         rule: TakeoverRule | None,
         seed: int,
         folder: Path,
-        size: int,
+        stored: Stored,
     ) -> None:
         self.running, self.playing, self.rule = running, playing, rule
         self.expert: Expert | None = None
@@ -183,7 +183,7 @@ class _Episode:
         self.executed: Values = {}  # in the last step
         self.frame, self.info = running.reset(seed)
         user = playing.described + (" and expert" if rule is not None else "")
-        self.writer = episode_writer(game, folder, size, user, playing.text)
+        self.writer = episode_writer(game, folder, stored, user, playing.text)
 
     def step(self, decision: Decision) -> bool:
         """Play and write one step, the policy's decision or the expert's; returns whether the episode is over."""

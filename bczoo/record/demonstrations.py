@@ -18,7 +18,8 @@ from bczoo.core.workers import Parcel, in_processes
 from bczoo.data.recording import RecordingExistsError
 from bczoo.games.game import MAKE_IT_THERE, Game
 from bczoo.games.players import ActionRepeat, make_player
-from bczoo.record.episode import Todo, episode_writer
+from bczoo.record.episode import Stored, Todo, episode_writer
+from bczoo.record.instruction import NO_INSTRUCTION, Instruction
 
 NOISE_STEPS = (2, 10)  # fewest and most steps of a burst
 
@@ -26,35 +27,44 @@ NOISE_STEPS = (2, 10)  # fewest and most steps of a burst
 def demonstrate(
     game: Game,
     agent: str,
-    size: int,
+    stored: Stored,
     noise: float,
     hold: int,
     workers: int | None,
     todo: Todo,
     on_episode: Callable[[], object] = lambda: None,
+    instruction: Instruction = NO_INSTRUCTION,
 ) -> list[float | None]:
     """Let a game's expert or a random player play, and write every episode.
 
     Args:
         game: what is played.
         agent: expert or random.
-        size: height and width of the stored frames in pixels.
+        stored: how frames are stored.
         noise: share of steps that start a burst of :class:`ActionNoise`.
         hold: the player decides every so many steps.
         workers: processes; None takes one per processor core.
         todo: seeds and folders.
         on_episode: called after every episode.
+        instruction: written into the recordings.
 
     Returns:
         Returns of the episodes; None where another process was faster, whose recording stays.
     """
-    tasks = [(game, agent, seed, str(folder), size, noise, hold) for seed, folder in todo]
+    tasks = [(game, agent, seed, str(folder), stored, noise, hold, instruction) for seed, folder in todo]
     sent = Parcel("the game", hint=MAKE_IT_THERE)
     return in_processes(demonstrate_episode, tasks, workers, lambda _: on_episode(), sent)
 
 
 def demonstrate_episode(
-    game: Game, agent: str, seed: int, folder: str, size: int, noise: float, hold: int = 1
+    game: Game,
+    agent: str,
+    seed: int,
+    folder: str,
+    stored: Stored,
+    noise: float,
+    hold: int = 1,
+    instruction: Instruction = NO_INSTRUCTION,
 ) -> float | None:
     """Play one episode and write it to ``folder``.
 
@@ -62,24 +72,26 @@ def demonstrate_episode(
         The sum of rewards; None where another process was faster, whose recording stays.
     """
     with contextlib.suppress(RecordingExistsError):
-        return _demonstrate_episode(game, agent, seed, Path(folder), size, noise, hold)
+        return _demonstrate_episode(game, agent, seed, Path(folder), stored, noise, hold, instruction)
     return None
 
 
-def _demonstrate_episode(game: Game, agent: str, seed: int, folder: Path, size: int, noise: float, hold: int) -> float:
+def _demonstrate_episode(
+    game: Game, agent: str, seed: int, folder: Path, stored: Stored, noise: float, hold: int, instruction: Instruction
+) -> float:
     player = ActionRepeat(make_player(agent, game), hold)
     disturbed = ActionNoise(game, noise, seed)
     total, done = 0.0, False
     with (
         game.open(for_expert=player.privileged) as running,
-        episode_writer(game, folder, size, agent) as writer,
+        episode_writer(game, folder, stored, agent, instruction.text) as writer,
     ):
         player.start(1, seed)
         frame, info = running.reset(seed)
         player.reset(0, seed)
         while not done:
             values = player.act([0], [frame], [info])[0].values
-            writer.add(frame, user=values)
+            writer.add(frame, user=values, text=instruction.text, text_embedding=instruction.embedding)
             frame, reward, done, info = running.step(disturbed(values))
             total += reward
     return total

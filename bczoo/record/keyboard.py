@@ -28,7 +28,8 @@ from bczoo.games.bindings import MOUSE_BUTTON_NAMES, inputs_in
 from bczoo.games.game import Game, RunningGame
 from bczoo.play.agent import Agent
 from bczoo.play.episodes import check_playable
-from bczoo.record.episode import Todo, episode_writer
+from bczoo.record.episode import Stored, Todo, episode_writer
+from bczoo.record.instruction import NO_INSTRUCTION, Instruction
 from bczoo.record.playing import PlayingPolicy
 
 HOLDS_S = 0.5  # a person keeps the controls for so long after the last input
@@ -185,22 +186,30 @@ class Window:
 
 
 def record_by_hand(
-    game: Game, playing: PlayingPolicy | None, size: int, todo: Todo, on_episode: Callable[[], object]
+    game: Game,
+    playing: PlayingPolicy | None,
+    stored: Stored,
+    todo: Todo,
+    on_episode: Callable[[], object],
+    instruction: Instruction = NO_INSTRUCTION,
 ) -> list[float | None]:
     """Record a person who plays, or who corrects a policy.
 
     Args:
         game: what is played.
         playing: the policy; None for demonstrations, in which the person always plays.
-        size: height and width of the stored frames in pixels.
+        stored: how frames are stored.
         todo: seeds and folders.
         on_episode: called after every episode.
+        instruction: written into demonstrations; a policy has its own.
 
     Returns:
         Returns of the episodes, None where another process was faster, whose recording stays; fewer than asked for
         where the window was closed.
     """
     returns: list[float | None] = []
+    if playing is not None:
+        instruction = Instruction(playing.text, playing.embedding)
     with contextlib.ExitStack() as stack:
         stack.enter_context(closing_on_sigterm())
         agent = None
@@ -211,7 +220,7 @@ def record_by_hand(
         running = stack.enter_context(game.open())
         for seed, folder in todo:
             try:
-                returns.append(_episode(window, running, playing, agent, seed, folder, size))
+                returns.append(_episode(window, running, playing, agent, seed, folder, stored, instruction))
             except RecordingExistsError:
                 returns.append(None)
             except _Closed:
@@ -232,20 +241,20 @@ def _episode(
     agent: Agent | None,
     seed: int,
     folder: Path,
-    size: int,
+    stored: Stored,
+    instruction: Instruction,
 ) -> float:
     """Play and write one episode; if the window is closed nothing is written."""
     user = "keyboard" if playing is None else f"{playing.described} and keyboard"
-    text, embedding = (None, None) if playing is None else (playing.text, playing.embedding)
     total, acting, done = 0.0, agent is None, False
-    with episode_writer(running.game, folder, size, user, text) as writer:
+    with episode_writer(running.game, folder, stored, user, instruction.text) as writer:
         frame, _ = running.reset(seed)
         if agent is not None:
             agent.reset(0, seed)
         window.begin()
         while not done:
             window.show(frame, _caption(running.game, folder, total, acting, agent), acting and agent is not None)
-            decision = agent.step(frame, embedding) if agent is not None else None
+            decision = agent.step(frame, instruction.embedding) if agent is not None else None
             pressed = window.wait()
             if pressed.closed:
                 raise _Closed
@@ -257,8 +266,8 @@ def _episode(
                 frame,
                 user=values if acting else None,
                 system=None if acting else values,
-                text=text,
-                text_embedding=embedding,
+                text=instruction.text,
+                text_embedding=instruction.embedding,
             )
             frame, reward, done, _ = running.step(values)
             total += reward

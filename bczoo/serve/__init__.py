@@ -33,4 +33,6 @@ if TYPE_CHECKING:
     from bczoo.serve.client import Answer as Answer
     from bczoo.serve.client import Client as Client
     from bczoo.serve.connection import Limits as Limits
+    from bczoo.serve.listen import listen_on_tcp as listen_on_tcp
+    from bczoo.serve.listen import listen_on_unix as listen_on_unix
     from bczoo.serve.server import Server as Server

@@ -39,7 +39,7 @@ ERRORS_REPORTED = 3
 class Answer(NamedTuple):
     """What the server says to a frame.
 
-    Args:
+    Attributes:
         id: of the frame.
         values: keys, mouse_buttons, mouse_dx and mouse_dy, as an action space has them.
         error: what went wrong; None if nothing did.

@@ -28,7 +28,7 @@ import torch
 
 from bczoo.core.devices import usable_device
 from bczoo.core.errors import UserError
-from bczoo.core.files import write_json
+from bczoo.core.files import require_folder_target, write_json
 from bczoo.core.workers import default_workers, in_processes
 from bczoo.data.module import RecordingDataModule
 from bczoo.games.game import make_game
@@ -216,6 +216,7 @@ def study_confusion(
     if plan.seeds < 1:
         raise UserError(f"seeds is at least 1, got {seeds}")
     usable_device(device)
+    require_folder_target(out, "--out")
     folder = Path(out)
     _keep_plan(plan, folder)
     workers = workers or (1 if device != "cpu" else default_workers())

@@ -1,22 +1,23 @@
-"""Tables, plots and verdicts of ``bczoo study confusion``.
+"""Tables and verdicts of ``bczoo study confusion``.
 
 Place in the pipeline: rows of :mod:`bczoo.studies.confusion` come in, one per trained policy; ``report.md``,
-``report.json`` and two plots go out. Everything that is claimed is computed here from the rows: rank correlations with
-95 % intervals from a bootstrap over kinds of policies, means with their range over seeds.
+``report.json`` and two pictures go out. Everything that is claimed is computed here from the rows: rank correlations
+with 95 % intervals from a bootstrap over kinds of policies, means with their range over seeds.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bczoo.core.files import write_figure, write_json, write_text
+from bczoo.core.files import write_json, write_text
 from bczoo.core.statistics import interval_over_groups
+from bczoo.studies.confusion_pictures import Kind, plot_prediction, plot_scaling
 
 Row = dict[str, Any]
 PREDICTORS = {  # measure -> sign: +1 where more of it should go with better play
@@ -69,12 +70,21 @@ def report(rows: list[Row], baselines: dict[str, dict[str, float]], folder: Path
         section(world, [r for r in rows if r["world"] == world], baselines[world], findings[world]) for world in worlds
     )
     write_text(folder / "report.md", text + "\n")
-    whole = {"baselines": baselines, "findings": findings, "rows": rows}
+    kinds = average(rows)
+    whole = {"baselines": baselines, "findings": findings, "kinds": [asdict(kind) for kind in kinds], "rows": rows}
     write_json(folder / "report.json", whole, indent=1, allow_nan=False)
-    plot_scaling(rows, worlds, folder / "scaling.png")
-    plot_prediction(rows, worlds, findings, folder / "prediction.png")
+    draw(kinds, baselines, findings, folder)
     print(f"\n{text}\n\n{folder}/report.md, report.json, scaling.png, prediction.png")
     return ConfusionReport(rows, findings, folder)
+
+
+def draw(
+    kinds: Sequence[Kind], baselines: dict[str, dict[str, float]], findings: dict[str, Any], folder: Path
+) -> list[Path]:
+    """Write both pictures; returns where they are."""
+    plot_scaling(kinds, baselines, folder / "scaling.png")
+    plot_prediction(kinds, findings, folder / "prediction.png")
+    return [folder / "scaling.png", folder / "prediction.png"]
 
 
 # ---------------------------------------------------------------------- findings
@@ -218,26 +228,41 @@ COLUMNS = {
 }
 
 
-def policies_table(rows: Sequence[Row]) -> str:
-    """One line per kind of policy, seeds averaged."""
+def average(rows: Sequence[Row]) -> list[Kind]:
+    """Kinds of policies, seeds averaged, in the order of their first policies."""
     kinds: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        kinds.setdefault(tuple(row[key] for key in KIND), []).append(row)
+        kinds.setdefault(tuple(row[key] for key in ("world", *KIND)), []).append(row)
+    return [
+        Kind(
+            **{key: some[0][key] for key in ("world", *KIND, "parameters")},
+            policies=len(some),
+            values={
+                name: (float(np.mean(known)), float(np.ptp(known)) / 2)
+                for name in COLUMNS
+                if (known := [row[name] for row in some if row[name] is not None])
+            },
+        )
+        for some in kinds.values()
+    ]
+
+
+def policies_table(rows: Sequence[Row]) -> str:
+    """One line per kind of policy, seeds averaged."""
     head = ["size", "parameters", "data", "decoder", "past actions", *(title for title, _ in COLUMNS.values())]
     lines = [head, ["---"] * 5 + ["---:"] * len(COLUMNS)]
-    for (size, fraction, decoder, past), some in kinds.items():
-        numbers = [_mean([r[key] for r in some], digits) for key, (_, digits) in COLUMNS.items()]
-        about = [size, f"{some[0]['parameters'] / 1e6:.2f} M", f"{fraction:.0%}", decoder, "yes" if past else "no"]
-        lines.append([*about, *numbers])
+    for kind in average(rows):
+        past = "yes" if kind.past_actions else "no"
+        about = [kind.size, f"{kind.parameters / 1e6:.2f} M", f"{kind.fraction:.0%}", kind.decoder, past]
+        lines.append([*about, *(_with_spread(kind, name, digits) for name, (_, digits) in COLUMNS.items())])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _mean(values: Sequence[float | None], digits: int) -> str:
-    known = [v for v in values if v is not None]
-    if not known:
+def _with_spread(kind: Kind, name: str, digits: int) -> str:
+    if name not in kind.values:
         return "-"
-    spread = (max(known) - min(known)) / 2
-    return f"{np.mean(known):.{digits}f}" + (f" ± {spread:.{digits}f}" if len(known) > 1 else "")
+    mean, spread = kind.values[name]
+    return f"{mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if kind.policies > 1 else "")
 
 
 def predictors_table(findings: dict[str, Any]) -> str:
@@ -276,54 +301,3 @@ def _direction(found: dict[str, Any]) -> str:
     if found["low"] > 0:
         return "rises,"
     return "falls," if found["high"] < 0 else "no clear direction,"
-
-
-# ---------------------------------------------------------------------- plots
-
-
-def plot_scaling(rows: Sequence[Row], worlds: Sequence[str], path: Path) -> None:
-    """Loss, causality, intervention accuracy and return over the share of data, a line per size."""
-    from matplotlib.figure import Figure
-
-    names = ("loss", "causality", "intervention_accuracy", "return")
-    figure = Figure(figsize=(3.4 * len(names), 3 * len(worlds)), layout="constrained")
-    axes = figure.subplots(len(worlds), len(names), squeeze=False)
-    for i, world in enumerate(worlds):
-        scaled = [r for r in rows if r["world"] == world and r["decoder"] == "decoder" and r["past_actions"]]
-        for axis, name in zip(axes[i], names, strict=True):
-            for size in dict.fromkeys(r["size"] for r in scaled):
-                some = [r for r in scaled if r["size"] == size and r[name] is not None]
-                fractions = sorted({r["fraction"] for r in some})
-                values = [[r[name] for r in some if r["fraction"] == f] for f in fractions]
-                label = f"{size}, {some[0]['parameters'] / 1e6:.2f} M" if some else size
-                axis.plot(fractions, [np.mean(v) for v in values], marker="o", label=label)
-                axis.fill_between(fractions, [min(v) for v in values], [max(v) for v in values], alpha=0.15)
-            axis.set(xscale="log", xlabel="share of data", title=f"{world}: {name.replace('_', ' ')}")
-            axis.title.set_fontsize(8)
-        axes[i][0].legend(fontsize=7)
-    write_figure(figure, path, dpi=110)
-
-
-def plot_prediction(rows: Sequence[Row], worlds: Sequence[str], findings: dict[str, Any], path: Path) -> None:
-    """Return in play over what should predict it, a point per policy."""
-    from matplotlib.figure import Figure
-
-    names = ("loss", "causality", "change_accuracy", "intervention_accuracy")
-    figure = Figure(figsize=(3.4 * len(names), 3 * len(worlds)), layout="constrained")
-    axes = figure.subplots(len(worlds), len(names), squeeze=False)
-    for i, world in enumerate(worlds):
-        here = [r for r in rows if r["world"] == world]
-        kinds = list(dict.fromkeys((r["decoder"], r["past_actions"]) for r in here))
-        for axis, name in zip(axes[i], names, strict=True):
-            for decoder, past in kinds:
-                some = [r for r in here if (r["decoder"], r["past_actions"]) == (decoder, past) and r[name] is not None]
-                label = decoder + ("" if past else ", no past actions")
-                marker = "o" if past else "x"
-                axis.scatter([r[name] for r in some], [r["return"] for r in some], s=18, label=label, marker=marker)
-            found = findings[world]["return"][name]
-            title = world + (f"\nrank correlation, sign as in the table: {found['rho']:+.2f}" if found else "")
-            axis.set(xlabel=name.replace("_", " "), ylabel="return in play", title=title)
-            axis.title.set_fontsize(8)
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8)
-    write_figure(figure, path, dpi=110)

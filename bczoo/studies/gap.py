@@ -18,23 +18,24 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from bczoo.causality.scores import kl
 from bczoo.core.actions import ActionSpace, Values
 from bczoo.core.errors import UserError
-from bczoo.core.files import write_figure, write_json
+from bczoo.core.files import require_folder_target, write_json
 from bczoo.core.frames import FILTERS, resize
+from bczoo.core.progress import Progress
 from bczoo.core.spec import InputSpec, window_batch
 from bczoo.core.statistics import interval_over_episodes
+from bczoo.core.style import COLORS, SMALL, TEXT, saved_figure
 from bczoo.data.recording import RecordingWriter, parse_steps, read_annotation
 from bczoo.data.video import read_frames
-from bczoo.games.game import Game, make_game
+from bczoo.games.game import Game, GameOrName, announce, as_game
 from bczoo.games.players import make_player
 from bczoo.models.bc.decoder import Logits
 from bczoo.models.policy import Policy
@@ -42,22 +43,27 @@ from bczoo.play.episodes import check_playable, play
 from bczoo.play.open import open_policy
 from bczoo.train.loss import bc_loss
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 GAME = "game"
 ELSEWHERE = "another moment"
 FORMATS = {"yuv420p": "yuv420p", "yuv444p": "yuv444p", "rgb": "rgb24"}  # name in tables -> of the video file
 LARGEST_CRF = 51
 FRAMES_PER_FORWARD = 256
+INTERVAL = "95 % interval over games"
 SMALLEST_AXIS = 1e-3  # nats; rounding errors of a policy that does not look are no bars
 Interval = tuple[float, float]
 
 
 def gap(
     policy: str,
-    env: str,
+    env: GameOrName,
     compare: str | None = None,
     episodes: int = 5,
     seed: int = 2_000_000,
     crf: list[int] | int | None = None,
+    text: str | None = None,
     out: str = "runs/gap",
     device: str = "cpu",
     revision: str | None = None,
@@ -69,12 +75,14 @@ def gap(
 
     Args:
         policy: an exported folder, org/name on the Hugging Face Hub, a run such as runs/quickstart, or a .ckpt file.
-        env: the game, such as doom/defend_the_center, or package.module:function for your own.
+        env: the game, such as doom/defend_the_center, or package.module:function for your own, which needs an expert;
+            from Python also a Game.
         compare: a second policy to show beside the first, such as one trained with augmentation.
         episodes: how many games the expert plays.
         seed: of the first game.
         crf: rate factors of the videos, 0 (no loss but that of the colour format) to 51, such as 23 or '[18, 30]';
             0, 18, 23 and 30 if left out.
+        text: instruction to the policies; the one that each was fine-tuned under if left out.
         out: folder of the results.
         device: where the policy runs, cpu or cuda.
         revision: branch, tag or commit of the first policy on the Hub.
@@ -82,18 +90,21 @@ def gap(
     rates = _checked_rates([0, 18, 23, 30] if crf is None else [crf] if isinstance(crf, int) else crf)
     if episodes < 1:
         raise UserError(f"episodes must be at least 1, got {episodes}")
-    game = make_game(env)
+    require_folder_target(out, "--out")
+    game = as_game(env)
+    announce(game)
+    env = env if isinstance(env, str) else game.name
     make_player("expert", game)
     names = _labels([policy] if compare is None else [policy, compare])
-    subjects = [_load(policy, game, device, revision)]
+    subjects = [_load(policy, game, device, text, revision)]
     if compare is not None:
-        subjects.append(_load(compare, game, device))
+        subjects.append(_load(compare, game, device, text))
     result = measure(game, dict(zip(names, subjects, strict=True)), episodes, seed, rates)
     folder = Path(out)
     sources = dict(zip(names, [policy, compare], strict=False))
     content = {"env": env, "sources": sources, **result.to_dict()}
     write_json(folder / "gap.json", content, indent=1, allow_nan=False)
-    plot(result, folder / "gap.png")
+    plot(result.game, content["policies"], folder / "gap.png")
     print(f"\n{env}, {episodes} games of the expert, {result.steps} steps, seeds from {seed}\n\n{result.table()}\n")
     print(f"{result.group_table()}\n\n{folder / 'gap.json'}, {folder / 'gap.png'}")
     return result
@@ -338,7 +349,7 @@ def measure(
     every = versions(next(iter(subjects.values())).policy.input_spec.resize, rates)
     scores: dict[str, dict[str, list[Score]]] = {name: {v.name: [] for v in every} for name in subjects}
     total = episodes * len(subjects) * len(every)
-    with tqdm(total=total, desc=game.name, disable=not progress, unit="version") as bar:
+    with Progress(total=total, desc=game.name, disable=not progress, unit="version") as bar:
         for i in range(episodes):
             for name, version, one in _scores(subjects, expert_episode(game, seed + i), every):
                 scores[name][version].append(one)
@@ -528,39 +539,44 @@ def _span(ends: Interval | None, form: str) -> str:
     return "" if ends is None else f" ({ends[0]:{form}} to {ends[1]:{form}})"
 
 
-def plot(result: GapResult, path: Path) -> None:
+def plot(game: str, policies: Mapping[str, Mapping[str, Mapping[str, Any]]], path: Path) -> None:
     """Write a bar chart of the KL of every version.
 
     Args:
-        result: what was measured.
-        path: of the PNG.
+        game: its name.
+        policies: by policy and version what gap.json has under this name: ``kl`` and ``kl_interval``.
+        path: of the picture.
     """
-    from matplotlib.figure import Figure
-
-    shown = [version for version in next(iter(result.rows.values())) if version not in (GAME, ELSEWHERE)]
+    shown = [version for version in next(iter(policies.values())) if version not in (GAME, ELSEWHERE)]
     places = _places(shown)
-    figure = Figure(figsize=(9, 1.6 + 0.36 * places[-1]), dpi=100, layout="constrained")
-    axes = figure.add_subplot()
-    height = 0.8 / len(result.rows)
-    plotted = [rows[version] for rows in result.rows.values() for version in shown]
-    largest = max(row.kl_interval[1] if row.kl_interval else row.kl for row in plotted)
-    for i, (name, rows) in enumerate(result.rows.items()):
-        at = [p + (i - (len(result.rows) - 1) / 2) * height for p in places]
-        values = [rows[version].kl for version in shown]
-        axes.barh(at, values, height, color=("#4878a8", "#e39b4b")[i], label=name)
-        for y, version, value in zip(at, shown, values, strict=True):
-            low, high = rows[version].kl_interval or (value, value)
-            axes.plot([low, high], [y, y], color="0.25", linewidth=1)
-            axes.text(max(high, value) + 0.01 * largest, y, f"{value:.4f}", va="center", fontsize=8, color="0.25")
-    axes.set_yticks(places, shown)
-    axes.invert_yaxis()
-    axes.set_xlim(0, max(1.1 * largest, SMALLEST_AXIS))
-    axes.set_xlabel("KL divergence from the predictions in play, nats per action (95 % interval over episodes)")
-    axes.set_title(f"{result.game}: the same frames through files and other filters", loc="left")
-    axes.spines[["top", "right"]].set_visible(False)
-    if len(result.rows) > 1:
-        axes.legend(frameon=False, loc="best")
-    write_figure(figure, path)
+    height = 0.8 / len(policies)
+    plotted = [rows[version] for rows in policies.values() for version in shown]
+    largest = max((row["kl_interval"] or [row["kl"]])[-1] for row in plotted)
+    with saved_figure(path, height=1.5 + 0.19 * len(policies) * places[-1]) as figure:
+        axes = figure.add_subplot()
+        for i, (name, rows) in enumerate(policies.items()):
+            at = [p + (i - (len(policies) - 1) / 2) * height for p in places]
+            axes.barh(at, [rows[version]["kl"] for version in shown], height, color=COLORS[i], label=name)
+            for y, version in zip(at, shown, strict=True):
+                _write_value(axes, y, rows[version]["kl"], rows[version]["kl_interval"], 0.01 * largest)
+        axes.set_yticks(places, shown)
+        axes.grid(visible=False, axis="y")
+        axes.tick_params(axis="y", length=0)
+        axes.set_ylim(places[-1] + 0.6, places[0] - 0.6)
+        axes.set_xlim(0, max(1.1 * largest, SMALLEST_AXIS))
+        axes.set_xlabel("KL divergence from the predictions in play (nats per action)")
+        axes.set_title(f"{game}: the same frames through video files and other filters")
+        marks = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))  # one for all intervals
+        names = sorted(marks, key=lambda name: name == INTERVAL)
+        figure.legend([marks[name] for name in names], names, loc="outside lower center", ncols=len(names))
+
+
+def _write_value(axes: Axes, y: float, value: float, interval: Interval | None, aside: float) -> None:
+    """A bar's interval, and beside it its value in digits."""
+    if interval is not None and interval[0] < interval[1]:
+        axes.plot(interval, [y, y], color=TEXT, linewidth=1, label=INTERVAL)
+        aside += interval[1] - value
+    axes.text(value + aside, y, f"{value:.4f}" if value else "0", va="center", fontsize=SMALL)
 
 
 def _places(shown: Sequence[str]) -> list[float]:
@@ -589,7 +605,7 @@ def _labels(policies: Sequence[str]) -> list[str]:
     return list(policies)
 
 
-def _load(source: str, game: Game, device: str, revision: str | None = None) -> Subject:
-    opened = open_policy(source, revision, device)
+def _load(source: str, game: Game, device: str, text: str | None, revision: str | None = None) -> Subject:
+    opened = open_policy(source, revision, device, text=text)
     check_playable(game, opened.policy.input_spec)
     return Subject(opened.policy, opened.embedding())

@@ -48,7 +48,7 @@ from bczoo.core.files import PartialPath, system_errors
 from bczoo.core.frames import resize
 from bczoo.games.doom import DoomEnv
 from bczoo.games.doom_experts import PX_PER_DEGREE
-from bczoo.games.game import Expert, RunningGame, make_game
+from bczoo.games.game import Expert, Game, RunningGame, as_game
 from bczoo.record.demonstrations import ActionNoise
 
 CONTROL = "none"
@@ -143,7 +143,7 @@ def agree(group: ActionGroup, ids: np.ndarray, others: np.ndarray) -> np.ndarray
 
 
 def collect(
-    env: str,
+    env: Game | str,
     cases: int,
     window: int,
     size: int,
@@ -156,7 +156,7 @@ def collect(
     """Let the expert play, change the scene or the past at chosen moments, and note what the expert does then.
 
     Args:
-        env: a game of Doom with an expert, such as doom/health_gathering.
+        env: a game of Doom with an expert, such as doom/health_gathering, or its name.
         cases: how many; every kind gets an equal share.
         window: T, steps that a policy sees, the changed one among them.
         size: S, height and width of the frames in pixels.
@@ -171,7 +171,8 @@ def collect(
         The cases; the same ones for the same arguments.
     """
     _check(cases, window, kinds, hold)
-    game = make_game(env)
+    game = as_game(env)
+    env = env if isinstance(env, str) else game.name
     rng = np.random.default_rng((seed, 2))  # a stream apart from the bursts'
     found: list[_Case] = []
     barren = 0

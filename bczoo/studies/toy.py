@@ -15,20 +15,24 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from tqdm import tqdm
 
 from bczoo.core.errors import UserError
-from bczoo.core.files import write_figure, write_json
+from bczoo.core.files import require_folder_target, write_json
+from bczoo.core.progress import Progress
+from bczoo.core.style import BAND, BLUE, DASHES, MUTED, SMALL, saved_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Array = NDArray[np.float64]
 
@@ -43,6 +47,7 @@ USUAL_PROBES: Array = np.array([[1, 0, 0.5, 0.5, 0.5], [0, 1, 0.5, 0.5, 0.5]])
 OPTIMAL_WEIGHTS, OPTIMAL_BIAS = (20.0, 0.0, 0.0, 0.0, 0.0), -10.0
 TINY = 1e-12  # nats; a curve with a smaller range does not move
 CLEAR = 0.75  # of the pairs of replicas must agree with the order of their depths
+PANELS = 5  # side by side
 PROGRESS = 0.05  # a gain below this share of the optimal linear policy's correctness is none
 
 
@@ -265,7 +270,7 @@ def train(settings: Settings, steps: int, batch: int, title: str = "") -> Curves
     ]
     stack = Stack(rows, settings.width, settings.learning_rate)
     measured = [(stack.logits(PROBES), stack.logits(USUAL_PROBES))]
-    with tqdm(total=steps, desc=title, unit="step", unit_scale=True, disable=None) as bar:
+    with Progress(total=steps, desc=title, unit="step", unit_scale=True) as bar:
         for _ in range(steps // settings.every):
             driven = [world.drive(settings.every) for world in worlds]
             observations, brakes = (np.stack(part) for part in zip(*driven, strict=True))
@@ -467,10 +472,11 @@ def study_toy(
     settings = Settings(
         steps, replicas, batch, every, width, tuple(depths), linear_bias, learning_rate, seed, min(compare_steps, steps)
     )
+    require_folder_target(out, "--out")
     result = run_study(settings)
     folder = Path(out)
     write_json(folder / "toy.json", as_dict(result), indent=1, allow_nan=False)
-    plot(result, folder / "toy.png")
+    plot(settings, result.curves, folder / "toy.png")
     print(f"\n{table(result)}\n\n{sentences(result)}\n\n{folder / 'toy.json'}, {folder / 'toy.png'}")
     return result
 
@@ -581,26 +587,61 @@ def _yes(value: bool) -> str:
     return "yes" if value else "no"
 
 
-def plot(result: ToyResult, path: Path) -> None:
-    """Draw the curves: mean over replicas, and a band from the lowest to the highest.
+def plot(settings: Settings, curves: Curves, path: Path) -> None:
+    """Draw the curves, a panel per depth: mean over replicas, and a band from the lowest to the highest.
 
     Args:
-        result: of the study.
-        path: PNG file.
+        settings: what was trained.
+        curves: of the networks.
+        path: of the picture.
     """
-    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
 
-    figure = Figure(figsize=(9, 5.2), dpi=120, layout="constrained")
-    axes = figure.subplots()
-    millions = result.curves.steps / 1e6
-    for d, depth in sorted(enumerate(result.settings.depths), key=lambda pair: pair[1]):
-        own = result.curves.correctness[:, d]
-        (line,) = axes.plot(millions, own.mean(axis=1), label=name_of(depth, result.settings))
-        axes.fill_between(millions, own.min(axis=1), own.max(axis=1), color=line.get_color(), alpha=0.15, linewidth=0)
-    axes.axhline(result.verdict.optimal, color="grey", linestyle=":", label="optimal linear policy, with bias")
-    axes.set(xlabel="steps of the expert (millions)", ylabel="causal correctness (nats)", xlim=(0, millions[-1]))
-    axes.set_title(f"Toy world: mean of {result.settings.replicas} replicas, band from lowest to highest")
-    axes.grid(alpha=0.3)
-    handles, labels = axes.get_legend_handles_labels()
-    axes.legend(handles[::-1], labels[::-1], loc="upper left", bbox_to_anchor=(1.01, 1))
-    write_figure(figure, path)
+    order = sorted(range(len(settings.depths)), key=lambda d: settings.depths[d])
+    columns = min(len(order), PANELS)
+    rows = -(-len(order) // columns)
+    with saved_figure(path, height=1.1 + 2.7 * rows) as figure:
+        axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flatten()
+        for area, d in zip(axes, order, strict=False):
+            own = curves.correctness[:, d]  # (P, R)
+            band = area.fill_between(
+                curves.steps, own.min(axis=1), own.max(axis=1), color=BLUE, alpha=BAND, linewidth=0
+            )
+            (mean,) = area.plot(curves.steps, own.mean(axis=1), color=BLUE)
+            optimal = area.axhline(optimal_correctness(), color=MUTED, linestyle=DASHES[1], linewidth=1.2)
+            area.set_title(name_of(settings.depths[d], settings))
+            area.set_xlim(0, curves.steps[-1])
+            area.locator_params(axis="x", nbins=2)
+            area.xaxis.set_major_formatter(FuncFormatter(lambda steps, _: f"{steps / 1e6:g} M" if steps else "0"))
+            _write_final(area, curves.steps[-1], own[-1])
+        for area in axes[len(order) :]:
+            area.set_axis_off()
+        figure.supxlabel("steps of the expert to learn from", fontsize="medium")
+        figure.supylabel("causal correctness (nats)", fontsize="medium")
+        labels = [
+            f"mean of {settings.replicas} replicas",
+            "from the lowest to the highest",
+            "optimal linear policy, with bias",
+        ]
+        figure.legend([mean, band, optimal], labels, loc="outside upper center", ncols=3)
+
+
+def _write_final(axes: Axes, step: float, final: Array) -> None:
+    """The mean of the last values in digits: above the band, or below it where the optimal policy's line is near."""
+    below = 0.85 * optimal_correctness() < final.max() < 1.05 * optimal_correctness()
+    axes.annotate(
+        f"{final.mean():.2f} at the end", (step, final.min() if below else final.max()), (0, -4 if below else 4),
+        textcoords="offset points", ha="right", va="top" if below else "bottom", fontsize=SMALL,
+    )  # fmt: skip
+
+
+def drawn_from(content: Mapping[str, Any]) -> tuple[Settings, Curves]:
+    """Settings and curves of a toy.json, for :func:`plot`."""
+    settings = Settings(**content["settings"] | {"depths": tuple(content["settings"]["depths"])})
+
+    def by_point(name: str) -> Array:
+        return np.stack([np.array(content[name][str(depth)]).T for depth in settings.depths], axis=1)  # (P, D, R)
+
+    right = {depth["depth"]: depth["right"] for depth in content["verdict"]["depths"]}
+    shares = np.array([right[depth] for depth in settings.depths])
+    return settings, Curves(np.array(content["steps"]), by_point("correctness"), by_point("usual"), shares)

@@ -14,7 +14,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
@@ -82,11 +82,12 @@ def whole(model: Any) -> Any:
     """
     if not isinstance(model, FSDPModule):
         return model
-    state: dict[str, Tensor] = get_model_state_dict(
-        model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+    sharded: Any = model
+    state: dict[str, Any] = get_model_state_dict(
+        sharded, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
     )
     if not state:  # only the first process has them
         return None
-    twin = Model.from_config(model.spec, pretrained=False)
-    twin.load_state_dict(plain(state, getattr(model, "lora_scale", None)))
-    return twin.train(model.training)
+    twin = Model.from_config(sharded.spec, pretrained=False)
+    twin.load_state_dict(plain(state, getattr(sharded, "lora_scale", None)))
+    return twin.train(sharded.training)

@@ -4,15 +4,20 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 import torch
+from drawing import check_legible, figures, texts
+from matplotlib.colors import to_rgb
 
 from bczoo.causality.attention import (
     KINDS,
+    AttentionShares,
     attention_report,
     attention_shares,
     attention_weights,
+    plot_attention,
     read_window,
     shares_table,
     watching,
@@ -113,9 +118,10 @@ def test_the_report_is_written(tmp_path, capsys):
     policy = policy_of(window=12)
     policy.save_pretrained(tmp_path / "policy")
     root = write_recordings(tmp_path / "recordings", count=2)
-    shares = attention_report(
-        str(tmp_path / "policy"), str(root), recording="rec-1", start=3, out=str(tmp_path / "out" / "deep")
-    )
+    with figures() as drawn:
+        shares = attention_report(
+            str(tmp_path / "policy"), str(root), recording="rec-1", start=3, out=str(tmp_path / "out" / "deep")
+        )
     told = json.loads((tmp_path / "out" / "deep" / "attention.json").read_text())
     assert (told["recording"], told["start"], told["steps"], told["queries"]) == ("rec-1", 3, 12, "action_out")
     assert len(told["layers"]) == 2 and len(told["layers"][0]["heads"]) == 4
@@ -123,6 +129,32 @@ def test_the_report_is_written(tmp_path, capsys):
     assert sum(told["layers"][1]["by_age"]) == pytest.approx(1, abs=1e-4)
     assert (tmp_path / "out" / "deep" / "attention.png").read_bytes().startswith(b"\x89PNG")
     assert shares_table(shares) in capsys.readouterr().out
+    check_legible(drawn[0])
+    said = texts(drawn[0])
+    assert {"hidden", "in view of the decision", "keys × 4", "token that looks", "% of its attention"} <= set(said)
+    mask = drawn[0].axes[0].images[0].get_array()
+    assert mask.shape == (2 * policy.layout.length,) * 2 and set(np.unique(mask)) == {0, 1, 2}
+    fields = {area.get_title("left"): area for area in drawn[0].axes[2:] if area.images}
+    assert list(fields) == ["text", "image", "thinking", "past actions", "itself"]
+    for name, field in fields.items():
+        percent = 100 * shares.kinds[..., KINDS.index({"past actions": "actions"}.get(name, name))]  # layers by heads
+        np.testing.assert_allclose(field.images[0].get_array(), percent)
+        assert [text.get_text() for text in field.texts] == [f"{value:.0f}" for value in percent.flatten()]
+    heads = [label.get_text() for label in fields["itself"].get_xticklabels()]
+    assert [head for head in heads if head in "0123"] == list("0123") and fields["itself"].get_xlabel() == "head"
+
+
+def test_a_deep_policy_has_a_scale_of_layers_and_no_number_in_every_cell(tmp_path):
+    kinds = torch.rand(22, 16, len(KINDS))
+    shares = AttentionShares(kinds / kinds.sum(-1, keepdim=True), torch.full((22, 16, 200), 1 / 200))
+    with figures() as drawn:
+        plot_attention(policy_of(), shares, tmp_path / "a.png")
+    check_legible(drawn[0])
+    said = texts(drawn[0])
+    assert "layer 0" not in said and said.count("layer") == 1 + 2 and {"1", "10", "100"} <= set(said)
+    assert not any(area.texts for area in drawn[0].axes[2:])
+    lightness = [sum(to_rgb(line.get_color())) for line in drawn[0].axes[1].get_lines()]
+    assert len(lightness) == 22 and lightness == sorted(lightness)
 
 
 def test_windows_end_where_the_recording_does(tmp_path):

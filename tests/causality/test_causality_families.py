@@ -12,6 +12,7 @@ import pytest
 import tiny
 import torch
 import yaml
+from pages import block
 from torch.utils.data import DataLoader
 
 from bczoo import AttentionMaskCheck, ConvNeXtEncoder
@@ -31,7 +32,7 @@ def own(tmp_path_factory):
     """A folder with the modules of docs/extending.md, on the path."""
     folder = tmp_path_factory.mktemp("own")
     for module, name in (("my_lstm", "family"), ("my_metrics", "metric"), ("my_callbacks", "callback")):
-        (folder / f"{module}.py").write_text(tiny.block(name))
+        (folder / f"{module}.py").write_text(block("docs/extending.md", name))
     loaded = {name: sys.modules.pop(name, None) for name in ("my_lstm", "my_metrics", "my_callbacks")}
     sys.path.insert(0, str(folder))
     yield folder
@@ -191,7 +192,7 @@ def test_what_a_policy_must_not_see_is_named(policy, mistake, said):
 
 
 def test_the_metric_and_the_callback_of_the_page_through_yaml(own, recordings, capsys):
-    mine = yaml.safe_load(tiny.block("metric-yaml"))
+    mine = yaml.safe_load(block("docs/extending.md", "metric-yaml"))
     quiet = tiny.QUIET | {"enable_checkpointing": True}
     base = {
         "trainer": {"max_steps": 2, "val_check_interval": 1, "default_root_dir": "run", **quiet},

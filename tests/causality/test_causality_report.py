@@ -6,14 +6,17 @@ import shutil
 import sys
 import warnings
 from collections import Counter, defaultdict
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import tiny
 import torch
+from drawing import check_legible, figures, texts
 from PIL import Image
 from test_causality import step_by_step
 
+from bczoo.causality.clip import Clip
 from bczoo.causality.donors import Donors, sample_donors
 from bczoo.causality.metrics import evaluate
 from bczoo.causality.perturb import perturbations
@@ -22,6 +25,7 @@ from bczoo.causality.scores import kl
 from bczoo.cli import main
 from bczoo.core.actions import ActionSpace
 from bczoo.core.errors import UserError
+from bczoo.core.style import DPI, WIDTH
 from bczoo.data.dataset import WindowDataset
 from bczoo.data.index import open_index
 from bczoo.data.loader import WindowLoader
@@ -182,7 +186,7 @@ def test_the_report_is_that_of_single_steps(policy, folder, root, capsys):
     assert cells["perplexity"][4] == f"{told['metrics']['perplexity/mouse_dy']['value']:.3f}"
     assert cells["relative cross-entropy"][-1] == ""
     picture = np.asarray(Image.open("out/causality.png").convert("RGB"))
-    assert picture.shape[1] == 900 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 100
+    assert picture.shape[1] == round(WIDTH * DPI) and len(np.unique(picture.reshape(-1, 3), axis=0)) > 100
 
     options = ["--perturb", "blank,freeze,noise,swap", "--freeze_steps", 2, "--batch_size", 3]
     again = command(folder, "--data", root, *options)[1]
@@ -324,6 +328,26 @@ def test_which_recordings_are_measured(folder, root):
     assert [len(names) for names in chosen] == [1, 2] and set(chosen[0]) < set(chosen[1])
 
 
+def test_a_sample_of_windows_is_measured_and_the_whole_clip(policy, folder, root, capsys):
+    options = ["--data", root, "--perturb", "blank", "--batch_size", 2, "--clip_seconds", 0.5]
+    _, every = command(folder, *options, "--windows", "null")
+    there = every["settings"]["windows"]
+    assert f"measuring {there} windows of 5 steps, of {len(FRAMES)} recordings" in capsys.readouterr().out
+    _, some = command(folder, *options, "--windows", 3)
+    assert f"measuring 4 windows of 5 steps of {there} (--windows null measures all" in capsys.readouterr().out
+    assert some["settings"]["windows"] == 4 and some["steps"]["causality"] <= 20 < every["steps"]["causality"]
+    excerpts = []
+    for windows in (None, 3):
+        loader = loader_of(policy, root, batch_size=2)
+        index = loader.plan.index
+        excerpts.append(Clip.of(index, index.usable, policy.input_spec, None, 0.0, 0.5))
+        measure(policy, loader, perturbations(["blank"]), clip=excerpts[-1], progress=False, windows=windows)
+    torch.testing.assert_close(*(one.scores["causality"] for one in excerpts), equal_nan=True, atol=1e-5, rtol=1e-4)
+    assert torch.equal(excerpts[0].frames, excerpts[1].frames)
+    assert main(["causality", str(folder), "--data", str(root), "--windows", "0"]) == 1
+    assert "windows is a number from 1 on" in capsys.readouterr().err
+
+
 def test_a_run_is_told_apart_from_its_training_recordings(policy, folder, root, here, capsys):
     policy.save_pretrained(here / "mine", record={"data": {"root": [str(root)]}})
     command("mine", "--data", root, "--perturb", "blank")
@@ -370,7 +394,8 @@ def test_the_picture_shows_the_moments(folder, root, monkeypatch):
         return bar(self, x, height, width, bottom, **options)
 
     monkeypatch.setattr(Axes, "bar", spy)
-    result = causality_report(str(folder), str(root), "blank", out="out")
+    with figures() as pictures:
+        result = causality_report(str(folder), str(root), "blank", out="out")
     *groups, (unscored, _, _) = drawn
     total, scores = 0, result.clip.scores["causality"].numpy()
     for _, height, bottom in groups:
@@ -380,6 +405,14 @@ def test_the_picture_shows_the_moments(folder, root, monkeypatch):
     assert result.clip.name == "c"  # the longest, as none has ten seconds
     np.testing.assert_allclose(groups[0][0], np.arange(15) / 20)
     np.testing.assert_allclose(unscored, np.flatnonzero(np.isnan(scores)) / 20)
+    check_legible(pictures[0])
+    places = [image.get_extent()[:2] for image in pictures[0].axes[0].images]
+    assert len(places) == 6 and all(end < begin for (_, end), (begin, _) in pairwise(places)), "side by side"
+    said = texts(pictures[0])
+    for expected in ("keys", "mouse buttons", "not scored", "action reliance", "seconds of the recording"):
+        assert expected in said
+    for expected in ("shown above", "the recorded action changes", "a window begins, without a past"):
+        assert expected in said
 
 
 def test_an_instruction_is_told_where_there_is_none(here):

@@ -5,7 +5,6 @@ import json
 import re
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import crash
@@ -209,7 +208,7 @@ def test_the_command_line_overrides_what_a_checkpoint_says(recordings, here):
         )
         == 0
     )
-    saved = yaml.safe_load(Path("runs/tiny/lightning_logs/version_0/config.yaml").read_text())
+    saved = yaml.safe_load(Path("runs/tiny/config.yaml").read_text())
     assert saved["model"]["init_args"]["window"] == 8
     hparams = torch.load(path, weights_only=True)["hyper_parameters"]
     assert json.loads(json.dumps(hparams)) == hparams
@@ -256,18 +255,3 @@ def test_record_and_its_errors(here, capsys):
     assert len(list(Path("my_game").glob("*/annotation.proto"))) == 1
     assert bczoo("record", "--env", "doom/basik", "--out", "x") == 1
     assert "doom/basic" in capsys.readouterr().err
-
-
-def test_the_wheel_carries_the_configs(tmp_path):
-    subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
-        cwd=REPOSITORY, check=True, capture_output=True,
-    )  # fmt: skip
-    (wheel,) = tmp_path.glob("*.whl")
-    names = set(zipfile.ZipFile(wheel).namelist())
-    assert {f"bczoo/configs/{n}.yaml" for n in configs.names()} <= names
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(tmp_path / "site")
-    insert = f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r})"
-    code = f"{insert}; from bczoo.core import configs; print(configs.find('600m'))"
-    assert Path(run_python(code).strip()) == tmp_path / "site" / "bczoo" / "configs" / "600m.yaml"

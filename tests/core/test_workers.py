@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from multiprocessing.connection import Connection
@@ -139,3 +140,21 @@ def test_workers_end_with_their_parent(tmp_path, worker):
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_a_script_without_a_guard_is_told_in_one_line(tmp_path):
+    script = tmp_path / "play_it.py"
+    script.write_text(
+        "from bczoo.core.workers import in_processes\n"
+        "try:\n"
+        "    print('sum', in_processes(sum, [([1, 2],), ([3, 4],)], workers=2))\n"
+        "except Exception as error:  # scripts may catch what is raised; their workers must end all the same\n"
+        "    print(f'told: {error}')\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stderr == ""
+    (line,) = done.stdout.splitlines()
+    assert line.startswith("told: worker processes import play_it.py") and '`if __name__ == "__main__":`' in line
+    script.write_text('if __name__ == "__main__":\n' + textwrap.indent(script.read_text(), "    "))
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "sum [3, 7]\n"

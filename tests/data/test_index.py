@@ -109,7 +109,8 @@ def test_another_action_space_rate_or_text_width_has_an_index_of_its_own(root, p
     parsed.clear()
     open_index(root, KEYBOARD)
     assert parsed == []
-    assert all("recorded at 20" in p for p in open_index(root, KEYBOARD, fps=35.0).problems)
+    open_index(root, KEYBOARD, fps=35.0)
+    assert len(parsed) == 8
 
 
 def test_interrupted_build_leaves_the_last_index(root, monkeypatch):
@@ -410,7 +411,7 @@ def break_recordings(root):
     (folders[6] / "annotation.proto").unlink()
     (folders[7] / VIDEO).write_bytes((folders[7] / VIDEO).read_bytes()[:-500])
     shutil.rmtree(folders[8])
-    write_recording(folders[8], 10, fps=10.0)
+    write_recording(folders[8], 10, fps=1.0)
     (root / "nothing here").mkdir()
     return {
         "rec-1": "cannot be opened",
@@ -420,7 +421,7 @@ def break_recordings(root):
         "rec-5": "no video",
         "rec-6": "annotation.proto cannot be read",
         "rec-7": "cannot be opened",
-        "rec-8": "recorded at 10 frames per second, wanted are 20",
+        "rec-8": "recorded at 1 frames per second, wanted are 20",
     }
 
 

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from disk import PAGE, SmallDisk
 from process import Run, bczoo, isolated, new_folder
-from works import CHECKPOINT, KEYBOARD, Export, Fit, FitAgain, Index, Record, Work, contents
+from works import BEST, CHECKPOINT, KEYBOARD, Export, Fit, FitAgain, Index, Record, Work, contents
 
 from bczoo import Policy
 from bczoo.core.errors import UserError
@@ -172,8 +172,14 @@ def checkpoint(rng: Random, folder: Path, bench: Bench) -> None:
     """A damaged checkpoint: refused with a reason, or not damaged where it matters."""
     expected = bench.fit.undisturbed.result
     run = shutil.copytree(bench.fit.undisturbed.folder / "runs", folder / "runs") / "tiny"
+    if rng.random() < 0.5:
+        expected = {k.removeprefix("best/"): v for k, v in expected.items() if k.startswith("best/")}
+        done = damage_or_replace(rng, folder / BEST)
+        _loads_or_refuses(run if (folder / BEST).is_file() else folder / BEST, expected, done)
+        return
+    expected = {k: v for k, v in expected.items() if not k.startswith("best/")}
     done = damage_or_replace(rng, folder / CHECKPOINT)
-    _loads_or_refuses(run, expected, done)
+    _loads_or_refuses(folder / CHECKPOINT, expected, done)
 
 
 def exported(rng: Random, folder: Path, bench: Bench) -> None:

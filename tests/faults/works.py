@@ -28,12 +28,14 @@ from bczoo.data.video import probe
 from bczoo.data.windows import list_windows
 from bczoo.hub.source import locate
 from bczoo.hub.state import load_tensors
+from bczoo.train.metrics_file import read_metrics
 
 SIZE = 96
 KEYBOARD = ActionSpace.keyboard_mouse()
 QUIET = ("--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false")
 GAME = "tiny_game:catch"
 CHECKPOINT = Path("runs/tiny/checkpoints/last.ckpt")
+BEST = CHECKPOINT.with_name("best.ckpt")
 
 
 class Undisturbed(NamedTuple):
@@ -112,8 +114,11 @@ class Fit(Work):
         write_moving(folder / "data", 3, 40)
 
     def check_whole(self, folder: Path) -> None:
-        if (folder / CHECKPOINT).exists():
-            load_tensors(folder / CHECKPOINT)
+        for path in (folder / CHECKPOINT, folder / BEST):
+            if path.exists():
+                load_tensors(path)
+        if (folder / BEST).exists():
+            assert (folder / CHECKPOINT).exists(), "the best checkpoint has no last one beside it"
         for path in folder.rglob("record.json"):
             json.loads(path.read_text())
 
@@ -122,9 +127,16 @@ class Fit(Work):
         record = json.loads((folder / "runs/tiny/record.json").read_text())
         assert record["training"]["steps"] == 6
         assert list(record["play"]) == [GAME], "the closing games are missing from record.json"
+        step = load_tensors(folder / BEST)["global_step"]
+        assert record["best"]["step"] == record["best"]["metrics"]["step"] == record["play"][GAME]["step"] == step
+        rows = read_metrics(folder / "runs/tiny/metrics.csv")[1]
+        assert [row["step"] for row in rows if row.get("val/loss")] == ["3", "6"], "validations in metrics.csv"
+        assert locate(folder / "runs/tiny").path == folder / BEST
 
     def result(self, folder: Path) -> dict[str, np.ndarray]:
-        return {k: v.numpy() for k, v in load_tensors(folder / CHECKPOINT)["state_dict"].items()}
+        """Last weights by name, and the best ones behind ``best/``."""
+        last, best = (load_tensors(folder / path)["state_dict"] for path in (CHECKPOINT, BEST))
+        return {k: v.numpy() for k, v in last.items()} | {f"best/{k}": v.numpy() for k, v in best.items()}
 
 
 class FitAgain(Fit):
@@ -142,7 +154,7 @@ class FitAgain(Fit):
     def check_whole(self, folder: Path) -> None:
         super().check_whole(folder)
         kept = (load_tensors(path)["state_dict"] for path in (folder / CHECKPOINT).parent.glob("*.ckpt"))
-        first = self._first.undisturbed.result
+        first = {k: v for k, v in self._first.undisturbed.result.items() if not k.startswith("best/")}
         assert any(arrays_equal({k: v.numpy() for k, v in state.items()}, first) for state in kept), "the first is lost"
 
 

@@ -116,7 +116,7 @@ def test_a_checkpoint_is_exported_by_its_path_and_in_another_type(runs, tmp_path
     expected = {k: v.bfloat16() if v.is_floating_point() else v for k, v in read_checkpoint(path).state.items()}
     assert_same_state(stored, expected)
     text, head, record = exported(tmp_path / "policy")
-    assert record == json.loads((runs / "second" / "record.json").read_text())
+    assert record == json.loads((runs / "second" / "record.json").read_text()) | {"rounded_to": "bfloat16"}
     assert "saved as bfloat16" in text and "measured before the weights were rounded" in text
     assert "license" not in head and "No licence was stated" in text
     assert bczoo("export", tmp_path / "policy", tmp_path / "again", "--license", "cc-by-4.0") == 0  # a folder, too
@@ -125,11 +125,15 @@ def test_a_checkpoint_is_exported_by_its_path_and_in_another_type(runs, tmp_path
 
 
 def test_numbers_of_an_earlier_step_say_so(runs, tmp_path):
-    """The first run ended at step 3 and was last validated at step 2."""
-    assert bczoo("export", runs / "first", tmp_path / "policy") == 0
+    """A run that ended at step 3 and, as earlier versions left it, was last validated at step 2."""
+    run = Path(shutil.copytree(runs / "first", tmp_path / "run"))
+    record = json.loads((run / "record.json").read_text())
+    assert record["training"]["steps"] == record["metrics"]["step"] == 3, "every run validates at its end"
+    record["metrics"]["step"] = 2
+    (run / "record.json").write_text(json.dumps(record))
+    assert bczoo("export", run / "checkpoints" / "last.ckpt", tmp_path / "policy") == 0
     text, _, record = exported(tmp_path / "policy")
-    assert record["training"]["steps"] == 3 and record["metrics"]["step"] == 2
-    assert cell("val/loss", record) in text and "measured at step 2 of 3, not on these weights" in text
+    assert cell("val/loss", record) in text and "measured at step 2, not on these weights of step 3" in text
 
 
 @pytest.mark.parametrize("interrupted", [False, True])
@@ -143,8 +147,8 @@ def test_numbers_of_another_checkpoint_say_so(interrupted, runs, tmp_path):
     assert bczoo("export", source, tmp_path / "policy") == 0
     text, _, record = exported(tmp_path / "policy")
     assert "4 steps in" not in text
-    if record.get("metrics"):
-        assert "measured at step 4 of 3, not on these weights" in text
+    if record.get("metrics", {}).get("step", 3) != 3:
+        assert f"measured at step {record['metrics']['step']}, not on these weights of step 3" in text
 
 
 def test_numbers_of_another_run_are_not_taken_for_those_of_a_kept_checkpoint(runs, tmp_path):
@@ -171,7 +175,7 @@ def test_returns_in_play_are_shown_for_the_weights_they_were_measured_on(runs, t
         assert bczoo("export", run, tmp_path / f"at-{step}") == 0
         text, head, _ = exported(tmp_path / f"at-{step}")
         assert "| policy | 123.5 | 122.5 to 124.5 | 10 |" in text and "| expert | 200.0 |" in text
-        assert ("measured at step 3 of 4, not on these weights" in text) != mine
+        assert ("measured at step 3, not on these weights of step 4" in text) != mine
         assert ("model-index" in head) == mine
     (result,) = ModelCard.load(tmp_path / "at-4" / "README.md").data.eval_results
     assert (result.dataset_name, result.metric_value) == ("doom/basic", 123.46)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from pages import block
 from recordings import write_telling
 
 import bczoo
@@ -35,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def lstm(tmp_path_factory):
     """The family of docs/extending.md, as a module of the user's."""
     folder = tmp_path_factory.mktemp("own")
-    (folder / "my_lstm.py").write_text(tiny.block("family"))
+    (folder / "my_lstm.py").write_text(block("docs/extending.md", "family"))
     sys.path.insert(0, str(folder))
     yield __import__("my_lstm").LSTMPolicy
     sys.path.remove(str(folder))

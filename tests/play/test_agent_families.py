@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import tiny
-from extending import block
+from pages import block
 
 from bczoo import CNNPolicy, ConvNeXtEncoder
 from bczoo.cli import IMPORT, main
@@ -22,7 +22,7 @@ ENCODER = partial(ConvNeXtEncoder, frame_size=tiny.SIZE, channels=[4, 8, 8], blo
 @pytest.fixture(autouse=True)
 def user(tmp_path, monkeypatch):
     """Somebody in a folder with a family of their own, which is imported nowhere yet."""
-    (tmp_path / "my_lstm.py").write_text(block("family"))
+    (tmp_path / "my_lstm.py").write_text(block("docs/extending.md", "family"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setenv(IMPORT, "")

@@ -16,7 +16,7 @@ from bczoo.core.errors import UserError
 from bczoo.games import ExpertPlayer, Game, PlayResult, RandomPlayer, play_to_video, score_table
 from bczoo.play.agent import PolicyPlayer
 from bczoo.play.command import OneAtATime, play_policy
-from bczoo.play.episodes import play, play_in_processes
+from bczoo.play.episodes import PlayInterrupted, play, play_beside_baselines, play_in_processes
 
 
 class Copycat:
@@ -187,11 +187,21 @@ def test_intervals_hold_the_true_mean_as_often_as_they_say():
 
 
 def test_score_table_places_policies_between_random_and_expert():
-    results = {"policy": result([6.0, 8.0]), "expert": result([12.0, 12.0]), "random": result([2.0, 2.0])}
+    results = {"policy": result([6.0, 8.0] * 3), "expert": result([12.0] * 6), "random": result([2.0] * 6)}
     table = score_table(results)
-    assert "| policy | 7.0 | 6.0 to 8.0 | 2 |" in table
+    assert "| policy | 7.0 | 6.3 to 7.7 | 6 |" in table
     assert "policy closes 50 % of the gap" in table
     assert "closes" not in score_table({"policy": results["policy"]})
+    same = score_table(results | {"expert": result([2.0] * 6)})
+    assert "no better than random play" in same and "closes" not in same
+
+
+def test_a_few_episodes_get_no_percentage_and_one_no_interval():
+    results = {"policy": result([6.0]), "expert": result([12.0]), "random": result([2.0])}
+    table = score_table(results)
+    assert "| policy | 6.0 | n/a | 1 |" in table and results["policy"].interval is None
+    assert "1 episode a player: too few to say how much of the gap" in table and "%" not in table.split("\n\n")[1]
+    assert "4 episodes a player: too few" in score_table({name: result([1.0] * 4) for name in results})
 
 
 def test_play_to_video_writes_a_video(tmp_path):
@@ -295,3 +305,57 @@ def test_a_video_shows_a_policy_that_knows_more_keys_than_the_game(tmp_path):
     policy = tiny_policy(action_space={"name": "keyboard_mouse", "extra_keys": ["r", "LeftControl"]}, text_dim=None)
     play_to_video(tiny_game.short(), PolicyPlayer(policy), tmp_path / "play.mp4", max_seconds=0.2)
     assert (tmp_path / "play.mp4").stat().st_size > 0
+
+
+class CtrlC(Copycat):
+    """Interrupts after so many answers."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.after = after
+
+    def act(self, rows, frames, infos):
+        if len(self.calls) == self.after:
+            raise KeyboardInterrupt
+        return super().act(rows, frames, infos)
+
+
+def test_a_ctrl_c_leaves_the_games_that_were_over():
+    game = tiny_game.catch()
+    whole = play(game, Copycat(), 3, seed=5, parallel=1, progress=False)
+    with pytest.raises(PlayInterrupted) as stop:
+        play(game, CtrlC(whole.lengths[0] + whole.lengths[1] + 3), 3, seed=5, parallel=1, progress=False)
+    (left,) = stop.value.results.values()
+    assert (left.returns, left.seeds, left.lengths) == (whole.returns[:2], [5, 6], whole.lengths[:2])
+    with pytest.raises(KeyboardInterrupt):
+        play(game, CtrlC(0), 3, progress=False)
+
+
+def test_a_ctrl_c_in_the_baselines_leaves_the_policy(monkeypatch):
+    def stopped(task, tasks, workers, note, parcel):
+        note(task(*tasks[0]))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bczoo.play.episodes.in_processes", stopped)
+    with pytest.raises(PlayInterrupted) as stop:
+        play_beside_baselines(tiny_game.catch(), Copycat(), 3)
+    assert {name: len(one.returns) for name, one in stop.value.results.items()} == {"policy": 3, "expert": 1}
+
+
+def test_bczoo_play_prints_what_was_over(tmp_path, monkeypatch, capsys):
+    folder = tiny_policy(text_dim=None).save_pretrained(tmp_path / "policy")
+    over = {"policy": result([1.0, 2.0]), "expert": result([])}
+
+    def stopped(*_, **__):
+        raise PlayInterrupted(over)
+
+    monkeypatch.setattr("bczoo.play.command.play_beside_baselines", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        play_policy(str(folder), "tiny_game:catch", episodes=4)
+    out = capsys.readouterr().out
+    assert "| policy | 1.5 | 1.0 to 2.0 | 2 |" in out and "expert" not in out
+    assert "Games that were over: policy 2 of 4. Short games are over first" in out
+    over["policy"] = result([])
+    with pytest.raises(KeyboardInterrupt):
+        play_policy(str(folder), "tiny_game:catch", episodes=4)
+    assert "no game was over yet" in capsys.readouterr().out

@@ -256,6 +256,7 @@ def test_the_instruction_is_written_with_its_embedding(monkeypatch):
     loaded = tiny_policy(text_encoder=Lengths())
 
     class Found:
+        chosen = None
         record = {"instruction": "catch the dot"}  # noqa: RUF012
 
         def load(self, cls, device, dtype):

@@ -28,7 +28,7 @@ from bczoo.games.bindings import VectorBindings
 from bczoo.games.players import ActionRepeat
 from bczoo.record.command import record
 from bczoo.record.demonstrations import ActionNoise
-from bczoo.record.episode import episode_name
+from bczoo.record.episode import Stored, episode_name
 
 CATCH = "tiny_game:catch"
 
@@ -212,10 +212,11 @@ def test_names_tell_everything_that_changes_an_episode():
     calls += [("doom/take", *calls[0][1:]), ("doom/basic", "random", 3, 192, 0.0)]
     calls += [("doom/basic", "expert", 4, 192, 0.0), ("doom/basic", "expert", 3, 96, 0.0)]
     calls += [("doom/basic", "expert", 3, 192, 0.05)]
+    calls = [(*c[:3], Stored(c[3]), *c[4:]) for c in calls] + [(*calls[0][:3], Stored(192, "letterbox"), 0.0)]
     names = {episode_name(*c) for c in calls}
-    names |= {episode_name(*calls[-1], hold) for hold in (1, 4)}
+    names |= {episode_name(*calls[-2], hold) for hold in (1, 4)}
     assert (
-        len(names) == 7
+        len(names) == 8
         and "doom-basic_expert_noise0.05_hold4_192px_000003" in names
         and "doom-basic_expert_192px_000003" in names
     )
@@ -248,7 +249,7 @@ def test_the_label_under_noise_is_the_clean_action():
     from bczoo.record.demonstrations import demonstrate_episode
 
     game = Game("catch", Watched, tiny_game.catch().bindings, tiny_game.CatchExpert)
-    demonstrate_episode(game, "expert", 0, "noisy", 32, 0.2)
+    demonstrate_episode(game, "expert", 0, "noisy", Stored(32), 0.2)
     labels = [game.bindings(v) for v in steps("noisy")]
     assert len(labels) == len(executed)
     assert 0.1 < np.mean([a != b for a, b in zip(labels, executed, strict=True)]) < 0.7
@@ -343,8 +344,8 @@ WITH_EXPERT = "(only with --policy and --expert expert)"
     ("given", "told"),
     [
         (
-            {"temperature": 0.5, "greedy": True, "device": "cuda", "revision": "v1", "text": "go", "expert": "expert"},
-            "expert, text, temperature, greedy, device, revision (only with --policy)",
+            {"temperature": 0.5, "greedy": True, "device": "cuda", "revision": "v1", "expert": "expert"},
+            "expert, temperature, greedy, device, revision (only with --policy)",
         ),
         ({"parallel": 2}, "parallel (only with --policy that no keyboard corrects)"),
         (TAKEOVERS, f"takeover, takeover_steps, dagger {WITH_EXPERT}"),

@@ -142,6 +142,11 @@ def test_the_smoke_study_from_start_to_end_and_again(tmp_path, capsys):
         assert policy.layout.past_actions == row["past_actions"]
     assert "### basic" in (out / "report.md").read_text() and "| xs |" in told
     assert all((out / f"{name}.png").stat().st_size > 5000 for name in ("scaling", "prediction"))
+    for name in ("scaling", "prediction"):
+        (out / f"{name}.png").rename(out / f"first-{name}.png")
+    assert main(["study", "redraw", str(out)]) == 0 and f"{out}/scaling.png" in capsys.readouterr().out
+    for name in ("scaling", "prediction"):
+        assert (out / f"{name}.png").read_bytes() == (out / f"first-{name}.png").read_bytes()
     kept = {p: p.stat().st_mtime_ns for p in (out / "policies").rglob("row.json")}
     study_confusion("smoke", str(out), workers=1)
     assert "6 policies, 6 of them are already there" in capsys.readouterr().out

@@ -243,13 +243,20 @@ def test_the_command_compares_two_policies_in_one_table(policies, capsys):
     assert list(rows) == [v.name for v in versions("hamming", [23, 30])]
     low, high = rows["yuv444p crf 30"]["kl_interval"]
     assert low <= rows["yuv444p crf 30"]["kl"] <= high and high > low
-    assert (policies / "out" / "gap.png").read_bytes().startswith(b"\x89PNG")
+    picture = (policies / "out" / "gap.png").read_bytes()
+    assert main(["study", "redraw", "out/gap.json", "--out", "again"]) == 0
+    assert picture.startswith(b"\x89PNG") and (policies / "again" / "gap.png").read_bytes() == picture
 
 
 def test_the_command_gives_the_same_numbers_again(policies):
     first, again = (gap("plain", "test_gap:drifting", episodes=1, crf=[23], out=out) for out in ("a", "b"))
     assert first.to_dict() == again.to_dict()
     assert (policies / "a" / "gap.json").read_bytes() == (policies / "b" / "gap.json").read_bytes()
+
+
+def test_a_game_is_as_good_as_its_name(policies):
+    assert gap("plain", drifting(), episodes=1, crf=[23], out="game").steps == STEPS
+    assert json.loads((policies / "game" / "gap.json").read_text())["env"] == "drifting"
 
 
 @pytest.mark.parametrize(

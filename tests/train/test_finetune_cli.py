@@ -246,13 +246,13 @@ def test_what_does_not_fit_is_told_before_training(source, tmp_path, capsys):
     record(root / "other_keys", key="LeftControl")
     record(root / "spoken", text="go")
     capsys.readouterr()
-    with pytest.raises(crash.PowerCut), pytest.warns(UserWarning, match="are broken"):
+    with pytest.raises(crash.PowerCut), pytest.warns(UserWarning, match="LeftControl"):
         finetune(source, root, "--trainer.callbacks+=crash.CrashAt", "--trainer.callbacks.step=0")
     rows = table(capsys.readouterr().out)
     assert rows.pop("") == ["policy", "recordings", "what happens"]
     assert rows == {
         "frame size": ["96x96", "64x64 (4 recordings)", "resized (bilinear)"],
-        "rate": ["20 a second", "another in 1 recordings", "these are left out"],
+        "rate": ["20 a second", "10 a second (1 recordings)", "resampled"],
         "keys": ["not known", "keys:LeftControl (26 steps)", "not learned; model.action_space can add them"],
         "text": ["16 values", "1 instructions without", "not seen"],
     }
@@ -266,9 +266,9 @@ def test_what_differs_does_not_hinder(source, tmp_path, capsys):
     assert list(table(capsys.readouterr().out)) == ["", "frame size"]
 
 
-def test_recordings_of_another_rate_alone_end_it(source, tmp_path, capsys):
-    record(tmp_path / "data" / "slow", fps=10.0)
-    with pytest.warns(UserWarning, match="10 frames per second"):
+def test_recordings_too_slow_to_be_resampled_alone_end_it(source, tmp_path, capsys):
+    record(tmp_path / "data" / "slow", fps=1.0)
+    with pytest.warns(UserWarning, match="recorded at 1 frames per second"):
         assert finetune(source, "data") == 1
     assert "no recording is usable" in one_line(capsys)
 

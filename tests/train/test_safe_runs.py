@@ -22,6 +22,7 @@ from bczoo.hub.folder import load_folder
 from bczoo.train.callbacks.checkpoint import ResumableCheckpoint
 from bczoo.train.callbacks.finite import FiniteCheck, NonFiniteError
 from bczoo.train.callbacks.lock import FolderLock
+from bczoo.train.metrics_file import MetricsFile
 
 EVERY_2 = ["--trainer.callbacks.every_n_train_steps", 2]
 RUN = Path("runs/tiny")
@@ -89,17 +90,15 @@ def test_an_earlier_run_is_not_touched_by_a_save_that_fails(recordings, here, mo
         warnings.simplefilter("ignore")
         assert fit(recordings, *EVERY_2) == 1
     assert all(torch.equal(weights()[k], first[k]) for k in first)
-    assert sorted(p.name for p in LAST.parent.iterdir()) == [".lock", "finished", "last.ckpt"]
+    assert sorted(p.name for p in LAST.parent.iterdir()) == [".lock", "best.ckpt", "finished", "last.ckpt", "validated"]
 
 
 def test_metrics_that_cannot_be_written_do_not_end_a_run(recordings, here, monkeypatch):  # noqa: F811
-    from lightning.pytorch.loggers import CSVLogger
-
-    def full(self):
+    def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(CSVLogger, "save", full)
-    with pytest.warns(UserWarning, match="metrics could not be written"):
+    monkeypatch.setattr(MetricsFile, "_write", full)
+    with pytest.warns(UserWarning, match="metrics.csv could not be written.*tried again"):
         assert fit(recordings) == 0
 
 
@@ -249,7 +248,7 @@ def test_nan_is_not_loaded_or_published(recordings, here, capsys, tmp_path):  # 
     torch.save(content, LAST)
     capsys.readouterr()
     common = ["--config", "tiny", "--data.root", recordings, *QUIET]
-    for command in (["export", RUN, "out"], ["validate", *common]):
+    for command in (["export", LAST, "out"], ["validate", *common]):
         assert bczoo(*command) == 1
         assert f"{LAST} holds weights that are NaN or infinite: {name}, 1 of" in capsys.readouterr().err
     assert not Path("out").exists()
@@ -338,12 +337,17 @@ def test_a_cut_off_checkpoint_is_told_and_another_offered(recordings, here, caps
     LAST.write_bytes(LAST.read_bytes()[:-2000])
     (LAST.parent / "finished").unlink()
     common = ["--config", "tiny", "--data.root", recordings, *QUIET]
-    for command in (lambda: fit(recordings), lambda: bczoo("validate", *common), lambda: bczoo("export", RUN, "out")):
+    for command in (lambda: fit(recordings), lambda: bczoo("validate", *common), lambda: bczoo("export", LAST, "out")):
         capsys.readouterr()
         assert command() == 1
         (line,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith("bczoo:")]
         assert "last.ckpt is cut off" in line and str(kept) in line
-    kept.unlink()
+    for path in LAST.parent.glob("*before-*.ckpt"):
+        path.unlink()
+    assert fit(recordings) == 1
+    assert f"{LAST.parent / 'best.ckpt'} beside it is whole; it can be played and exported" in capsys.readouterr().err
+    assert bczoo("export", RUN, "out") == 0
+    (LAST.parent / "best.ckpt").unlink()
     assert fit(recordings) == 1
     assert "--ckpt_path null" in capsys.readouterr().err
 

@@ -58,7 +58,8 @@ class BCPolicy(Policy):
         past_actions: whether later steps see the actions of earlier ones, as in the reference.
         window: steps of a training window and of the memory in play.
         fps: steps per second.
-        resize: filter that brings frames of another size to the encoder's, in training and in play.
+        resize: filter that brings frames of another size to the encoder's, in training and in play; or ``letterbox``,
+            which keeps their proportions, for recordings that were made so.
         z_loss: weight of the z-loss.
         optimizer: makes the optimiser, given the parameters.
         lr_scheduler: makes the learning rate schedule, given the optimiser and the number of steps of the run, such

@@ -53,7 +53,8 @@ class CNNPolicy(Policy):
         past_actions: add the embeddings of the previous step's action to the frame's. The paper feeds none.
         window: steps of a training window and of the memory in play. The paper's is not known.
         fps: steps per second; 10 in the paper.
-        resize: filter that brings frames of another size to the encoder's, in training and in play.
+        resize: filter that brings frames of another size to the encoder's, in training and in play; or ``letterbox``,
+            which keeps their proportions, for recordings that were made so.
         checkpointing: recompute the blocks in the backward pass to save memory.
         optimizer: makes the optimiser, given the parameters: matrices, and apart from them biases, norms and
             embeddings, which are not decayed.

@@ -6,22 +6,27 @@ goes on as it would have. A file ``finished`` beside it says that the run came t
 training: it is evaluated from there, and training again starts anew. ``finished`` holds the fingerprint of its
 ``last.ckpt``, so that it never speaks of the checkpoint of another run, whenever that was killed.
 
-    <run>/checkpoints/last.ckpt            replaced as a whole (bczoo.train.callbacks.checkpoint_io)
-    <run>/checkpoints/before-<time>.ckpt   of earlier runs
-    <run>/checkpoints/finished
-    <run>/checkpoints/.lock                who writes here (bczoo.train.callbacks.lock)
+    <run>/checkpoints/last.ckpt                 replaced as a whole (bczoo.train.callbacks.checkpoint_io)
+    <run>/checkpoints/best.ckpt                 best so far by validation (bczoo.train.callbacks.best)
+    <run>/checkpoints/before-<time>.ckpt        of earlier runs
+    <run>/checkpoints/best-before-<time>.ckpt   best ones of earlier runs
+    <run>/checkpoints/finished, validated
+    <run>/checkpoints/.lock                     who writes here (bczoo.train.callbacks.lock)
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import os
 import shutil
 import signal
 import threading
 import time
+import uuid
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -33,12 +38,14 @@ from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from bczoo.core.errors import UserError
-from bczoo.core.files import sweep, write_text
-from bczoo.hub.state import fingerprint
+from bczoo.core.files import set_aside, sweep, write_text
+from bczoo.hub.state import KEEPER_STATE, RUN_STATE, fingerprint, kept_by
 from bczoo.train.callbacks.agreed import Agreed
-from bczoo.train.callbacks.checkpoint_io import install
+from bczoo.train.callbacks.best import OF_TRAINING, VALIDATED, Best, best_in, challenger, check_monitor
+from bczoo.train.callbacks.checkpoint_io import install, write_tensors
+from bczoo.train.callbacks.final_validation import is_last_step, validation_due
 from bczoo.train.callbacks.lock import FolderLock
-from bczoo.train.run_record import LAST
+from bczoo.train.run_record import BEST, LAST
 
 FINISHED = "finished"
 
@@ -46,7 +53,11 @@ FINISHED = "finished"
 class ResumableCheckpoint(Checkpoint):
     """Keeps ``last.ckpt`` up to date: every so many optimiser steps, at the end, and when the run is asked to stop.
 
-    The checkpoint of an earlier run in the same folder is kept as ``before-<time>.ckpt``, never overwritten. One
+    After every validation that is better than those before, ``best.ckpt`` gets the weights. Where a run is named as a
+    policy, it means these.
+
+    The checkpoints of an earlier run in the same folder are kept as ``before-<time>.ckpt`` and
+    ``best-before-<time>.ckpt``, never overwritten. One
     training at a time writes to the folder. A save that fails, because the disk is full, is reported and made up for by
     the next; if it is the last one, it is an error.
 
@@ -57,12 +68,28 @@ class ResumableCheckpoint(Checkpoint):
     Args:
         dirpath: folder of the checkpoints; ``checkpoints`` in the trainer's default_root_dir if left out.
         every_n_train_steps: optimiser steps between two saves.
+        monitor: metric of the validation that decides which weights are the best; null keeps none but the last.
+        mode: whether the best value is the lowest (min) or the highest (max).
     """
 
-    def __init__(self, dirpath: str | None = None, every_n_train_steps: int = 1000) -> None:
+    def __init__(
+        self,
+        dirpath: str | None = None,
+        every_n_train_steps: int = 1000,
+        monitor: str | None = "val/loss",
+        mode: str = "min",
+    ) -> None:
+        check_monitor(monitor, mode)
         self.dirpath = Path(dirpath or "checkpoints")
         self._anywhere = dirpath is None
         self.every_n_train_steps = every_n_train_steps
+        self.monitor, self.mode = monitor, mode
+        self.compare_anew = False  # what was the best up to here does not count: the data is other
+        self._run = uuid.uuid4().hex  # mark in all checkpoints of a run
+        self._best: Best | None = None
+        self._saving_best = False
+        self._unsaved: Best | None = None  # that no checkpoint could be written of
+        self._missed = False  # it was told that the monitored metric is not there
         self._saved_step = -1
         self._training = False
         self._step = -1  # after which on_train_batch_end was last
@@ -76,8 +103,21 @@ class ResumableCheckpoint(Checkpoint):
         self._in_validation = False  # a checkpoint that is written now is of the step before it
 
     @property
+    def state_key(self) -> str:
+        return KEEPER_STATE
+
+    @property
     def path(self) -> Path:
         return self.dirpath / LAST
+
+    @property
+    def best_path(self) -> Path:
+        return self.dirpath / BEST
+
+    @property
+    def best(self) -> Best | None:
+        """What ``best.ckpt`` is the best of; None as long as this run has none."""
+        return self._best
 
     def locate(self, default_root_dir: str) -> None:
         """Place the folder in the run's folder, unless it was given."""
@@ -107,7 +147,7 @@ class ResumableCheckpoint(Checkpoint):
                 f"{self.path} is a folder, where the checkpoint is to be; move it away (checkpoints that a strategy "
                 "writes as folders cannot be resumed from yet)"
             )
-        for folder in {self.dirpath, Path(trainer.default_root_dir), *_log_folders(trainer)}:
+        for folder in {self.dirpath, Path(trainer.default_root_dir)}:
             sweep(folder)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -141,6 +181,10 @@ class ResumableCheckpoint(Checkpoint):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._saved_step = self._step = trainer.global_step
         self._own = trainer.ckpt_path is not None and Path(trainer.ckpt_path) == self.path
+        if self._own and trainer.is_global_zero:
+            self._set_best_aside(self._run)
+        self._best = None if self.compare_anew else best_in(self.best_path, self._run)
+        self._unsaved, self._missed = None, False
         self._training = True
         self._stop.clear()
         self._after_step = None
@@ -159,8 +203,7 @@ class ResumableCheckpoint(Checkpoint):
             self._after_step = None
             return  # gradients are still being added up, and would be lost between two steps
         self._step = trainer.global_step
-        # one that ends by a time limit is saved here, in the middle of its epoch; later Lightning counts it as over
-        if (self._step % self.every_n_train_steps == 0 or trainer.should_stop) and self._step != self._saved_step:
+        if self._to_save(trainer) and self._step != self._saved_step:
             self._save(trainer)
         if self._told_to_stop(trainer):
             self._end(trainer)
@@ -172,9 +215,18 @@ class ResumableCheckpoint(Checkpoint):
             self._in_validation = True
             self._end(trainer)
 
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._training and not trainer.sanity_checking:
+            if (found := self._challenger(trainer, self._best, trainer.global_step)) is not None:
+                self._save_best(trainer, found)
+            if trainer.is_global_zero:
+                self._mark_validated(self._run, trainer.global_step)
+
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.global_step != self._saved_step or not self._own:
             self._save(trainer, must=True)
+        if self._unsaved is not None and self._unsaved.step == trainer.global_step:
+            self._save_best(trainer, self._unsaved, must=True)
         if self._told_to_stop(trainer, all=True):
             self._end(trainer)
         self._leave()
@@ -183,7 +235,8 @@ class ResumableCheckpoint(Checkpoint):
         """Say that the run is finished: this is the last callback, all that follows the training is done."""
         if trainer.is_global_zero and _came_to_its_end(trainer):
             write_text(self.dirpath / FINISHED, f"{fingerprint(self.path)}\n" if self.path.is_file() else "")
-            print(f"the trained policy is in {self.path}")
+            best = "" if self.best is None else f"; the best by validation, {self.best}, is {self.best_path}"
+            print(f"the trained policy is in {self.path}{best}")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Say what an interrupted training can be resumed from."""
@@ -193,7 +246,8 @@ class ResumableCheckpoint(Checkpoint):
             kept = f"the same command goes on from step {self._saved_step}"
             if not (self._own and self.path.is_file()):
                 kept = (
-                    f"nothing was saved yet (every {self.every_n_train_steps} steps), so the same command starts anew"
+                    f"no checkpoint was written yet (every {self.every_n_train_steps} steps), so the same command "
+                    "trains from the first step; recordings stay as they are"
                 )
             by = f" by {signal.Signals(self._signal).name}" if self._signal else ""
             print(f"\ninterrupted{by} at step {trainer.global_step}; {kept}")
@@ -206,17 +260,31 @@ class ResumableCheckpoint(Checkpoint):
             FolderLock(self.dirpath).release()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"generators": self._generators}
+        best = {"best": self._best.to_dict()} if self._best is not None else {}
+        return {"generators": self._generators, "run": self._run, **best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._generators = state_dict["generators"]
+        self._run = state_dict.get("run", self._run)
+        self._best = best_in(self.best_path, self._run)  # of a training that is over no more will be heard
         self._restore = True
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         if self._in_validation and self._after_step is not None:
             checkpoint["loops"]["fit_loop"] = self._after_step[0]
+        if self._saving_best:
+            for key in OF_TRAINING:
+                checkpoint.pop(key, None)
 
     # ------------------------------------------------------------------ saving
+
+    def _to_save(self, trainer: L.Trainer) -> bool:
+        """Whether a checkpoint belongs behind this step."""
+        if self._step % self.every_n_train_steps == 0 or is_last_step(trainer):
+            return True
+        # one that ends by a time limit is saved here, in the middle of its epoch; later Lightning counts it as over
+        # and the best checkpoint needs a last one of its run beside it
+        return trainer.should_stop or (not self._own and validation_due(trainer))
 
     def _save(self, trainer: L.Trainer, must: bool = False) -> None:
         """Write ``last.ckpt``; all processes do. A disk's failure is reported, or an error if it ``must`` work."""
@@ -250,8 +318,111 @@ class ResumableCheckpoint(Checkpoint):
         self._saved_step, self._own = trainer.global_step, True
         if trainer.is_global_zero:
             (self.dirpath / FINISHED).unlink(missing_ok=True)
+            self._set_best_aside(self._run, kept)
         if kept is not None:
             print(f"the checkpoint of an earlier run is kept as {kept}")
+
+    def _save_best(self, trainer: L.Trainer, found: Best, must: bool = False) -> None:
+        """Write ``best.ckpt``; all processes do. A disk's failure is reported, or an error if it ``must`` work."""
+        if not self._own:
+            return  # the last one could not be written either, which has been told
+        before, self._best = self._best, found
+        failure: OSError | None = None
+        self._saving_best = True
+        try:
+            trainer.save_checkpoint(self.best_path, weights_only=False)
+        except OSError as error:
+            failure = error
+            trainer.strategy.barrier("Trainer.save_checkpoint")  # where the other processes are
+        finally:
+            self._saving_best = False
+        self._unsaved = None
+        if not trainer.strategy.broadcast(failure is not None):
+            return
+        self._best, self._unsaved = before, found
+        if must:
+            raise failure or UserError(f"the best checkpoint could not be written to {self.best_path}")
+        if failure is not None:
+            warnings.warn(
+                f"the best checkpoint so far ({found}) could not be written: {failure.strerror} ({failure.filename}); "
+                "training goes on",
+                stacklevel=2,
+            )
+
+    def _challenger(self, trainer: L.Trainer, best: Best | None, step: int) -> Best | None:
+        """The validation that has just been if it is the best so far; the same in all processes."""
+        if self.monitor is None:
+            return None
+        metrics = trainer.callback_metrics
+        if self.monitor not in metrics:
+            if not self._missed:
+                known = ", ".join(sorted(name for name in metrics if name.startswith("val/"))) or "nothing"
+                warnings.warn(
+                    f"no best checkpoint is kept: the validation logs no {self.monitor!r}, but {known}; name one of "
+                    "these as monitor of bczoo.ResumableCheckpoint, or null",
+                    stacklevel=2,
+                )
+            self._missed = True
+            return None
+        if math.isnan(float(metrics[self.monitor])) and not self._missed:
+            self._missed = True
+            warnings.warn(
+                f"no best checkpoint can be told: {self.monitor} is not a number, as where no step of the validation "
+                "recordings has an action to learn from",
+                stacklevel=2,
+            )
+        found: Best | None = trainer.strategy.broadcast(challenger(best, metrics, self.monitor, self.mode, step))
+        return found
+
+    def _set_best_aside(self, run: str, kept: Path | None = None) -> None:
+        """Give the best checkpoint of another run another name, beside the last one of that run."""
+        if not self.best_path.is_file() or kept_by(self.best_path, KEEPER_STATE).get("run") == run:
+            return
+        if kept is None or (aside := self.dirpath / f"best-{kept.name}").exists():
+            set_aside(self.best_path)
+        else:
+            self.best_path.rename(aside)
+
+    def _mark_validated(self, run: str, step: int) -> None:
+        with contextlib.suppress(OSError):  # then this validation is made once more if the run is interrupted
+            write_text(self.dirpath / VALIDATED, f"{run} {step}\n")
+
+    def has_validated(self, checkpoint: Mapping[str, Any]) -> bool:
+        """Whether the validation of a checkpoint's step came to its end, and what follows from it is on the disk."""
+        run = checkpoint.get("callbacks", {}).get(self.state_key, {}).get("run")
+        try:
+            marked = (self.dirpath / VALIDATED).read_text(encoding="utf-8").split()
+        except OSError:
+            return False
+        return marked == [run, str(checkpoint["global_step"])]
+
+    def take_into_account(self, trainer: L.Trainer, checkpoint: Mapping[str, Any], measured: Mapping[str, Any]) -> None:
+        """Do after a validation outside of training, of the weights in ``last.ckpt``, what follows on one within.
+
+        Args:
+            trainer: that has just validated.
+            checkpoint: content of ``last.ckpt``.
+            measured: metrics of the validation and its step, for the record.
+        """
+        callbacks = checkpoint["callbacks"]
+        state, step = callbacks.get(self.state_key, {}), checkpoint["global_step"]
+        if not isinstance(run := state.get("run"), str):
+            return  # of an earlier version
+        if trainer.is_global_zero:
+            self._set_best_aside(run)
+        best = None if self.compare_anew else best_in(self.best_path, run)
+        found = self._challenger(trainer, best, step)
+        if not trainer.is_global_zero:
+            return
+        if found is not None:
+            kept = {key: value for key, value in checkpoint.items() if key not in OF_TRAINING}
+            states = {
+                self.state_key: {**state, "best": found.to_dict()},
+                RUN_STATE: {**callbacks.get(RUN_STATE, {}), "measured": dict(measured)},
+            }
+            write_tensors(self.best_path, {**kept, "callbacks": {**callbacks, **states}})
+            self.compare_anew = False
+        self._mark_validated(run, step)
 
     def _keep_earlier(self) -> Path:
         """A second name for the checkpoint of an earlier run, which keeps it when the first is given to another."""
@@ -300,12 +471,6 @@ class ResumableCheckpoint(Checkpoint):
         finally:
             self._in_validation = False
         raise SIGTERMException
-
-
-def _log_folders(trainer: L.Trainer) -> list[Path]:
-    """Folders of the loggers, each of which holds a folder per run: ``lightning_logs/version_N``."""
-    roots = [Path(root) for logger in trainer.loggers if (root := getattr(logger, "root_dir", None))]
-    return [*roots, *(version for root in roots for version in root.glob("version_*"))]
 
 
 def _came_to_its_end(trainer: L.Trainer) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import platform
 import shlex
 import sys
 import time
@@ -23,9 +22,14 @@ import torch
 
 import bczoo
 from bczoo.core.configs import FOLDER, IMPORT
-from bczoo.core.files import write_json
+from bczoo.core.devices import processor
+from bczoo.core.files import set_aside, write_json
+from bczoo.hub.state import RUN_STATE, kept_by
+from bczoo.train.callbacks.checkpoint import ResumableCheckpoint
+from bczoo.train.callbacks.final_validation import validation_due
+from bczoo.train.callbacks.learning_rate import is_learning_rate
 from bczoo.train.callbacks.play import PlayGame
-from bczoo.train.run_record import RUN_RECORD, play_entry, read_record
+from bczoo.train.run_record import MEASURED, RUN_RECORD, play_entry, read_record
 
 
 class RunRecord(L.Callback):
@@ -37,9 +41,21 @@ class RunRecord(L.Callback):
         self._started: float | None = None
         self._measured: dict[str, float] = {}  # by the last validation
         self._due = False  # a validation follows on the last step
+        self.settings: dict[str, Any] = {}  # that a resumed run has to have too (bczoo.cli.resume), plain JSON
+
+    @property
+    def measured(self) -> dict[str, float]:
+        """Metrics of the last validation, and the step that it was made at."""
+        return self._measured
 
     def state_dict(self) -> dict[str, Any]:
-        return {"run": self._run, "seconds": self._seconds, "measured": self._measured, "validation_due": self._due}
+        return {
+            "run": self._run,
+            "seconds": self._seconds,
+            "measured": self._measured,
+            "validation_due": self._due,
+            "settings": self.settings,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if state_dict["run"] != self._run or _later(state_dict["measured"], self._measured):
@@ -51,9 +67,7 @@ class RunRecord(L.Callback):
         self._started = time.perf_counter()
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        # Lightning's own word: a checkpoint that is written now may be all that is left of a run
-        loop = trainer.fit_loop
-        self._due = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]
+        self._due = validation_due(trainer)  # a checkpoint that is written now may be all that is left of a run
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._seconds_before, self._started = self._seconds, None
@@ -65,41 +79,58 @@ class RunRecord(L.Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write what was played too, and all of it once more: training may have been over when this run began."""
         played = [c for c in trainer.callbacks if isinstance(c, PlayGame) and c.results]  # type: ignore[attr-defined]
-        results = {c.env: play_entry(c.results, c.seed, trainer.global_step) for c in played}
-        self._write(trainer, self._content(trainer, pl_module) | {"play": results}, whole=True)
+        content = self._content(trainer, pl_module)
+        entries = {c.env: play_entry(c.results, c.seed, c.step, c.settings) for c in played}
+        self._write(trainer, content | {"play": content["play"] | entries}, whole=True)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if metrics := _metrics(trainer):
-            self._write(trainer, {"test_metrics": {"step": _step(trainer), **metrics}})
+            measured = {"step": _step(trainer), **metrics}
+            before = read_record(_path(trainer)).get("test_metrics", measured)
+            if before["step"] != measured["step"]:
+                print(f"test metrics of step {measured['step']} replace those of step {before['step']} in the record")
+            self._write(trainer, {"test_metrics": measured})
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         metrics = _metrics(trainer)
         if trainer.sanity_checking or not metrics:
             return
-        self._measured = {"step": _step(trainer), **metrics}
-        if trainer.state.fn == "validate":
-            self._write(trainer, {"metrics": self._measured})
+        measured = {"step": _step(trainer), **metrics}
+        if trainer.state.fn != "validate":
+            self._measured = measured
+            return
+        known = read_record(_path(trainer))
+        best = known.get("best", {})
+        if best and best["metrics"]["step"] == measured["step"] != known.get("metrics", {}).get("step"):
+            self._write(trainer, {"best": {**best, "metrics": measured}})
+        else:
+            self._measured = measured
+            self._write(trainer, {"metrics": measured})
 
     def owes_validation(self, trainer: L.Trainer, checkpoint: Mapping[str, Any]) -> bool:
-        """Whether the validation at the end of a training was interrupted, or never begun.
+        """Whether a validation that belongs behind the step of a checkpoint was interrupted, or never begun.
+
+        Lightning goes on with the step after it.
 
         Args:
             trainer: the trainer that is to go on from the checkpoint.
             checkpoint: what is in the checkpoint.
         """
         state, step = checkpoint.get("callbacks", {}).get(self.state_key, {}), checkpoint["global_step"]
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        by_steps = trainer.max_steps != -1 and step >= trainer.max_steps
-        last_epoch = trainer.max_epochs not in (None, -1) and checkpoint["epoch"] + 1 >= trainer.max_epochs
-        if not state.get("validation_due") or not (by_steps or (last_epoch and progress["is_last_batch"])):
+        if not state.get("validation_due"):
             return False
-        known = read_record(Path(trainer.default_root_dir) / RUN_RECORD)
+        keepers = [c for c in trainer.checkpoint_callbacks if isinstance(c, ResumableCheckpoint)]
+        if any(keeper.has_validated(checkpoint) for keeper in keepers):
+            return False
+        known = read_record(_path(trainer))
         return known.get("run") != state["run"] or known.get("metrics", {}).get("step") != step
 
     def _content(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        known = read_record(Path(trainer.default_root_dir) / RUN_RECORD)
-        if known.get("run") == self._run and _later(known.get("metrics", {}), self._measured):
+        known = read_record(_path(trainer))
+        known = known if known.get("run") == self._run else {}
+        if _later(known.get("metrics", {}), self._measured):
             self._measured = known["metrics"]
+        best = self._best(trainer)
         return {
             "bczoo": bczoo.__version__,
             "command": _command(),
@@ -116,8 +147,19 @@ class RunRecord(L.Callback):
                 "torch": torch.__version__,
             },
             **({"metrics": self._measured} if self._measured else {}),
+            **({"best": best} if best else {}),
             "play": {},
+            **{what: known[what] for what in MEASURED if what in known},
         }
+
+    def _best(self, trainer: L.Trainer) -> dict[str, Any]:
+        """What the run's best checkpoint is, with the metrics that it was chosen by."""
+        for keeper in trainer.checkpoint_callbacks:
+            if isinstance(keeper, ResumableCheckpoint) and keeper.best is not None:
+                measured = kept_by(keeper.best_path, RUN_STATE).get("measured", {})
+                if measured.get("step") == keeper.best.step:
+                    return {**keeper.best.to_dict(), "metrics": measured}
+        return {}
 
     @property
     def _seconds(self) -> float:
@@ -126,13 +168,19 @@ class RunRecord(L.Callback):
     def _write(self, trainer: L.Trainer, content: dict[str, Any], whole: bool = False) -> None:
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        path = Path(trainer.default_root_dir) / RUN_RECORD
+        path = _path(trainer)
+        known = read_record(path)
+        if whole and known and known.get("run") != self._run:
+            set_aside(path)
         if not whole:
-            known = read_record(path)
             if known and known.get("run") != self._run:
                 return  # these numbers are of the weights of another run than the record that lies there
             content = known | content
         write_json(path, content | {"run": self._run}, default=str)
+
+
+def _path(trainer: L.Trainer) -> Path:
+    return Path(trainer.default_root_dir) / RUN_RECORD
 
 
 def _later(measured: Mapping[str, float], than: Mapping[str, float]) -> bool:
@@ -154,7 +202,8 @@ def _with_name(word: str) -> str:
 
 def _metrics(trainer: L.Trainer) -> dict[str, float]:
     """What evaluation logged; NaN, such as a perplexity of nothing, is no JSON and left out."""
-    values = {k: float(v) for k, v in sorted(trainer.callback_metrics.items()) if not k.startswith("train/")}
+    logged = sorted(trainer.callback_metrics.items())
+    values = {k: float(v) for k, v in logged if not (k.startswith("train/") or is_learning_rate(k))}
     return {k: round(v, 6) for k, v in values.items() if math.isfinite(v)}
 
 
@@ -169,7 +218,7 @@ def _device(trainer: L.Trainer) -> str:
     device = trainer.strategy.root_device
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} threads, {platform.machine()}"
+    return f"{device.type}, {torch.get_num_threads()} threads, {processor()}"
 
 
 def _data(trainer: L.Trainer) -> dict[str, Any]:

@@ -37,7 +37,9 @@ class Throughput(L.Callback):
         self._seen = 0  # frames, of all processes, over the whole training
         self._per_window: int | None = None
         self._warned = False
-        self._start()
+        self._since: float | None = None  # when the steps began that are counted
+        self._asked_at: float | None = None  # when the next batch was waited for
+        self._waited, self._windows, self._frames = 0.0, 0, 0
 
     def state_dict(self) -> dict[str, Any]:
         return {"frames": self._seen}
@@ -75,8 +77,7 @@ class Throughput(L.Callback):
         self._asked_at = time.perf_counter()
 
     def _start(self) -> None:
-        self._since: float | None = None
-        self._asked_at: float | None = None
+        self._since = self._asked_at = None
         self._waited, self._windows, self._frames = 0.0, 0, 0
 
     def _log(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -6,7 +6,6 @@ index of the recordings and without reading videos.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from typing import Any
 
@@ -15,7 +14,6 @@ from bczoo.core.tables import markdown_table
 from bczoo.data.index import Index
 from bczoo.data.video import SIZED_NAME
 
-OTHER_RATE = re.compile(r"frames per second|steps? (a|per) second")
 Line = tuple[str, str, str, str]  # what, policy, data, what happens
 
 
@@ -45,9 +43,9 @@ def _differences(spec: InputSpec, index: Index) -> list[Line]:
         for found, n in sizes.items()
         if found != size
     ]
-    rate = [p for p in index.problems.tolist() if OTHER_RATE.search(p)]
-    if rate:
-        lines.append(("rate", f"{spec.fps:g} a second", f"another in {len(rate)} recordings", "these are left out"))
+    rates = Counter(fps for fps in index.recorded_fps.tolist() if fps)
+    wanted = f"{spec.fps:g} a second"
+    lines += [("rate", wanted, f"{fps:g} a second ({n} recordings)", "resampled") for fps, n in rates.items()]
     if index.unknown:
         most = ", ".join(f"{name} ({steps} steps)" for name, steps in index.unknown.most_common(5))
         more = f" and {len(index.unknown) - 5} more" if len(index.unknown) > 5 else ""

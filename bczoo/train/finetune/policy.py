@@ -102,6 +102,7 @@ class FineTune(_OfItsSource):
         carried = carry_over(weights, source, self.state_dict(), self)
         self.load_state_dict(carried.state)
         self._carried = str(carried)
+        self._chosen = found.chosen
         self.frozen_for = {k: v for k, v in self._by_part(freeze, "freeze").items() if v is not False and v != 0}
         self.learning_rate = self._by_part(learning_rate, "learning_rate")
         self.lora = lora
@@ -207,6 +208,8 @@ class FineTune(_OfItsSource):
         """Say what was carried over and what of the data does not fit."""
         super().on_fit_start()
         if self.trainer.is_global_zero:
+            if self._chosen:
+                print(self._chosen)
             print(f"{self.init_from}: {self._carried}")
             print(comparison(self.input_spec, getattr(self.trainer, "datamodule", None)))
 
