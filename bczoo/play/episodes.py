@@ -151,8 +151,8 @@ def play(
                 with (SubprocessEnvs if processes else SyncEnvs)(game, num_envs, privileged) as envs:
                     player.start(num_envs, seed)
                     in_step(envs, table, num_envs)
-        except KeyboardInterrupt as stop:
-            raise PlayInterrupted({POLICY: _of_finished(game, table)}) from stop
+        except KeyboardInterrupt:
+            raise PlayInterrupted({POLICY: _of_finished(game, table)}) from None  # one traceback is enough
     latency = table.times.summary() if table.measured else None
     seeds = [seed + i for i in range(episodes)]
     return PlayResult(game.name, table.returns, table.lengths, seeds, table.seconds, latency, report)
@@ -192,8 +192,8 @@ def play_in_processes(
 
         try:
             parts = in_processes(_play_some, tasks, workers, note, PLAYED)
-        except KeyboardInterrupt as stop:
-            raise PlayInterrupted({player: _together(game, over, 0.0)}) from stop
+        except KeyboardInterrupt:
+            raise PlayInterrupted({player: _together(game, over, 0.0)}) from None
     return _together(game, parts, time.perf_counter() - started)
 
 

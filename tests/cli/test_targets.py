@@ -68,7 +68,8 @@ def test_a_folder_without_the_right_to_write(tmp_path, monkeypatch):
 def test_the_video_after_a_training_is_looked_at_before_it(tmp_path, monkeypatch):
     monkeypatch.setattr("bczoo.train.callbacks.play.check_playable", lambda *_: None)
     with pytest.raises(UserError, match=r"PlayGame's video .* is a folder"):
-        PlayGame("doom/basic", video=str(tmp_path)).setup(None, SimpleNamespace(input_spec=None), "fit")
+        trainer = SimpleNamespace(default_root_dir=".", callbacks=[])
+        PlayGame("doom/basic", video=str(tmp_path)).setup(trainer, SimpleNamespace(input_spec=None), "fit")
 
 
 @pytest.mark.parametrize("command", ["fit", "validate"])

@@ -99,8 +99,10 @@ def test_seeds_are_of_fit(trained, capsys):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_training_and_all_that_would_follow(tmp_path, monkeypatch, number):
+def test_a_signal_ends_the_training_and_all_that_would_follow(tmp_path, monkeypatch, request, number):
     """The training gets it once, and is waited for while it saves."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background ignores
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     child = """
 import pathlib, signal, sys, time
 got = []

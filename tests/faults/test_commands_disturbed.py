@@ -95,7 +95,7 @@ def test_sigterm_in_the_closing_games_ends_them_and_the_same_command_plays_them(
     words[words.index("--trainer.callbacks.episodes") + 1] = "123456"
     run = Run(words, tmp_path)
     try:
-        wait_for(lambda: "/123456" in run.output, run)
+        wait_for(lambda: "123456 unseen games of" in run.output, run)
         run.signal(signal.SIGTERM)
         assert run.wait() == 143, run
     finally:

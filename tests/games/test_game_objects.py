@@ -62,7 +62,7 @@ def test_a_policy_plays_an_environment_of_gymnasium(policy, env, capsys):
     results = play_policy(policy, game, episodes=1, parallel=1, video="play.mp4", video_seconds=0.2, compare=False)
     assert isinstance(results["policy"].game, str) and results["policy"].game == "CartPole-v1"
     assert Path("play.mp4").stat().st_size
-    assert isinstance(game, Game) or "CartPole-v1, 1 games each" in capsys.readouterr().out
+    assert isinstance(game, Game) or "CartPole-v1, 1 game each" in capsys.readouterr().out
 
 
 @needs_classic

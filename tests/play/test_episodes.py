@@ -166,8 +166,9 @@ def test_the_progress_bar_moves_while_games_run(capsys, monkeypatch):
             return super().act(rows, frames, infos)
 
     monkeypatch.setattr("bczoo.play.loop.REFRESH_S", 0.0)
+    monkeypatch.setattr("bczoo.core.progress.LINE_EVERY_S", 0.0)
     played = play(tiny_game.catch(), Looking(), 4, parallel=4)
-    assert "0/4" in shown[5] and "20 steps" in shown[5] and "steps/s" in shown[5]
+    assert "0 of 4" in shown[5] and "20 steps" in shown[5] and "steps/s" in shown[5]
     assert f"{sum(played.lengths)} steps" in capsys.readouterr().err
     monkeypatch.setattr("bczoo.play.loop.REFRESH_S", 1000.0)
     shown.clear()

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from extending import block
+from pages import block
 from recordings import write_moving
 
 from bczoo.cli import main
@@ -39,7 +39,7 @@ BCPolicy(transformer, partial(PatchEncoder, patch=32), ActionDecoder, window=5, 
 def made(tmp_path_factory):
     """A folder with the module, recordings, and a policy that another process has saved."""
     folder = tmp_path_factory.mktemp("own")
-    (folder / "my_parts.py").write_text(block("part") + GROWING)
+    (folder / "my_parts.py").write_text(block("docs/extending.md", "part") + GROWING)
     write_moving(folder / "my_game", 2, 16, size=64)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join((TESTS, os.environ.get("PYTHONPATH", "")))}
     subprocess.run([sys.executable, "-c", SAVE], cwd=folder, env=environment, check=True)

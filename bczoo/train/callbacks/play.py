@@ -106,6 +106,7 @@ class PlayGame(L.Callback):
             policy.train(training)
 
     def _play(self, trainer: L.Trainer, game: Game, player: PolicyPlayer, best: Best | None) -> None:
+        print(f"\nplaying {self.episodes} unseen game{'s' * (self.episodes != 1)} of {self.env}", flush=True)
         self.results = play_beside_baselines(game, player, self.episodes, self.seed, self.parallel)
         which = "" if best is None else f"; the policy is the best by validation, of {best}"
         games = f"{self.episodes} unseen game{'s' * (self.episodes != 1)} each"
