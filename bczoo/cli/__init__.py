@@ -31,7 +31,7 @@ FUNCTIONS = {
     ("bench", "train"): (
         "measure a training step of a configuration, by stage",
         "bczoo.train.bench:train",
-        ("config",),
+        ("architecture",),
     ),
     ("export",): ("export a trained policy as a folder", "bczoo.hub.commands:export", ("source", "out")),
     ("push",): (

@@ -26,6 +26,10 @@ EXAMPLES: dict[tuple[str, ...], tuple[str, ...]] = {
     ("serve",): ("bczoo serve checkpoints/doom", "bczoo serve checkpoints/doom --tcp 127.0.0.1:8089"),
     ("client-test",): ("bczoo client-test --recording my_game/REC",),
     ("bench", "latency"): ("bczoo bench latency checkpoints/doom", "bczoo bench latency 150m --dtype bfloat16"),
+    ("bench", "train"): (
+        "bczoo bench train doom --batch 4",
+        "bczoo bench train 150m --device cuda --dtype bfloat16 --compile true",
+    ),
     ("export",): ("bczoo export runs/quickstart my_policy --license mit",),
     ("push",): ("bczoo push my_policy org/my-policy --private true",),
     ("pull",): ("bczoo pull org/my-policy --out my_policy",),

@@ -6,6 +6,8 @@ Place in the pipeline: every command that runs a policy asks here before it load
 from __future__ import annotations
 
 import platform
+import statistics
+import time
 from pathlib import Path
 from typing import Literal
 
@@ -29,6 +31,21 @@ def usable_device(name: str) -> torch.device:
             f"the device {name!r} cannot be used here; choose cpu, or cuda on a machine with a GPU"
         ) from error
     return device
+
+
+def bfloat16_cost(size: int = 512, rounds: int = 7) -> float:
+    """How long a matrix product in bfloat16 takes on this processor, in matrix products in float32.
+
+    Processors without instructions for bfloat16 are slower in it than in float32.
+    """
+    seconds: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
+    factors = {dtype: torch.ones(size, size, dtype=dtype) for dtype in seconds}
+    for _ in range(rounds):
+        for dtype, taken in seconds.items():
+            started = time.perf_counter()
+            factors[dtype] @ factors[dtype]
+            taken.append(time.perf_counter() - started)
+    return statistics.median(seconds[torch.bfloat16]) / statistics.median(seconds[torch.float32])
 
 
 def play_threads(policy: torch.nn.Module, threads: int | None = None) -> int:

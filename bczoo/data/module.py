@@ -288,6 +288,7 @@ class RecordingDataModule(L.LightningDataModule):
         index, recordings = self._parts[part]
         spec = self.input_spec
         trainer = self.trainer
+        rank, world_size = _share(trainer)
         plan = Plan(
             index,
             recordings,
@@ -295,8 +296,8 @@ class RecordingDataModule(L.LightningDataModule):
             self.batch_size,
             shuffle,
             self.seed,
-            rank=trainer.global_rank if trainer is not None else 0,
-            world_size=trainer.world_size if trainer is not None else 1,
+            rank=rank,
+            world_size=world_size,
             spread=spread,
             drop_system=self.supervision == "user",
         )
@@ -307,6 +308,14 @@ class RecordingDataModule(L.LightningDataModule):
         self._close(part)  # trainers may ask for new loaders every few epochs
         self._loaders[part] = WindowLoader(dataset, plan, self.num_workers, pin)
         return self._loaders[part]
+
+
+def _share(trainer: L.Trainer | None) -> tuple[int, int]:
+    """Which share of the windows a process gets, of how many: by the strategy's count of those that see other data."""
+    if trainer is None:
+        return 0, 1
+    dealt = getattr(trainer.strategy, "distributed_sampler_kwargs", None)
+    return (trainer.global_rank, trainer.world_size) if dealt is None else (dealt["rank"], dealt["num_replicas"])
 
 
 def _holds(plan: Plan, kinds: list[int]) -> bool:

@@ -7,7 +7,6 @@ whole step is timed without them.
 
 from __future__ import annotations
 
-import platform
 import statistics
 import time
 from collections import defaultdict
@@ -17,7 +16,7 @@ from typing import Any
 
 import torch
 
-from bczoo.core.devices import DTYPES, Precision, usable_device
+from bczoo.core.devices import DTYPES, Precision, processor, usable_device
 from bczoo.core.errors import UserError
 from bczoo.core.tables import markdown_table
 from bczoo.models.model import Model
@@ -66,7 +65,7 @@ class StepReport:
 
 
 def train(
-    config: str,
+    architecture: str,
     batch: int = 1,
     steps: int | None = None,
     device: str = "cpu",
@@ -79,7 +78,7 @@ def train(
     """Measure a training step of a configuration on random frames: stages, throughput, utilisation, memory.
 
     Args:
-        config: a size such as 150m, or a YAML file with a model section.
+        architecture: a size such as 150m, or a YAML file with a model section.
         batch: windows of a step.
         steps: of a window; the configuration's own number if left out.
         device: cpu or cuda.
@@ -94,11 +93,11 @@ def train(
     where = usable_device(device)
     if largest_batch and where.type != "cuda":
         raise UserError("largest_batch needs a device whose memory can be full without harm: --device cuda")
-    model = Model.from_config(config, pretrained=False).to(where).train()
+    model = Model.from_config(architecture, pretrained=False).to(where).train()
     _prepare(model, compile, checkpointing)
     step = _Step(model, where, DTYPES[dtype])
     report = step.measure(batch, steps or model.input_spec.window, rounds)
-    print(f"{config}, {_name(where)}, {dtype}, batch {batch}, windows of {report.steps} steps")
+    print(f"{architecture}, {_name(where)}, {dtype}, batch {batch}, windows of {report.steps} steps")
     print("\n".join(["", *report.lines()]))
     if largest_batch:
         print(f"the largest batch that fits: {step.largest(batch, report.steps)} windows")
@@ -230,4 +229,4 @@ class _Clock:
 def _name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    return f"{processor()}, {torch.get_num_threads()} threads"

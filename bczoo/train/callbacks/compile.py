@@ -29,9 +29,7 @@ class CompileBlocks(L.Callback):
         self.mode = mode
         self._compiled: dict[nn.Module, Any] = {}
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if stage != "fit":
-            return
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         blocks = pl_module.blocks() if isinstance(pl_module, Model) else []
         if not blocks:
             raise UserError(

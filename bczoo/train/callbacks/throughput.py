@@ -14,10 +14,12 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from bczoo.core.devices import bfloat16_cost
 from bczoo.models.model import Model
 from bczoo.train.flops import flops_per_window, peak_flops
 
 HELD_UP = 0.2  # share of the time spent waiting for data, from which on a word is said
+SLOWER = 1.2  # times as long, from which on bfloat16 is warned of
 STEPS_TO_JUDGE = 20  # optimiser steps without validation before that word
 
 
@@ -30,7 +32,8 @@ class Throughput(L.Callback):
     - ``speed/memory_gb``: most memory taken on the device, on a GPU
     - ``speed/hours``: hours of game seen since the training began
 
-    A training that waits for data is told so once, with what to change.
+    A training that waits for data is told so once, with what to change; so is one in bfloat16 on a processor that is
+    slower in it.
     """
 
     def __init__(self) -> None:
@@ -49,6 +52,8 @@ class Throughput(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._start()
+        if pl_module.device.type == "cpu" and str(trainer.precision).startswith("bf16"):
+            _warn_of_bfloat16(str(trainer.precision))
         peak = peak_flops(pl_module.device)
         if peak is not None and isinstance(pl_module, Model) and self._per_window is None:
             self._per_window = flops_per_window(pl_module)
@@ -72,7 +77,7 @@ class Throughput(L.Callback):
             self._windows += valid.shape[0] * trainer.world_size
             self._frames += valid.numel() * trainer.world_size
         self._seen += valid.numel() * trainer.world_size
-        if self._windows and (trainer.global_step + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if self._windows and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._log(trainer, pl_module)
         self._asked_at = time.perf_counter()
 
@@ -112,5 +117,15 @@ class Throughput(L.Callback):
         warnings.warn(
             f"training waits for its data {100 * waiting:.0f} % of the time; {what}, record smaller frames (--size), "
             "or put the recordings on a faster disk",
+            stacklevel=2,
+        )
+
+
+def _warn_of_bfloat16(precision: str) -> None:
+    """Say that a processor is slower in bfloat16, where it is."""
+    if (cost := bfloat16_cost()) > SLOWER:
+        warnings.warn(
+            f"--trainer.precision {precision}: a matrix product in bfloat16 takes {cost:.1f} times as long as in "
+            "float32 on this processor; --trainer.precision 32-true is faster here",
             stacklevel=2,
         )
