@@ -111,7 +111,8 @@ def test_compiled_blocks_learn_the_same_and_are_left_as_written(recordings, monk
     )
     plain = fit(recordings)[0]
     policy, *_ = fit(recordings, CompileBlocks())
-    assert {id(block) for block in compiled} == {id(block) for block in policy.blocks()} and len(compiled) == 6 * len(policy.blocks())
+    blocks = {id(block) for block in policy.blocks()}
+    assert {id(block) for block in compiled} == blocks and len(compiled) == 6 * len(blocks)
     assert all(block._compiled_call_impl is None for block in policy.blocks())
     for name, value in plain.state_dict().items():
         torch.testing.assert_close(policy.state_dict()[name], value, msg=name)
