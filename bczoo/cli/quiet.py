@@ -17,6 +17,8 @@ IRRELEVANT = {
     r"The number of training batches \(\d+\) is smaller than the logging interval": "steps are counted over epochs",
     r"Couldn't infer the batch indices": "predictions carry recording and start themselves",
     r"This DataLoader will create \d+ worker processes": "a shipped configuration on a machine with fewer cores",
+    r"FSDP2-wrapped module \(.*\) returned a view tensor": "nothing is added in place to what a model returns",
+    r"torch\.distributed\.nn\.functional\.all_gather is deprecated": "Lightning calls it by that name",
 }  # what a warning begins with, and why nobody needs it
 
 

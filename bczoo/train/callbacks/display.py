@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import ModelSummary, RichModelSummary, RichProg
 from lightning.pytorch.callbacks.progress.tqdm_progress import convert_inf
 from torch import nn
 
+from bczoo.core.parts import written_class
 from bczoo.core.progress import Progress
 
 
@@ -93,7 +94,7 @@ def model_line(model: nn.Module) -> str:
     parts = getattr(model, "parts", None)
     by_name = parts() if parts is not None else {name: [module] for name, module in model.named_children()}
     said = [f"{name} {_shown(modules)}" for name, modules in by_name.items() if _count(modules)]
-    return f"model    {type(model).__name__}, {_number(_count([model]))} parameters: {', '.join(said)}"
+    return f"model    {written_class(type(model)).__name__}, {_number(_count([model]))} parameters: {', '.join(said)}"
 
 
 def _shown(modules: list[nn.Module]) -> str:
