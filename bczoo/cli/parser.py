@@ -25,6 +25,9 @@ class SuggestingParser:
 
     argv: Sequence[str] = ()
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **options})  # --trainer.max_step is no --trainer.max_steps
+
     def error(self, message: str, ex: Exception | None = None) -> Any:
         if not self.exit_on_error or os.environ.get(TRACEBACK):  # type: ignore[attr-defined]
             super().error(message, ex)  # type: ignore[misc]  # raises where parsers nest, else it exits

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from bczoo.compare.groups import group_by_seed
 from bczoo.compare.runs import read_run
 from bczoo.compare.table import Comparison
-from bczoo.core.files import write_json, write_text
+from bczoo.core.files import require_file_target, write_json, write_text
 
 
 def compare(
@@ -28,6 +28,9 @@ def compare(
         json: file to write the whole comparison to.
         csv: file to write a row per measure and row of the table to.
     """
+    for path, option in ((json, "--json"), (csv, "--csv")):
+        if path is not None:
+            require_file_target(path, option, f"compared.{option.removeprefix('--')}")
     comparison = Comparison.of(group_by_seed([read_run(run) for run in runs]), metric_names(metric))
     print(comparison.markdown())
     if json is not None:

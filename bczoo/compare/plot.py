@@ -15,6 +15,7 @@ from bczoo.compare.groups import Group, group_by_seed
 from bczoo.compare.runs import Curve, Run, read_run
 from bczoo.compare.table import chosen
 from bczoo.core.errors import UserError
+from bczoo.core.files import require_file_target
 from bczoo.core.style import BAND, line_style, saved_figure
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def plot(
         out: the picture; its ending names the format (png, pdf, svg).
         x: steps; or seconds, the time of the training, at the mean pace of each run.
     """
+    require_file_target(out, "--out", "curves.png")
     groups = group_by_seed([read_run(run) for run in runs])
     if not groups:
         raise UserError("give at least one run, such as runs/quickstart")

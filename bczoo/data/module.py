@@ -80,6 +80,11 @@ class RecordingDataModule(L.LightningDataModule):
             raise UserError(f"val_fraction is a share of the recordings from 0 to below 1, got {val_fraction}")
         if not 0 < fraction <= 1:
             raise UserError(f"fraction is a share of the training frames above 0 and up to 1, got {fraction}")
+        arguments.whole("batch_size", batch_size, 1)
+        arguments.whole("num_workers", num_workers, 0)
+        for name, number in (("window", window), ("frame_size", frame_size)):
+            if number is not None:
+                arguments.whole(name, number, 1)
         self.root = root
         self.batch_size = batch_size
         self.window = window

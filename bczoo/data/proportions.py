@@ -6,6 +6,8 @@ pictures and plays with black bars, or the other way round, sees pictures that i
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from bczoo.core.frames import LETTERBOX
 from bczoo.data.errors import RecordingError
 from bczoo.data.index import Index
@@ -13,20 +15,25 @@ from bczoo.data.reading import read_metadata
 from bczoo.data.recording import ANNOTATION_FILE
 from bczoo.data.video import probe
 
+MOST = 64  # recordings that are looked at
+
 
 def mismatch(index: Index, frame_size: int, resize: str) -> str | None:
     """What is wrong with pairing recordings and a policy; None if nothing is, or nothing is known.
 
-    Looks at the first recording alone.
+    Looks at some of the recordings.
 
     Args:
         index: of the recordings.
         frame_size: height and width in pixels of the policy's frames.
         resize: how the policy brings frames to it.
     """
-    if not len(index.usable):
-        return None
-    video = index.video(int(index.usable[0]), frame_size)
+    some = index.usable[:: max(1, len(index.usable) // MOST)]
+    found = (_mismatch(index.video(int(recording), frame_size), resize) for recording in some)
+    return next((wrong for wrong in found if wrong), None)
+
+
+def _mismatch(video: Path, resize: str) -> str | None:
     try:
         metadata, info = read_metadata(video.parent / ANNOTATION_FILE), probe(video)
     except RecordingError:

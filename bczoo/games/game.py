@@ -359,6 +359,10 @@ def _import_game(name: str) -> Game:
             + ("" if own else f", which {module_name!r} imports")
             + "; install it, or put its folder on PYTHONPATH"
         ) from error
+    except SyntaxError as error:
+        raise UnknownGameError(
+            f"game {name!r}: {error.filename}, line {error.lineno}, is no Python: {error.msg}"
+        ) from error
     if not hasattr(module, function):
         close = difflib.get_close_matches(function, vars(module), n=1)
         raise UnknownGameError(

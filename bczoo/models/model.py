@@ -243,11 +243,10 @@ class Model(Family):
 
     def configure_model(self) -> None:
         """Spread the weights over the processes where the strategy says so (:class:`bczoo.Sharded`)."""
-        strategy = self.trainer.strategy
-        if isinstance(strategy, ModelParallelStrategy):
+        if self._trainer is not None and isinstance(self.trainer.strategy, ModelParallelStrategy):
             from bczoo.train.sharded import shard
 
-            shard(self, self.blocks(), strategy)
+            shard(self, self.blocks(), self.trainer.strategy)
 
     def training_step(self, batch: Any, batch_index: int) -> Tensor:
         """The loss whose mean over processes is that of all their batches together; the mean is what is logged.

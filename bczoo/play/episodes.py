@@ -293,7 +293,7 @@ def play_to_video(
     from bczoo.data.video import VideoWriter  # brings in the video library
 
     total = 0.0
-    bar = Progress(total=int(max_seconds * game.fps), desc=f"{game.name} video", unit="frame")
+    bar = Progress(total=int(max_seconds * game.fps), desc=f"{game.name} video", unit="frames")
     with VideoWriter(path, fps=game.fps) as video, bar:
         for step, (frame, decision, reward) in enumerate(_episode(game, player, seed)):
             caption = f"{game.name}   {step / game.fps:5.1f} s   return {total:.1f}"
@@ -303,6 +303,7 @@ def play_to_video(
             bar.update()
             if (step + 1) / game.fps >= max_seconds:
                 break
+        bar.total = bar.n  # the game may have been shorter
     return total
 
 

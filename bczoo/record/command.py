@@ -43,6 +43,7 @@ HOW_TO_TRAIN = (
     "give the recordings of this game a folder of their own (--data.root), train on what lies there alone "
     "(--data.source null), or give --data.source.mix true where the games are meant to be mixed"
 )
+LARGEST_PX = 4096  # height and width of stored frames
 TAKEOVER_OPTIONS = ("takeover", "takeover_steps", "dagger")
 
 
@@ -130,6 +131,8 @@ def record(
         raise UserError(f"episodes must be at least 1, got {episodes}")
     if not 0 <= noise < 1:
         raise UserError(f"noise is a share of steps from 0 up to (not including) 1, got {noise}")
+    if size is not None and not 1 <= size <= LARGEST_PX:
+        raise UserError(f"size is a number of pixels from 1 to {LARGEST_PX}, got {size}")
     if hold < 1:
         raise UserError(f"hold is a number of steps from 1 on, got {hold}")
     _check_effect(given)

@@ -33,6 +33,10 @@ def told_by(capsys, *argv):
             "bczoo: --model.encoder.frozn is no option of bczoo.ImageEncoder. Did you mean '--model.encoder.frozen'?",
         ),
         (
+            "--trainer.max_step 4",  # the beginning of an option is none
+            "bczoo: --trainer.max_step is no option of bczoo fit. Did you mean '--trainer.max_steps'?",
+        ),
+        (
             "--data.batchsize 3",
             "bczoo: --data.batchsize is no option of bczoo.RecordingDataModule. Did you mean '--data.batch_size'?",
         ),

@@ -10,6 +10,7 @@ import pytest
 from run_folders import write_curve, write_run
 
 from bczoo.cli import main
+from bczoo.compare.command import compare
 from bczoo.compare.plot import at_common_steps, plot
 from bczoo.core.errors import UserError
 
@@ -86,3 +87,13 @@ def test_what_cannot_be_drawn_is_told(runs, capsys):
     Path("b/record.json").unlink()
     with pytest.raises(UserError, match="b has no record of how long it trained; plot it over steps"):
         plot(["b"], x="seconds")
+
+
+def test_a_folder_in_the_place_of_a_file_is_told_before_anything_is_read(tmp_path):
+    for call, option in (
+        (lambda: plot(["nowhere"], out=str(tmp_path)), "--out"),
+        (lambda: compare(["nowhere"], csv=str(tmp_path)), "--csv"),
+        (lambda: compare(["nowhere"], json=str(tmp_path)), "--json"),
+    ):
+        with pytest.raises(UserError, match=f"{option} .* is a folder; name a file in it"):
+            call()

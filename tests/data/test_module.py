@@ -392,3 +392,11 @@ def test_workers_end_with_the_run(shared_root, tmp_path):
     assert multiprocessing.active_children() == []
     fit(shared_root, tmp_path / "b", num_workers=2, stop=3)
     assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "least"), [("batch_size", 0, 1), ("batch_size", -1, 1), ("num_workers", -1, 0), ("window", 0, 1)]
+)
+def test_numbers_that_make_no_sense_are_refused(name, value, least):
+    with pytest.raises(UserError, match=f"{name} must be .*{least}.* got {value}"):
+        RecordingDataModule("nowhere", **{name: value})

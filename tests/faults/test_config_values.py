@@ -147,7 +147,7 @@ def refusal(**arguments: Any) -> str:
         ({"z_loss": float("nan")}, "z_loss must be a number from 0 on, got nan"),
         ({"text_dim": 0}, "text_dim must be a whole number from 1 on, got 0"),
         ({"fps": 1e-300}, "fps must be a number from 0.1 to 1,000, got 1e-300"),
-        ({"resize": ["box"]}, "resize must be one of hamming, bilinear, bicubic, lanczos, box, got ['box']"),
+        ({"resize": ["box"]}, "resize must be one of hamming, bilinear, bicubic, lanczos, box, letterbox, got ['box']"),
         ({"text_encoder": "gemma"}, "text_encoder must be of class TextEncoder, or an object with class_path"),
         ({"decoder": {"class_path": "bczoo.Decoder"}}, "'bczoo.Decoder' is not a known Decoder"),
         ({"text_encoder": {"class_path": "bczoo.TextEncoder"}}, "'bczoo.TextEncoder' is not a known TextEncoder"),

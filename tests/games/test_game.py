@@ -186,3 +186,10 @@ def test_the_random_player_presses_what_is_bound_and_nothing_else():
     assert all(space.encode(**v) for v in drawn)
     with pytest.raises(ValueError, match="random player cannot know"):
         Game("any", gymnasium.Env, lambda v: 0).random_values(rng)
+
+
+def test_a_module_that_is_no_python_is_told_in_one_line(tmp_path, monkeypatch):
+    (tmp_path / "half_typed.py").write_text("def my_game(:\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"game 'half_typed:my_game': .*half_typed.py, line 1, is no Python: invalid"):
+        make_game("half_typed:my_game")

@@ -268,7 +268,7 @@ def test_the_instruction_is_written_with_its_embedding(monkeypatch):
     (other,) = correct("somewhere", expert="expert", takeover=0.3, text="catch")
     assert other != folder
     data = RecordingDataModule("out", batch_size=1, window=5, val_fraction=0.0, frame_size=64)
-    data.trainer = type("T", (), {"lightning_module": loaded, "global_rank": 0, "world_size": 1})()
+    data.trainer = type("T", (), {"lightning_module": loaded, "global_rank": 0, "world_size": 1, "strategy": None})()
     data.trainer.is_global_zero, data.trainer.overfit_batches = True, 0
     data.pin_memory = False
     data.prepare_data()

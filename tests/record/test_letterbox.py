@@ -99,3 +99,12 @@ def test_the_policy_is_rebuilt_with_its_bars(tmp_path):
     policy = tiny.tiny_policy(resize="letterbox", text_dim=None)
     policy.save_pretrained(tmp_path / "policy")
     assert type(policy).from_pretrained(tmp_path / "policy").input_spec.resize == "letterbox"
+
+
+def test_one_of_the_other_kind_among_many_is_told(tmp_path):
+    for seed, fit in ((0, "squash"), (1, "squash"), (2, "letterbox")):
+        record(wide(), str(tmp_path), agent="random", episodes=1, seed=seed, size=64, workers=1, fit=fit)
+    data = RecordingDataModule(root=str(tmp_path), batch_size=1, window=5, val_fraction=0)
+    data.prepare_data()
+    with pytest.warns(UserWarning, match="lie between black bars"):
+        data.setup()

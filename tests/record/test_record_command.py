@@ -380,3 +380,9 @@ def test_doom_is_recorded_without_litter():
     assert [p.name for p in Path.cwd().iterdir()] == ["out"]
     assert all("0" in {b for s in steps(f) for b in s["mouse_buttons"]} for f in folders)
     assert read_annotation(folders[0]).metadata.env.env_subtype == "basic"
+
+
+@pytest.mark.parametrize("size", [0, -1, 100_000])
+def test_a_size_that_no_frame_can_have_is_refused(size):
+    with pytest.raises(UserError, match=f"size is a number of pixels from 1 to 4096, got {size}"):
+        record(CATCH, "out", size=size)
