@@ -207,9 +207,9 @@ def test_a_replay_of_older_weights_says_so():
 def test_cards_of_weights_that_ship_say_what_they_cost_and_show_a_game(folder):
     exported = read_folder(folder.parent)
     record, card = exported.record, (folder.parent / "README.md").read_text()
-    assert {"replay", "causality", "play", "training"} <= record.keys()
+    assert {"replay", "causality", "latency", "play", "training"} <= record.keys()
     assert (folder.parent / record["replay"]["video"]).stat().st_size < 1_000_000
     assert record["replay"]["step"] == record["training"]["steps"]
-    for heading in ("## Replay", "Causality on", "## Training", "## Known flaws"):
+    for heading in ("## Replay", "Causality on", "Latency of a step", "## Training", "## Known flaws"):
         assert heading in card
     assert card == model_card(folder.parent.name, exported.model, record), "written by a command, not by hand"
