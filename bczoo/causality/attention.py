@@ -29,6 +29,7 @@ from bczoo.core.spec import Batch
 from bczoo.core.style import BLUE, DASHES, PAPER, SKY, SMALL, TEXT, saved_figure, shades
 from bczoo.data.dataset import WindowDataset
 from bczoo.data.index import open_index
+from bczoo.hub.measurements import results_folder
 from bczoo.models.bc.layout import StepLayout
 from bczoo.nn.attention import Attend, Sinks, prepend_sinks
 from bczoo.nn.text import where_untold
@@ -82,7 +83,7 @@ def attention_report(
     steps: int | None = None,
     all_queries: bool = False,
     text: str | None = None,
-    out: str = "runs/attention",
+    out: str | None = None,
     device: str = "cpu",
     revision: str | None = None,
 ) -> AttentionShares:
@@ -99,10 +100,11 @@ def attention_report(
         steps: how long the window is; the policy's own if left out.
         all_queries: watch the queries of all tokens.
         text: instruction to the policy at steps that have none; the one it was fine-tuned under if left out.
-        out: folder of the results.
+        out: folder of the results; if left out, attention in the folder of a run, runs/attention for other policies.
         device: where the policy runs, cpu or cuda.
         revision: branch, tag or commit on the Hub.
     """
+    out = out or results_folder(policy, "attention")
     require_folder_target(out, "--out")
     opened = open_policy(policy, revision, device, text=text)
     loaded, instruction = opened.policy, opened.embedding()

@@ -38,7 +38,7 @@ from bczoo.data.dataset import WindowDataset
 from bczoo.data.index import Index, open_index
 from bczoo.data.loader import WindowLoader
 from bczoo.data.windows import Key, Plan, split
-from bczoo.hub.measurements import keep, measured_step
+from bczoo.hub.measurements import keep, measured_step, results_folder
 from bczoo.models.policy import Policy
 from bczoo.nn.text import where_untold
 from bczoo.play.open import open_policy
@@ -83,7 +83,7 @@ def causality_report(
     clip: str | None = None,
     clip_start: float = 0.0,
     clip_seconds: float = 10.0,
-    out: str = "runs/causality",
+    out: str | None = None,
     device: str = "cpu",
     revision: str | None = None,
     add_to_record: bool | None = None,
@@ -113,7 +113,7 @@ def causality_report(
         clip: name of the recording that is plotted; the first one that is long enough if left out.
         clip_start: where the plotted clip begins, in seconds.
         clip_seconds: how long it is.
-        out: folder of the results.
+        out: folder of the results; if left out, causality in the folder of a run, runs/causality for other policies.
         device: where the policy runs, cpu or cuda.
         revision: branch, tag or commit on the Hub.
         add_to_record: keep the scores in the record of the policy, for its card; if left out, those of a run are kept,
@@ -123,6 +123,7 @@ def causality_report(
     for name, number in (("batch_size", batch_size), ("limit", limit), ("windows", windows)):
         if number is not None and number < 1:
             raise UserError(f"{name} is a number from 1 on, got {number}")
+    out = out or results_folder(policy, "causality")
     require_folder_target(out, "--out")
     opened = open_policy(policy, revision, device, text=text)
     loaded, instruction = opened.policy, opened.embedding()

@@ -177,18 +177,24 @@ def main(argv: list[str] | None = None) -> int:
 
         return run_trainer(argv)
     except KeyboardInterrupt:
-        print("bczoo: interrupted", file=sys.stderr)
+        _say("bczoo: interrupted")
         return 130
     except Exception as error:
         report = behind(error, UserError) or _system_error(error)
         if report is None or os.environ.get("BCZOO_TRACEBACK"):
             raise
-        print(f"bczoo: {report}", file=sys.stderr)
+        _say(f"bczoo: {report}")
         return 1
     finally:  # whoever calls this from Python goes on with the environment that there was
         os.environ.pop(IMPORT, None)
         if imported is not None:
             os.environ[IMPORT] = imported
+
+
+def _say(error: str) -> None:
+    """Print an error behind what was printed before it, also where both go into one file."""
+    sys.stdout.flush()
+    print(error, file=sys.stderr)
 
 
 def import_modules(argv: list[str]) -> list[str]:

@@ -93,3 +93,14 @@ def _into_card(folder: Path, record: Mapping[str, Any]) -> str:
     section = measured_section(record).split("\n")
     write_text(path, "\n".join([*lines[:start], *section, *([""] if end < len(lines) else []), *lines[end:]]))
     return f" and in {path}"
+
+
+def results_folder(policy: str, name: str) -> str:
+    """Where a command writes its results unless it is told: into the run's folder, or beside all runs.
+
+    Args:
+        policy: the policy, as the command was given it.
+        name: of the folder.
+    """
+    run = Path(policy)
+    return str((run if (run / "checkpoints").is_dir() else Path("runs")) / name)

@@ -10,7 +10,7 @@ import torch
 from bczoo.core.errors import UserError
 from bczoo.hub import measurements
 from bczoo.hub.card import model_card
-from bczoo.hub.measurements import keep
+from bczoo.hub.measurements import keep, results_folder
 from bczoo.hub.source import locate
 from bczoo.play.episodes import PlayResult
 from bczoo.train.run_record import play_entry, read_record
@@ -150,3 +150,10 @@ def test_every_kind_of_measurement_can_be_weighed():
 
     entries = {"play": entry(1, 2.0), "causality": {"windows": 3}, "latency": {"steps_measured": 4}}
     assert [measurements.amount_of(what, entries[what]) for what in MEASURED] == [1, 3, 4]
+
+
+def test_results_lie_in_the_folder_of_a_run_and_beside_the_runs_otherwise(tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    assert results_folder(str(tmp_path / "run"), "causality") == str(tmp_path / "run" / "causality")
+    for policy in ("org/name", "checkpoints/doom", str(tmp_path / "run" / "checkpoints" / "last.ckpt")):
+        assert results_folder(policy, "causality") == "runs/causality"

@@ -256,7 +256,7 @@ def test_closing_games_are_played_with_the_best_weights_which_are_given_back(rec
     keeper = ResumableCheckpoint()
     keeper._best, keeper.dirpath = Best("val/loss", "min", 0.5, 3), Path()
     Path("other.ckpt").rename(keeper.best_path)
-    trainer = SimpleNamespace(checkpoint_callbacks=[keeper], global_step=6)
+    trainer = SimpleNamespace(checkpoint_callbacks=[keeper], global_step=6, lightning_module=module)
     with _best_weights(trainer, module) as found:
         assert found.step == 3 and str(found) == "step 3, val/loss 0.5000"
         assert all((v == 7.0).all() for v in module.state_dict().values())
