@@ -208,10 +208,6 @@ def _estimate(group: Group, measure: str) -> Estimate | None:
     return mean_over_seeds([one.value for one in found]) if len(found) > 1 else _of_one(measure, found[0])
 
 
-def _by_seed(group: Group, measure: str) -> dict[int | None, float]:
-    return {run.seed: run.measures[measure].value for run in group.runs if measure in run.measures}
-
-
 def _of_one(measure: str, found: Measure) -> Estimate:
     over = "" if found.low is None else "games" if measure.startswith("play/") else "recordings"
     return Estimate(found.value, found.low, found.high, 1, over)

@@ -70,3 +70,8 @@ def processor() -> str:
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, "") or platform.processor() or platform.machine()
+
+
+def device_name(device: torch.device) -> str:
+    """A device by the name of its hardware, which stands beside every measured number."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor()

@@ -28,9 +28,6 @@ from bczoo.train.run_record import BEST, EXPORTED_RECORD, LAST, read_record, rec
 
 Loaded = TypeVar("Loaded", bound=Family)
 
-_HERE = Path(__file__).parents[1]
-SHIPPED = _HERE / "checkpoints" if (_HERE / "checkpoints").is_dir() else _HERE.parent / "checkpoints"
-
 
 @dataclass(frozen=True)
 class Source:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from bczoo.core.configs import names
-from bczoo.core.devices import DTYPES, Precision, processor, usable_device
+from bczoo.core.devices import DTYPES, Precision, device_name, usable_device
 from bczoo.core.errors import UserError
 from bczoo.hub.measurements import keep, measured_step
 from bczoo.models.policy import Policy
@@ -104,7 +104,7 @@ def latency(
     agent = loaded.agent(games, cuda_graphs=cuda_graphs)
     report = measure(agent, steps, warm_up, instruction)
     weights, on_cpu = next(loaded.parameters()).dtype, agent.device.type == "cpu"
-    where = processor() if on_cpu else torch.cuda.get_device_name(agent.device)
+    where = device_name(agent.device)
     print(f"{policy}, {device} ({where}), {str(weights).removeprefix('torch.')}, games {games}, ", end="")
     print(f"threads {torch.get_num_threads()}, {steps} steps\n" if on_cpu else f"{steps} steps\n")
     print("\n".join(report.lines()))

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from bczoo.core.devices import DTYPES, Precision, processor, usable_device
+from bczoo.core.devices import DTYPES, Precision, device_name, usable_device
 from bczoo.core.errors import UserError
 from bczoo.core.tables import markdown_table
 from bczoo.models.model import Model
@@ -227,6 +227,5 @@ class _Clock:
 
 
 def _name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{processor()}, {torch.get_num_threads()} threads"
+    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    return f"{device_name(device)}{threads}"

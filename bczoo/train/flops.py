@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from bczoo.core.devices import device_name
 from bczoo.core.spec import Batch, InputSpec, window_batch
 from bczoo.models.model import Model
 
@@ -71,7 +72,7 @@ def peak_flops(device: torch.device) -> float | None:
     """Operations a second that a device can do in bfloat16; None where that is not known."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
+    name = device_name(device)
     return next((peak for part, peak in PEAK.items() if part in name), None)
 
 

@@ -111,7 +111,7 @@ def test_a_logger_that_cannot_be_had_is_told_before_anything_is_built(
     recordings, here, capsys, monkeypatch, word, said
 ):
     monkeypatch.setattr("bczoo.cli.loggers.find_spec", lambda _: None)
-    monkeypatch.setattr("bczoo.BCPolicy.__init__", lambda *_: pytest.fail("a policy was built"))
+    monkeypatch.setattr("bczoo.cli.trainer.TrainerCLI.instantiate_classes", lambda _: pytest.fail("a policy was built"))
     assert fit(recordings, "--logger", word) == 1
     assert said in capsys.readouterr().err
 

@@ -22,7 +22,7 @@ import torch
 
 import bczoo
 from bczoo.core.configs import FOLDER, IMPORT
-from bczoo.core.devices import processor
+from bczoo.core.devices import device_name
 from bczoo.core.files import set_aside, write_json
 from bczoo.hub.state import RUN_STATE, kept_by
 from bczoo.train.callbacks.checkpoint import ResumableCheckpoint
@@ -216,9 +216,8 @@ def _step(trainer: L.Trainer) -> int:
 
 def _device(trainer: L.Trainer) -> str:
     device = trainer.strategy.root_device
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} threads, {processor()}"
+    name = device_name(device)
+    return name if device.type == "cuda" else f"{device.type}, {torch.get_num_threads()} threads, {name}"
 
 
 def _data(trainer: L.Trainer) -> dict[str, Any]:
