@@ -103,15 +103,15 @@ class ImportReport:
         if dropped:
             lines.append(f"  dropped  {_listed([f'{name} {n:,}' for name, n in dropped.most_common()])} (events)")
         if outside:
+            beyond = _listed([f"{name} {held[name]:,}" for name in outside])
             lines.append(
-                f"  beyond   {_listed([f'{name} {held[name]:,}' for name in outside])} (steps): recorded, but not in the "
-                f"action space {self.action_space}, so training leaves them out"
+                f"  beyond   {beyond} (steps): recorded, but not in the action space {self.action_space}, so training "
+                "leaves them out"
             )
         keys = [name.removeprefix("keys:") for name in outside if name.startswith("keys:")]
         if keys and self.action_space == "keyboard_mouse":
-            lines.append(
-                f"           to learn them: --model.action_space '{{name: keyboard_mouse, extra_keys: [{', '.join(keys)}]}}'"
-            )
+            space = f"{{name: keyboard_mouse, extra_keys: [{', '.join(keys)}]}}"
+            lines.append(f"           to learn them: --model.action_space '{space}'")
         return lines
 
 
@@ -204,15 +204,13 @@ def _named(reader: Format, source: Path, out: Path) -> list[tuple[Path, Path]]:
         ]
         hint = f"; what is there may be {' or '.join(others)}" if others else ""
         raise UserError(f"SOURCE {source} holds no recordings of the format {reader.name} ({reader.description}){hint}")
-    stems = [_name(path, source, whole=False) for path in found]
+    names = [_name(path, source, whole=False) for path in found]
+    count = Counter(names)
     names = [
-        _name(path, source, whole=True) if stems.count(stem) > 1 else stem
-        for path, stem in zip(found, stems, strict=True)
+        _name(path, source, whole=True) if count[name] > 1 else name for path, name in zip(found, names, strict=True)
     ]
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise UserError(
-            f"SOURCE {source}: several recordings would be named {twice[0]!r}; import them one folder at a time"
-        )
+    if same := [name for name, n in Counter(names).items() if n > 1]:
+        raise UserError(f"SOURCE {source}: several recordings would be named {same[0]!r}; import a folder at a time")
     return [(path, out / name) for path, name in zip(found, names, strict=True)]
 
 

@@ -1,10 +1,11 @@
 """Pearce and Zhu's Counter-Strike: ``.hdf5`` files of a thousand frames, 16 a second, with actions as one-hot vectors.
 
-Place in the pipeline: a format of :mod:`bczoo.imports`. Fields are those of TeaPearce/Counter-Strike_Behavioural_Cloning
-(README and ``config.py``; paper 2104.04258). The data may be used for research and personal projects, not commercially.
+Place in the pipeline: a format of :mod:`bczoo.imports`. Fields are those of the README and ``config.py`` of
+TeaPearce/Counter-Strike_Behavioural_Cloning (paper 2104.04258), which may be used for research and personal projects,
+not commercially.
 
-Frame i has ``frame_i_x``, its picture, and ``frame_i_y``, the action taken at it: 11 keys, 2 mouse buttons, and one of 23
-and one of 15 mouse motions. What has to be known:
+Frame i has ``frame_i_x``, its picture, and ``frame_i_y``, the action taken at it: 11 keys, 2 mouse buttons, and one of
+23 and one of 15 mouse motions. What has to be known:
 
 * Pictures are BGR.
 * The order of the keys is that of ``actions_to_onehot``, w, a, s, d, and not that of the comment beside it.
@@ -50,18 +51,18 @@ class CounterStrike(Format):
         h5py = needed("h5py")
         try:
             with open_regular(path) as file, h5py.File(file, "r") as data:
-                numbers = sorted(
-                    int(name.split("_")[1]) for name in data if name.startswith("frame_") and name.endswith("_y")
-                )
+                names = [name for name in data if name.startswith("frame_") and name.endswith("_y")]
+                numbers = sorted(int(name.split("_")[1]) for name in names)
                 actions = [np.asarray(data[f"frame_{i}_y"]).reshape(-1) for i in numbers]
         except Exception as error:  # whatever upsets the library is damage of this file
             raise RecordingError(path, f"cannot be read ({type(error).__name__}: {error})") from error
         if numbers != list(range(len(numbers))) or not numbers:
             raise RecordingError(path, f"holds {len(numbers)} frames, which are not numbered from 0 on without a gap")
-        if wrong := [i for i, action in enumerate(actions) if len(action) != LENGTH]:
-            raise RecordingError(
-                path, f"the action of frame {wrong[0]} has {len(actions[wrong[0]])} values, not {LENGTH}"
-            )
+        for i, action in enumerate(actions):
+            if len(action) != LENGTH:
+                raise RecordingError(
+                    path, f"the action of frame {i} has {len(action)} values, where {LENGTH} are known"
+                )
         onehot = np.stack(actions)  # (n, 51)
         times = [i / FPS for i in numbers]
         held = onehot[:, : len(KEYS)] > 0.5

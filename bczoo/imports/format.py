@@ -82,8 +82,8 @@ def _class_of(name: str) -> type[Format]:
         return found
     if "." not in name:
         raise UserError(
-            f"there is no format {arguments.shown(name)}; there are {', '.join(FORMATS)}, and classes of your own, such "
-            "as --import my_format my_format.MyFormat"
+            f"there is no format {arguments.shown(name)}; there are {', '.join(FORMATS)}, and classes of your own, "
+            "such as my_format.MyFormat with --import my_format"
         )
     return find_class(name, Format)
 
@@ -107,6 +107,4 @@ def needed(module: str) -> Any:
         return import_module(module)
     except ImportError as error:
         package = module.partition(".")[0]
-        raise UserError(
-            f"this format is read with {package}, which is not installed: pip install 'bczoo[import]'"
-        ) from error
+        raise UserError(f"this format needs {package}, which is not installed: pip install 'bczoo[import]'") from error

@@ -48,7 +48,7 @@ def timed_frames(path: str | Path) -> Iterator[tuple[float, Callable[[], np.ndar
         raise RecordingError(path, f"no video; the names of videos end in {', '.join(CONTAINERS)}")
     number = 0
     try:
-        with open_regular(path) as file, av.open(file, format=container_name) as container:
+        with open_regular(path) as file, av.open(file, "r", format=container_name) as container:
             if not container.streams.video:
                 raise RecordingError(path, "the file has no video stream")
             stream = container.streams.video[0]

@@ -102,9 +102,7 @@ def _frames(
         at = fields.get("media_ref") or fields
         name, pts = at.get("uri") or at.get("path"), at.get("pts_ns", fields.get("pts"))
         if not isinstance(name, str) or not isinstance(pts, int):
-            raise RecordingError(
-                path, "a frame lies in no video (its message has no pts); embedded frames are not read"
-            )
+            raise RecordingError(path, "a frame lies in no video (its message has no pts), and others are not read")
         placed.append((pts / 1e9, fields["utc_ns"] / 1e9, name, fields.get("shape")))
     placed.sort(key=lambda one: one[0])
     if len(names := {name for _, _, name, _ in placed}) > 1:
@@ -194,8 +192,6 @@ def _raw_buttons(time: float, flags: int, data: int) -> list[Event]:
         for bit, down in ((2 * i, 1), (2 * i + 1, 0))
         if flags >> bit & 1
     ]
-    wheel = (data - 0x10000 if data & 0x8000 else data) / NOTCH  # a signed number of 16 bits
-    events += [
-        Event(time, name, wheel) for bit, name in ((RAW_WHEEL, "scroll_dy"), (RAW_SIDEWAYS, "scroll_dx")) if flags & bit
-    ]
-    return events
+    notches = (data - 0x10000 if data & 0x8000 else data) / NOTCH  # a signed number of 16 bits
+    wheels = ((RAW_WHEEL, "scroll_dy"), (RAW_SIDEWAYS, "scroll_dx"))
+    return events + [Event(time, name, notches) for bit, name in wheels if flags & bit]

@@ -65,9 +65,9 @@ class Owl(Format):
     def read(self, path: Path) -> Session:
         for reject in REJECTS:
             if (path / reject).exists() and not self.invalid:
-                reasons = (path / reject).read_text(encoding="utf-8", errors="replace").split("\n")
+                said = (path / reject).read_text(encoding="utf-8", errors="replace").split("\n")
                 raise RecordingError(
-                    path, f"rejected by its recorder ({reject}): {'; '.join(filter(None, reasons))[:200]}"
+                    path, f"rejected by its recorder ({reject}): {'; '.join(filter(None, said))[:200]}"
                 )
         rows = _rows(path / INPUTS)
         times: dict[str, float] = {}
@@ -76,9 +76,7 @@ class Owl(Format):
         notes: list[str] = []
         if (begin := times.get("VIDEO_START")) is None:
             if (begin := times.get("START")) is None:
-                raise RecordingError(
-                    path, "inputs.csv has neither VIDEO_START nor START, so nothing says when the video began"
-                )
+                raise RecordingError(path, f"{INPUTS} has no VIDEO_START, so nothing says when the video began")
             notes.append("inputs.csv has no VIDEO_START; the video is taken to begin at START")
         return Session(
             _frames(path / VIDEO, begin, times.get("HOOK_START", begin), notes),
@@ -133,17 +131,14 @@ def _events(path: Path, rows: list[Row], notes: list[str]) -> list[Event]:
         try:
             found = _read(time, kind, arguments)
         except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
-            raise RecordingError(
-                path, f"{INPUTS}: {kind} at {time} has the arguments {json.dumps(arguments)[:80]}"
-            ) from error
+            what = json.dumps(arguments)[:80]
+            raise RecordingError(path, f"{INPUTS}: {kind} at {time} has the arguments {what}") from error
         events += found
         # A trigger that is pressed far enough also counts as a button; its value says more.
         trigger = kind == "GAMEPAD_BUTTON" and arguments[0] in PAD_VALUES
         if not found and kind not in TOLD and not trigger:
             left_out[f"{kind} {arguments[0]}" if kind.startswith("GAMEPAD") else kind] += 1
-    notes += [
-        f"{count} events {kind} have no place in a recording, and are left out" for kind, count in left_out.items()
-    ]
+    notes += [f"{count} events {kind} have no place in a recording: left out" for kind, count in left_out.items()]
     return events
 
 
