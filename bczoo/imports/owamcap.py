@@ -13,9 +13,9 @@ generation  message of a frame                            where the frame is
 
 What has to be known of them:
 
-* A frame's time is its message's ``utc_ns``, on the clock of the keyboard. The video's own times run up to a quarter of
-  a second ahead of it, and only say which frame of the video it is: by them, a letter is on the screen before its key
-  is pressed.
+* A frame's time is its message's ``utc_ns``, on the clock of the keyboard. The video's own times run ahead of it, by up
+  to 0.36 and 1.2 s in the two recordings that the tests read, and only say which frame of the video it is: by them, a
+  letter is on the screen before its key is pressed.
 * Frames come when the screen changes, at no even rate.
 * Releases get lost. ``KeyboardState`` tells once a second which keys are held: who is not among them is released.
 * The state may list keys that nobody pressed. They are left out.
@@ -66,8 +66,11 @@ class OwaMcap(Format):
         titles = Counter(fields.get("title", "") for _, fields in messages.pop("WindowInfo", ()))
         end = max(time for of_kind in (screens, *messages.values()) for time, _ in of_kind)
         notes: list[str] = []
-        events = [*_keyboard(messages, notes), *_mouse(messages)]
-        notes += [f"{len(rest)} messages of the kind {kind} are not read" for kind, rest in sorted(messages.items())]
+        try:
+            events = [*_keyboard(messages, notes), *_mouse(messages)]
+        except (KeyError, TypeError) as error:
+            raise RecordingError(path, f"a KeyboardEvent or MouseEvent lacks {error}") from error
+        notes += [f"messages of the kind {kind}, which are not read: {len(rest)}" for kind, rest in sorted(messages.items())]
         return Session(
             _frames(path, [fields for _, fields in screens], notes),
             events,
@@ -120,9 +123,9 @@ def _frames(
         number += 1
     without_frame += len(placed) - number
     if without_frame:
-        notes.append(f"{without_frame} of {len(placed)} frames are not in the video")
+        notes.append(f"frames that are not in the video: {without_frame} of {len(placed)}")
     if without_message:
-        notes.append(f"{without_message} frames of the video have no message that tells their time, and are left out")
+        notes.append(f"frames of the video without a message that tells their time, left out: {without_message}")
 
 
 def _cropped(picture: Callable[[], np.ndarray], shape: list[int]) -> np.ndarray:

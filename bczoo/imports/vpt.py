@@ -88,11 +88,9 @@ class Vpt(Format):
             gaps = sum(b["tick"] - a["tick"] > 1 for a, b in pairwise(lines) if "tick" in a and "tick" in b)
             cursors = [(line["mouse"]["x"], line["mouse"]["y"]) if line["isGuiOpen"] else None for line in lines]
         except (KeyError, TypeError, AttributeError) as error:
-            raise RecordingError(
-                path, f"a line of the .jsonl is no action ({type(error).__name__}: {error})"
-            ) from error
+            raise RecordingError(path, f"the .jsonl holds no actions ({type(error).__name__}: {error})") from error
         if gaps:
-            notes.append(f"{gaps} places where parts of the game are missing (tick jumps)")
+            notes.append(f"places where parts of the game are missing (tick jumps): {gaps}")
         acting = {round(event.time * FPS) for event in events if event.value} | _held_steps(keys, buttons)
         idle = [(t, t + 1 / FPS) for i, t in enumerate(times) if i not in acting]
         return Session(
