@@ -6,7 +6,6 @@ Place in the pipeline: before training, once for every collection of recordings 
 
 from __future__ import annotations
 
-import dataclasses
 import multiprocessing
 import os
 from collections import Counter
@@ -246,8 +245,7 @@ def _convert_all(
 
 def _plain(report: ImportReport) -> dict[str, Any]:
     recordings = [
-        dataclasses.asdict(one) | {"renamed": {f"{a} to {b}": n for (a, b), n in one.renamed.items()}}
-        for one in report.recordings
+        vars(one) | {"renamed": {f"{a} to {b}": n for (a, b), n in one.renamed.items()}} for one in report.recordings
     ]
     return {"out": report.out, "status": report.status, "beyond": report.outside(), "recordings": recordings}
 

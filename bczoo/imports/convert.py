@@ -132,7 +132,7 @@ def _convert(format: Format, source: Path, folder: Path, wanted: Wanted, result:
             result.held.update(_held(step.values or {}))
     result.seconds = result.steps / fps
     result.renamed, result.dropped, result.notes = names.renamed, names.dropped, session.notes
-    if held := _to_the_end(session.events or ()):
+    if session.fps is None and (held := _to_the_end(session.events or ())):
         result.notes.append(f"{', '.join(held)} pressed and never released, so held to the end")
 
 

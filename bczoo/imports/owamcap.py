@@ -70,7 +70,7 @@ class OwaMcap(Format):
             events = [*_keyboard(messages, notes), *_mouse(messages)]
         except (KeyError, TypeError) as error:
             raise RecordingError(path, f"a KeyboardEvent or MouseEvent lacks {error}") from error
-        notes += [f"messages of the kind {kind}, which are not read: {len(rest)}" for kind, rest in sorted(messages.items())]
+        notes += [f"messages of the kind {kind}, which are not read: {len(m)}" for kind, m in sorted(messages.items())]
         return Session(
             _frames(path, [fields for _, fields in screens], notes),
             events,

@@ -111,11 +111,11 @@ def _lines(path: Path) -> list[dict[str, Any]]:
             while text := file.readline(MOST_LINE):
                 lines.append(json.loads(text))
     except OSError as error:
-        raise RecordingError(path, f"{path.name} cannot be read ({error.strerror})") from error
+        raise RecordingError(path, f"cannot be read ({error.strerror})") from error
     except ValueError as error:
-        raise RecordingError(path, f"{path.name}: line {len(lines) + 1} is no JSON ({error})") from error
+        raise RecordingError(path, f"line {len(lines) + 1} is no JSON ({error})") from error
     if not lines:
-        raise RecordingError(path, f"{path.name} is empty")
+        raise RecordingError(path, "the file is empty")
     return lines
 
 

@@ -13,12 +13,14 @@ WIDTH, HEIGHT = 64, 48
 
 
 def numbered(i: int) -> np.ndarray:
-    """A picture that is as bright as its number: 4 levels of 256 for each."""
-    return np.full((HEIGHT, WIDTH, 3), i * 4 % 256, np.uint8)
+    """A picture of the bits of its number, black and white stripes from left to right; survives encoding."""
+    bits = np.array([i >> b & 1 for b in range(8)], np.uint8) * 255
+    return np.broadcast_to(np.repeat(bits, WIDTH // 8)[None, :, None], (HEIGHT, WIDTH, 3)).copy()
 
 
 def number_of(frame: np.ndarray) -> int:
-    return round(float(frame.mean()) / 4)
+    stripes = frame.mean((0, 2)).reshape(8, -1).mean(1)
+    return sum(int(on) << b for b, on in enumerate(stripes > 127))
 
 
 def write_video(path: Path, times_ms: list[int]) -> Path:

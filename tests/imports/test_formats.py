@@ -136,20 +136,22 @@ def test_vpt_scrolling_is_told_as_a_digit(tmp_path):
 
 
 def test_vpt_menus_have_a_cursor_and_another_scale(tmp_path):
-    mouse = {"dx": 10.0, "x": 640.0, "y": 360.0}
+    mouse = {"dx": 10.0, "x": 150.0, "y": 360.0}  # where frame 2 is white
     lines = [vpt_line(i, isGuiOpen=i > 0, mouse=mouse) for i in range(3)]
     session = Vpt().read(write_vpt(tmp_path / "6.9" / "a.mp4", lines))
     plain = [picture() for _, picture in timed_frames(tmp_path / "6.9" / "a.mp4")]
-    changed = [np.argwhere((step.frame != old).any(2)) for step, old in zip(cut(session, 20.0, "a"), plain, strict=True)]
+    steps = cut(session, 20.0, "a")
+    changed = [np.argwhere((step.frame != old).any(2)) for step, old in zip(steps, plain, strict=True)]
     assert len(changed[0]) == 0 < len(changed[2]) <= 12
-    place = np.array([360, 640]) * HEIGHT / 720  # top left of the cursor
+    place = np.array([360, 150]) * HEIGHT / 720  # top left of the cursor
     assert (changed[2] >= place - 1).all() and (changed[2] <= place + 3).all()
     assert [v["mouse_dx"] for v in values(Vpt().read(tmp_path / "6.9" / "a.mp4"))] == [10, 20, 20]
     assert [v["mouse_dx"] for v in values(Vpt(version="5.7").read(tmp_path / "6.9" / "a.mp4"))] == [10, 5, 5]
 
 
 def test_vpt_steps_without_an_action_can_be_marked(tmp_path):
-    lines = [vpt_line(0), vpt_line(1, mouse={"dx": 1.0}), vpt_line(2), vpt_line(3, keyboard={"keys": ["key.keyboard.w"]})]
+    walk = {"keys": ["key.keyboard.w"]}
+    lines = [vpt_line(0), vpt_line(1, mouse={"dx": 1.0}), vpt_line(2), vpt_line(3, keyboard=walk)]
     lines.append(lines[-1] | {"tick": 9})
     session = Vpt(null_steps="unknown").read(write_vpt(tmp_path / "a.mp4", lines))
     told = [step.values is not None for step in cut(session, 20.0, "a")]
@@ -168,7 +170,8 @@ def test_vpt_what_has_no_partner_is_left_out(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "reason"), [("", "is empty"), ("{", "line 1 is no JSON"), ("{}\n", "holds no actions"), ("[]\n", "holds no")]
+    ("text", "reason"),
+    [("", "is empty"), ("{", "line 1 is no JSON"), ("{}\n", "holds no actions"), ("[]\n", "holds no actions")],
 )
 def test_vpt_damage_is_named(tmp_path, text, reason):
     write_vpt(tmp_path / "a.mp4", [vpt_line(0)])
@@ -176,7 +179,7 @@ def test_vpt_damage_is_named(tmp_path, text, reason):
     with pytest.raises(RecordingError, match=reason):
         Vpt().read(tmp_path / "a.mp4")
     (tmp_path / "a.jsonl").unlink()
-    with pytest.raises(RecordingError, match=r"a.jsonl cannot be read \(No such file"):
+    with pytest.raises(RecordingError, match=r"a.jsonl: cannot be read \(No such file"):
         Vpt().read(tmp_path / "a.mp4")
 
 
@@ -203,7 +206,7 @@ def test_csgo_keeps_its_rate_and_turns_the_colours(tmp_path):
     assert session.fps == 16.0 and session.notes == ["holds 4 frames, where 1000 are usual"]
     assert [s.values["keys"] for s in steps] == [[], ["w"], ["d"], ["d"]]
     assert [(s.values["mouse_dx"], s.values["mouse_dy"]) for s in steps] == [(0, 0), (2, 0), (0, -2), (0, 0)]
-    assert steps[2].values["mouse_buttons"] == ["1"] and steps[3].frame[0, 0].tolist() == [12, 12, 200]
+    assert steps[2].values["mouse_buttons"] == ["1"] and steps[3].frame[0, 0].tolist() == [255, 255, 200]
     assert steps[0].frame.shape == (HEIGHT, WIDTH, 3)
 
 
