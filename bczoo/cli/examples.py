@@ -52,7 +52,6 @@ EXAMPLES: dict[tuple[str, ...], tuple[str, ...]] = {
     ("data", "import"): (
         "bczoo data import owamcap recordings my_game",
         "bczoo data import video clips my_game --fit letterbox",
-        "bczoo data import my_format.MyFormat recordings my_game --import my_format",
     ),
     ("data", "formats"): ("bczoo data formats",),
     ("doctor",): ("bczoo doctor", "bczoo doctor --json true"),

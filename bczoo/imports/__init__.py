@@ -16,6 +16,7 @@ __all__, __getattr__ = lazy_exports(
         "Event": "session",
         "Format": "format",
         "Session": "session",
+        "held_events": "session",
         "key_of_code": "keys",
         "timed_frames": "frames",
     },
@@ -27,3 +28,4 @@ if TYPE_CHECKING:
     from bczoo.imports.keys import key_of_code as key_of_code
     from bczoo.imports.session import Event as Event
     from bczoo.imports.session import Session as Session
+    from bczoo.imports.session import held_events as held_events

@@ -56,7 +56,7 @@ class Session:
             start.
         texts: since when which instruction holds; None ends one.
         fps: steps per second, of formats that hold one action a frame; None for events of any time.
-        end: until when what the player did is known; the last frame if left out.
+        end: until when it is known what the player did; until the last frame if left out.
         unknown: spans, from and to, in which it is not known.
         env: name of the game.
         env_subtype: map or level.

@@ -86,23 +86,29 @@ def _shown(session: Session, fps: float, where: str | Path) -> Iterator[tuple[fl
     frames = iter(session.frames)
     if (first := next(frames, None)) is None:
         raise RecordingError(where, "there is no frame")
-    start, step = first[0], 0
+    start, step, known = first[0], 0, session.end
     taken, picture = first
+    last = first  # the frame that the step before shows
     for time, following in frames:
         if not -SAME_S <= time - taken <= LONGEST_GAP_S:  # nor is NaN a time
-            raise RecordingError(where, f"the time of a frame is {time - start:.3f} s, that of the one before "
-                                        f"{taken - start:.3f} s")  # fmt: skip
+            raise RecordingError(
+                where, f"the time of a frame is {time - start:.3f} s, that of the one before {taken - start:.3f} s"
+            )
         while start + step / fps < time - SLACK_S:
-            yield start + step / fps, start + (step + 1) / fps, True, taken, picture
-            step += 1
+            if step:
+                end = start + step / fps
+                yield start + (step - 1) / fps, end, known is None or end <= known + SLACK_S, *last
+            last, step = (taken, picture), step + 1
         taken, picture = time, following
-    stop = taken if session.end is None else max(taken, session.end)
+    known = taken if known is None else known
+    stop = max(taken, known)
     if not stop - taken <= LONGEST_GAP_S:
         raise RecordingError(where, f"it ends {stop - taken:.0f} s after its last frame")
     while (begin := start + step / fps) < stop - SLACK_S or begin <= taken + SLACK_S:
-        end = start + (step + 1) / fps
-        yield begin, end, end <= stop + SLACK_S, taken, picture
-        step += 1
+        if step:
+            yield start + (step - 1) / fps, begin, begin <= known + SLACK_S, *last
+        last, step = (taken, picture), step + 1
+    yield start + (step - 1) / fps, begin, begin <= known + SLACK_S, *last
 
 
 class _Inputs:

@@ -83,6 +83,10 @@ def test_the_action_is_unknown_where_nobody_knows_it():
     events = [Event(0.0, "w", 1)]
     assert keys(Session(frames(0.0, 0.2), events, unknown=[(0.05, 0.1)])) == [["w"], None, ["w"], ["w"], None]
     assert keys(Session(frames(0.0, 0.2), events, end=0.25)) == [["w"]] * 5  # known until the end
+    assert keys(Session(frames(0.0, 0.05, 0.1, 0.15), events, end=0.1)) == [["w"]] * 2 + [None] * 2
+    assert (
+        keys(Session(frames(0.0, 0.12), events)) == keys(Session(frames(0.0), events, end=0.12)) == [["w"]] * 2 + [None]
+    )
 
 
 def test_an_instruction_holds_from_the_next_step_on():
