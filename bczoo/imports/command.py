@@ -77,6 +77,8 @@ class ImportReport:
         ]
         if unknown := sum(r.unknown for r in done):
             lines.append(f"  unknown  the action of {unknown:,} steps ({unknown / steps:.1%}), not learned from")
+        if copied := sum(r.copied for r in done):
+            lines.append(f"  videos   {copied:,} of {len(done):,} copied as they are")
         if stale := sum(r.stale for r in done):
             lines.append(
                 f"  frames   {stale:,} steps ({stale / steps:.1%}) show a frame of more than {STALE_S:g} s before"
@@ -125,6 +127,7 @@ def import_recordings(
     action_space: str | dict[str, Any] = "keyboard_mouse",
     options: dict[str, Any] | None = None,
     crf: int = 23,
+    keep_video: bool = False,
     processes: int | None = None,
     json: str | None = None,
 ) -> ImportReport:
@@ -145,6 +148,8 @@ def import_recordings(
         action_space: whose names the report holds those of the recordings against; they are recorded all the same.
         options: what the format takes, such as {"invalid": true}.
         crf: quality of the video, 0 (lossless) to 51.
+        keep_video: copy .mp4 files as they are where every frame of theirs is a step, whatever their size; those that
+            have the wanted size are copied anyway.
         processes: recordings that are imported at the same time; as many as there are processor cores if left out.
         json: file to write the report to as JSON.
     """
@@ -162,7 +167,7 @@ def import_recordings(
     space = ActionSpace.of(action_space)
     reader = open_format(format, options or {})
     todo = _named(reader, Path(source), Path(out))
-    wanted = Wanted(fps, size, fit == "letterbox", rename or {}, crf)
+    wanted = Wanted(fps, size, fit == "letterbox", rename or {}, crf, keep_video)
     sweep(out)
     report = ImportReport(printable(out), space.name, space.to_dict())
     for result in _convert_all(reader, todo, wanted, processes or os.cpu_count() or 1):

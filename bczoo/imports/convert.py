@@ -17,10 +17,11 @@ from bczoo.core.errors import UserError
 from bczoo.core.frames import LETTERBOX
 from bczoo.data.errors import RecordingError, printable
 from bczoo.data.recording import RecordingExistsError, RecordingWriter
+from bczoo.data.video import probe
 from bczoo.imports.format import Format
 from bczoo.imports.keys import Names
-from bczoo.imports.session import MOTIONS, POSITIONS, Event
-from bczoo.imports.steps import cut
+from bczoo.imports.session import MOTIONS, POSITIONS, Event, Session
+from bczoo.imports.steps import SLACK_S, cut
 
 STALE_S = 0.5  # after which a frame counts as old
 
@@ -35,6 +36,7 @@ class Wanted:
         letterbox: keep the picture's proportions, between black bars.
         rename: new name of an input by its old one; an empty one drops it.
         crf: quality of the video.
+        keep_video: copy a video whose frames are the steps, whatever its size.
     """
 
     fps: float | None = None
@@ -42,6 +44,7 @@ class Wanted:
     letterbox: bool = False
     rename: Mapping[str, str] = field(default_factory=dict)
     crf: int = 23
+    keep_video: bool = False
 
 
 @dataclass
@@ -59,6 +62,7 @@ class Imported:
         held: how many steps hold which name, as ``group:name``.
         renamed: how many events of which name went under which other one.
         dropped: how many events of which name were dropped, as asked.
+        copied: the video was copied as it is.
         notes: what else there is to say.
     """
 
@@ -72,7 +76,12 @@ class Imported:
     held: Counter[str] = field(default_factory=Counter)
     renamed: Counter[tuple[str, str]] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
+    copied: bool = False
     notes: list[str] = field(default_factory=list)
+
+
+class _OtherFramesError(Exception):
+    """The frames of a video turn out not to be the steps."""
 
 
 def convert(format: Format, source: Path, folder: Path, wanted: Wanted) -> Imported:
@@ -92,7 +101,11 @@ def convert(format: Format, source: Path, folder: Path, wanted: Wanted) -> Impor
         result.there = True
         return result
     try:
-        _convert(format, source, folder, wanted, result)
+        try:
+            _convert(format, source, folder, wanted, result, copy=True)
+        except _OtherFramesError:
+            result = Imported(result.name)
+            _convert(format, source, folder, wanted, result, copy=False)
     except RecordingExistsError:  # another process was faster
         return Imported(result.name, there=True)
     except RecordingError as error:
@@ -107,12 +120,13 @@ def convert(format: Format, source: Path, folder: Path, wanted: Wanted) -> Impor
     return result
 
 
-def _convert(format: Format, source: Path, folder: Path, wanted: Wanted, result: Imported) -> None:
+def _convert(format: Format, source: Path, folder: Path, wanted: Wanted, result: Imported, copy: bool) -> None:
     session = format.read(source)
     names = Names(wanted.rename)
     if session.events is not None:
         session.events = names(session.events)
     fps = wanted.fps or session.fps or 20.0
+    video = _to_copy(session, fps, wanted) if copy else None
     with RecordingWriter(
         folder,
         fps=fps,
@@ -123,17 +137,33 @@ def _convert(format: Format, source: Path, folder: Path, wanted: Wanted, result:
         task=session.task,
         crf=wanted.crf,
         resize=LETTERBOX if wanted.letterbox else "hamming",
+        video=video,
     ) as writer:
         for step in cut(session, fps, source):
             writer.add(step.frame, user=step.values, text=step.text)
             result.steps += 1
             result.stale += step.age > STALE_S
+            if video is not None and step.age > SLACK_S:
+                raise _OtherFramesError
             result.unknown += step.values is None
             result.held.update(_held(step.values or {}))
+        if video is not None and result.steps != probe(video).n_frames:
+            raise _OtherFramesError
+    result.copied = video is not None
     result.seconds = result.steps / fps
     result.renamed, result.dropped, result.notes = names.renamed, names.dropped, session.notes
     if session.fps is None and (held := _to_the_end(session.events or ())):
         result.notes.append(f"{', '.join(held)} pressed and never released, so held to the end")
+
+
+def _to_copy(session: Session, fps: float, wanted: Wanted) -> Path | None:
+    """The video of a recording, if it may be copied as it is: its container, size and, about, its rate are ours."""
+    if session.video is None or session.video.suffix.lower() != ".mp4":
+        return None
+    info = probe(session.video)
+    fits = wanted.keep_video or info.width == info.height == wanted.size
+    # Headers tell an average alone; whether each frame is a step shows when the steps are cut.
+    return session.video if fits and abs(info.fps - fps) < fps / 2 else None
 
 
 def _held(values: Mapping[str, Any]) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -62,6 +63,7 @@ class Session:
         env_subtype: map or level.
         user: who played.
         task: what the player was to do.
+        video: the file whose frames these are, all of them and as they are, if there is one.
         notes: what the format has put right or left out, for the report; reading the frames may add to them.
     """
 
@@ -75,6 +77,7 @@ class Session:
     env_subtype: str = ""
     user: str = ""
     task: str = ""
+    video: Path | None = None
     notes: list[str] = field(default_factory=list)
 
 

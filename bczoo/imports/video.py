@@ -31,4 +31,4 @@ class Video(Format):
         return files_below(source, *CONTAINERS)
 
     def read(self, path: Path) -> Session:
-        return Session(timed_frames(path), env=self.env)
+        return Session(timed_frames(path), env=self.env, video=path)

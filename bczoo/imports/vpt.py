@@ -100,6 +100,7 @@ class Vpt(Format):
             end=len(lines) / FPS,
             unknown=idle if self.null_steps == "unknown" else (),
             env="minecraft",
+            video=path if n_frames == len(lines) and not any(cursors) else None,
             notes=notes,
         )
 

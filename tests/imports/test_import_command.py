@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from foreign import even, number_of, vpt_line, write_owl, write_video, write_vpt
+from foreign import HEIGHT, WIDTH, even, number_of, vpt_line, write_owl, write_video, write_vpt
 
 from bczoo.cli import main
 from bczoo.data.check import check
@@ -149,6 +149,29 @@ def test_a_full_disk_ends_the_import(tmp_path, source, capsys, monkeypatch):
     assert bczoo("data", "import", "vpt", source, tmp_path / "out", "--processes", 1) == 1
     assert "cannot be written (no space left on device); make room" in capsys.readouterr().err
     assert os.listdir(tmp_path / "out") == []
+
+
+def test_videos_whose_frames_are_the_steps_are_copied(tmp_path, source, capsys):
+    out = tmp_path / "out"
+    write_vpt(source / "menu.mp4", [vpt_line(i, isGuiOpen=True) for i in range(4)])  # a cursor is drawn in
+    write_vpt(source / "longer.mp4", [line(i) for i in range(4)], frames=6)
+    assert bczoo("data", "import", "vpt", source, out, "--keep_video", "true", "--processes", 1) == 0
+    assert "videos   2 of 4 copied as they are" in capsys.readouterr().out
+    name = f"{WIDTH}x{HEIGHT}.mp4"
+    assert (out / "a" / name).read_bytes() == (source / "a.mp4").read_bytes()
+    assert [(out / n / "192x192.mp4").exists() for n in ("a", "menu", "longer")] == [False, True, True]
+    frames = read_annotation(out / "a").frame_annotations
+    assert len(frames) == probe(out / "a" / name).n_frames == 6  # the action at the last frame has no frame behind it
+    assert [action_values(f.user_action, ["keys"])["keys"] for f in frames[1:]] == [["w"]] * 3 + [["r", "w"]] * 2
+    assert check(str(out), processes=1).status == 0
+
+
+def test_a_video_of_changing_rate_is_not_copied(tmp_path):
+    write_video(tmp_path / "in" / "uneven.mp4", [0, 40, 100, 150, 200, 250, 300])  # 20 a second on average
+    report = import_recordings("video", str(tmp_path / "in"), str(tmp_path / "out"), keep_video=True, processes=1)
+    assert [(r.copied, r.steps) for r in report.recordings] == [(False, 7)]
+    frames = [number_of(f) for f in iterate_frames(tmp_path / "out" / "uneven" / "192x192.mp4")]
+    assert frames == [0, 1, 2, 3, 4, 5, 6]
 
 
 OWN = """

@@ -138,6 +138,21 @@ def test_frames_and_messages_without_a_partner_are_told(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "place",
+    [
+        {"path": "/home/somebody/a.mkv", "pts": 100_000_000},
+        {"media_ref": {"type": "video", "path": "a.mkv", "pts_ns": 100_000_000}},
+        {"media_ref": {"uri": "a.mkv", "pts_ns": 100_000_000}, "shape": [64, 47]},
+    ],
+)
+def test_where_a_frame_is_in_every_generation(tmp_path, place):
+    write_video(tmp_path / "a.mkv", [0, 100])
+    path = write(tmp_path / "a.mcap", [(0.5, "ScreenEmitted", {"utc_ns": 7_000_000_000} | place)])
+    ((time, picture),) = OwaMcap().read(path).frames
+    assert time == 7.0 and number_of(picture()) == 1 and picture().shape[0] == place.get("shape", [64, 48])[1]
+
+
+@pytest.mark.parametrize(
     ("damage", "reason"),
     [
         (lambda f: (f / "a.mcap").write_bytes((f / "a.mcap").read_bytes()[:-300]), "cannot be read"),
