@@ -12,12 +12,13 @@ import sys
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pages import REPOSITORY, block, blocks
 
 from bczoo.cli import main
 
-PACKAGES = ["bczoo", "bczoo.data", "bczoo.games", "bczoo.play", "bczoo.record", "bczoo.serve"]
+PACKAGES = ["bczoo", "bczoo.data", "bczoo.games", "bczoo.imports", "bczoo.play", "bczoo.record", "bczoo.serve"]
 
 
 def test_the_python_page_runs(tmp_path):
@@ -86,6 +87,19 @@ def test_the_page_s_recorder_writes_what_training_reads(tmp_path, monkeypatch, c
     assert main(["data", "check", "my_game"]) == 0
     said = capsys.readouterr().out
     assert "my_game: 1 recordings" in said and "user 40 " in said and "w 100.0%" in said
+
+
+def test_the_page_s_format_is_imported(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    Path("my_format.py").write_text(block("docs/recordings.md", "format"))
+    Path("in").mkdir()
+    np.save("in/a.npy", np.zeros((30, 24, 32, 3), np.uint8))
+    Path("in/a.txt").write_text("w " * 15 + "s " * 15)
+    assert main(["data", "import", "my_format.MyFormat", "in", "out", "--import", "my_format"]) == 0
+    assert "out: 1 recordings imported, 0.00 h, 20 steps" in capsys.readouterr().out
+    assert main(["data", "check", "out"]) == 0
+    assert "user 19 (95.0%)" in capsys.readouterr().out
 
 
 def exported(package: str) -> dict[str, object]:

@@ -92,6 +92,12 @@ FUNCTIONS = {
         ("root",),
     ),
     ("data", "view"): ("draw the actions of a recording into its video", "bczoo.data.view:view", ("recording",)),
+    ("data", "import"): (
+        "turn recordings of another recorder into recordings to train on",
+        "bczoo.imports.command:import_recordings",
+        ("format", "source", "out"),
+    ),
+    ("data", "formats"): ("list the formats that import reads", "bczoo.imports.command:formats", ()),
     ("doctor",): ("say what of this installation works, and what mends the rest", "bczoo.doctor.command:doctor", ()),
     ("completion",): (
         "print a script that completes commands and options in a shell",

@@ -49,6 +49,11 @@ EXAMPLES: dict[tuple[str, ...], tuple[str, ...]] = {
     ("study", "redraw"): ("bczoo study redraw runs/toy",),
     ("data", "check"): ("bczoo data check my_game", "bczoo data check my_game --json report.json"),
     ("data", "view"): ("bczoo data view my_game/REC --out clip.mp4",),
+    ("data", "import"): (
+        "bczoo data import owamcap recordings my_game",
+        "bczoo data import video clips my_game --fit letterbox",
+    ),
+    ("data", "formats"): ("bczoo data formats",),
     ("doctor",): ("bczoo doctor", "bczoo doctor --json true"),
     ("completion",): (
         'eval "$(bczoo completion bash)"',

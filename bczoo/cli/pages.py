@@ -213,7 +213,7 @@ def _table(rows: Sequence[tuple[str, str]], lines: int) -> list[str]:
         rows: the flags and their texts.
         lines: how many there may be; never fewer than one a row.
     """
-    width = min(max(len(flag) for flag, _ in rows), 32)
+    width = min(max((len(flag) for flag, _ in rows), default=0), 32)
     spare, out = lines - sum(1 + (len(flag) > width) for flag, _ in rows), []
     for flag, text in rows:
         wrapped = textwrap.wrap(text, WIDTH - width - 4, break_on_hyphens=False)

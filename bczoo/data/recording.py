@@ -12,6 +12,7 @@ width.
 
 from __future__ import annotations
 
+import shutil
 import time
 from bisect import bisect_right
 from collections import Counter
@@ -31,7 +32,7 @@ from bczoo.data.errors import RecordingError, printable
 from bczoo.data.reading import Annotation
 from bczoo.data.resample import Resampling, combine, share
 from bczoo.data.schema import annotation as pb
-from bczoo.data.video import VideoWriter
+from bczoo.data.video import VideoInfo, VideoWriter, probe
 
 ANNOTATION_FILE = "annotation.proto"
 # Whose action a step holds, and what is learned from it: a person's (itself), a policy's own (nothing), a policy's own
@@ -356,6 +357,24 @@ class RecordingExistsError(UserError, FileExistsError):
     """A recording of this name is there already, perhaps since a moment ago."""
 
 
+class _FinishedVideo:
+    """In the place of a VideoWriter, a video that is there already: counts its frames and copies it."""
+
+    def __init__(self, source: Path, folder: Path) -> None:
+        self.n_frames = 0
+        self.info: VideoInfo = probe(source)
+        self._source, self._path = source, folder / f"{self.info.width}x{self.info.height}.mp4"
+
+    def add(self, frame: np.ndarray) -> None:
+        self.n_frames += 1
+
+    def close(self) -> None:
+        shutil.copyfile(self._source, self._path)
+
+    def abort(self) -> None:
+        """The recording's folder is removed as a whole."""
+
+
 class RecordingWriter:
     """Writes a recording, frame by frame; the folder appears, whole, when the writer is closed.
 
@@ -377,6 +396,9 @@ class RecordingWriter:
         pix_fmt: ``yuv420p``, ``yuv444p`` (full colour resolution) or ``rgb24``.
         keyframe_interval: most frames between keyframes.
         resize: how frames of another size are brought to it, see :func:`bczoo.core.frames.resize`.
+        video: an .mp4 file that is copied as it is, since its frames are those that are added; size, crf, pix_fmt,
+            keyframe_interval and resize have no effect then. An action at its last frame has no frame behind it and is
+            left out.
 
     Raises:
         RecordingExistsError: here or in :meth:`close`, where another writer was faster.
@@ -397,6 +419,7 @@ class RecordingWriter:
         pix_fmt: str = "yuv420p",
         keyframe_interval: int = 20,
         resize: str = "hamming",
+        video: Path | None = None,
     ) -> None:
         self.folder = Path(folder)
         if self.folder.exists():
@@ -407,9 +430,12 @@ class RecordingWriter:
             self._partial = PartialPath(self.folder)
             try:
                 self._partial.path.mkdir()
-                self._video = VideoWriter(
-                    self._partial.path / f"{size}x{size}.mp4", fps, pix_fmt, crf, keyframe_interval=keyframe_interval
-                )
+                self._video: VideoWriter | _FinishedVideo
+                if video is None:
+                    path = self._partial.path / f"{size}x{size}.mp4"
+                    self._video = VideoWriter(path, fps, pix_fmt, crf, keyframe_interval=keyframe_interval)
+                else:
+                    self._video = _FinishedVideo(video, self._partial.path)
             except BaseException:
                 self._partial.discard()
                 raise
@@ -454,7 +480,7 @@ class RecordingWriter:
             text_embedding: its embedding, 1-dimensional; instructions without one cannot be trained on.
             expert: what an expert would have done in the policy's place, which is learned from.
         """
-        resized = resize(frame, self.size, self.resize)
+        resized = frame if isinstance(self._video, _FinishedVideo) else resize(frame, self.size, self.resize)
         if self._last is None:
             window = self._message.metadata.capture_device_specs.window_specs
             window.height, window.width = frame.shape[:2]
@@ -481,7 +507,8 @@ class RecordingWriter:
                 raise UserError(f"{self.folder}: nothing was recorded, so no recording is written")
             frames = self._message.frame_annotations
             self._set_text_duration(len(frames))
-            if known_action(frames[-1])[0] == UNKNOWN:
+            finished = isinstance(self._video, _FinishedVideo)
+            if finished or known_action(frames[-1])[0] == UNKNOWN:
                 del frames[-1]
             with write_errors(self.folder):
                 if len(frames) > self.n_frames:

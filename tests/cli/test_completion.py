@@ -15,7 +15,7 @@ from bczoo.cli.completion import complete
     ("words", "expected"),
     [
         (["pla"], {"play"}),
-        (["data", ""], {"check", "view"}),
+        (["data", ""], {"check", "formats", "import", "view"}),
         (["help", "ben"], {"bench"}),
         (["fit", "--config", "ti"], {"tiny"}),
         (["fit", "--config", "=", "fine"], {"finetune"}),
