@@ -9,6 +9,7 @@ width.
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import warnings
 from collections.abc import Sequence
@@ -16,13 +17,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from bczoo.core.spec import FIELDS, FILL, Batch
 from bczoo.data.errors import FrameReadError
 from bczoo.data.index import Index
 from bczoo.data.recording import SYSTEM, USER
-from bczoo.data.video import read_numbered
+from bczoo.data.video import read_into
 from bczoo.data.windows import Key
 
 
@@ -73,18 +74,22 @@ class WindowDataset(Dataset[Batch]):
         """A batch of windows; a recording of -1 gives an empty window of invalid steps."""
         B, T, size = len(keys), self.window, self.frame_size
         target = self.index.target
-        frames = np.zeros((B, T, size, size, 3), np.uint8) if "frames" in self.fields else None
+        frames = _frames_for(B, T, size) if "frames" in self.fields else None
         ids = np.zeros((B, T, target.tokens), np.int64)
         kind, valid = np.zeros((B, T), np.uint8), np.zeros((B, T), bool)
         text = None if target.text_dim is None else np.zeros((B, T, target.text_dim), np.float32)
         for b, (recording, start) in enumerate(keys):
             if recording == FILL:
+                if frames is not None:
+                    frames[b] = 0
                 continue
             steps = min(T, int(self.index.n_frames[recording]) - 1 - start)
             all_ids, all_kinds = self.index.steps(recording)
             ids[b, :steps] = all_ids[start + 1 : start + 1 + steps]
             kind[b, :steps] = all_kinds[start + 1 : start + 1 + steps]
-            valid[b, : steps if frames is None else self._read_frames(frames[b], recording, start, steps)] = True
+            valid[b, : steps if frames is None else self._read_frames(frames[b].numpy(), recording, start, steps)] = (
+                True
+            )
             if text is not None:
                 self._paint_text(text[b], recording, start)
         batch = Batch(
@@ -96,27 +101,25 @@ class WindowDataset(Dataset[Batch]):
             start=torch.tensor([s for _, s in keys]),
         )
         if frames is not None:
-            batch["frames"] = torch.from_numpy(frames).permute(0, 1, 4, 2, 3).contiguous()  # (B, T, 3, H, W)
+            batch["frames"] = frames
         if text is not None:
             batch["text"] = torch.from_numpy(text)
         return batch
 
     def _read_frames(self, out: np.ndarray, recording: int, start: int, steps: int) -> int:
-        """Fill ``out`` (T, H, W, 3), padding with the last frame; returns how many steps are valid."""
-        count = min(steps + 1, len(out))  # a padded window shows the recording's last frame, which has no action
+        """Fill ``out`` (T, 3, H, W), padding with the last frame; returns how many steps are valid."""
+        count = read = min(steps + 1, len(out))  # a padded window shows the recording's last frame, without an action
         try:
             video = self.index.video(recording, self.frame_size)
             numbers = self.index.video_frames(recording, start, count)
-            read = read_numbered(video, numbers, self.frame_size, filter=self.resize)
+            read_into(out[:count], video, numbers, filter=self.resize)
         except FrameReadError as error:
             if self.strict:
                 raise
-            read = error.frames
-            self._count_unreadable(recording, error.reason, steps - min(len(read), steps))
-        out[: len(read)] = read
-        if len(read):
-            out[len(read) :] = read[-1]
-        return min(len(read), steps)
+            read = len(error.frames)
+            self._count_unreadable(recording, error.reason, steps - min(read, steps))
+        out[read:] = out[read - 1] if read else 0
+        return min(read, steps)
 
     def _count_unreadable(self, recording: int, reason: str, steps: int) -> None:
         with self._unreadable.get_lock():
@@ -138,6 +141,18 @@ class WindowDataset(Dataset[Batch]):
         for event in np.flatnonzero((begins < first + len(out)) & (begins + steps > first)):
             begin = begins[event] - first
             out[max(begin, 0) : max(begin + steps[event], 0)] = embeddings[event]
+
+
+def _frames_for(B: int, T: int, size: int) -> torch.Tensor:
+    """Memory for the frames of a batch, (B, T, 3, H, W) uint8, with any values.
+
+    A worker takes it from the memory that it shares with the trainer, so that frames are decoded to where the trainer
+    reads them, and none is copied.
+    """
+    shape = (B, T, 3, size, size)
+    if get_worker_info() is None:
+        return torch.from_numpy(np.empty(shape, np.uint8))  # numpy asks for large pages, which cost few page faults
+    return torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(math.prod(shape))).view(shape)
 
 
 def as_batch(batch: Any) -> Any:
