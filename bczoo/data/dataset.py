@@ -9,7 +9,6 @@ width.
 
 from __future__ import annotations
 
-import math
 import multiprocessing
 import warnings
 from collections.abc import Sequence
@@ -17,10 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset
 
 from bczoo.core.spec import FIELDS, FILL, Batch
 from bczoo.data.errors import FrameReadError
+from bczoo.data.handover import FrameMemory
 from bczoo.data.index import Index
 from bczoo.data.recording import SYSTEM, USER
 from bczoo.data.video import read_into
@@ -58,6 +58,7 @@ class WindowDataset(Dataset[Batch]):
         self.strict = strict
         self.resize = resize
         self.fields = tuple(fields)
+        self._memory = FrameMemory()
         self._unreadable = multiprocessing.Value("q", 0)
         self._warned = torch.zeros(len(index), dtype=torch.uint8).share_memory_()
 
@@ -74,7 +75,7 @@ class WindowDataset(Dataset[Batch]):
         """A batch of windows; a recording of -1 gives an empty window of invalid steps."""
         B, T, size = len(keys), self.window, self.frame_size
         target = self.index.target
-        frames = _frames_for(B, T, size) if "frames" in self.fields else None
+        frames, handed = self._memory.take(B, T, 3, size, size) if "frames" in self.fields else (None, None)
         ids = np.zeros((B, T, target.tokens), np.int64)
         kind, valid = np.zeros((B, T), np.uint8), np.zeros((B, T), bool)
         text = None if target.text_dim is None else np.zeros((B, T, target.text_dim), np.float32)
@@ -100,8 +101,8 @@ class WindowDataset(Dataset[Batch]):
             recording=torch.tensor([r for r, _ in keys]),
             start=torch.tensor([s for _, s in keys]),
         )
-        if frames is not None:
-            batch["frames"] = frames
+        if handed is not None:
+            batch["frames"] = handed  # type: ignore[typeddict-item]  # a tensor when it has arrived
         if text is not None:
             batch["text"] = torch.from_numpy(text)
         return batch
@@ -141,18 +142,6 @@ class WindowDataset(Dataset[Batch]):
         for event in np.flatnonzero((begins < first + len(out)) & (begins + steps > first)):
             begin = begins[event] - first
             out[max(begin, 0) : max(begin + steps[event], 0)] = embeddings[event]
-
-
-def _frames_for(B: int, T: int, size: int) -> torch.Tensor:
-    """Memory for the frames of a batch, (B, T, 3, H, W) uint8, with any values.
-
-    A worker takes it from the memory that it shares with the trainer, so that frames are decoded to where the trainer
-    reads them, and none is copied.
-    """
-    shape = (B, T, 3, size, size)
-    if get_worker_info() is None:
-        return torch.from_numpy(np.empty(shape, np.uint8))  # numpy asks for large pages, which cost few page faults
-    return torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(math.prod(shape))).view(shape)
 
 
 def as_batch(batch: Any) -> Any:

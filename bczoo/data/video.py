@@ -85,7 +85,7 @@ def probe(path: str | Path) -> VideoInfo:
 
 
 def _probe(path: Path) -> VideoInfo:
-    with _opened(path) as (container, stream):
+    with opened(path) as (container, stream):
         entries = stream.index_entries if stream.frames else ()
         if len(entries):  # frames that an edit list hides are in the file but never shown
             n_frames = sum(not entry.is_discard for entry in entries)
@@ -140,7 +140,7 @@ def read_into(
     done = 0
     try:
         to_rgb = ToRGB()
-        for number, frame in enumerate(_decoded(path, start, threads), start):
+        for number, frame in enumerate(decoded(path, start, threads), start):
             if done == count:
                 break
             if number == numbers[done]:
@@ -174,10 +174,10 @@ def iterate_frames(path: str | Path, start: int = 0, threads: int = 1) -> Iterat
     Raises:
         RecordingError: a frame is missing or broken; the reason names it.
     """
-    return map(ToRGB().pixels, _decoded(path, start, threads))
+    return map(ToRGB().pixels, decoded(path, start, threads))
 
 
-def _decoded(path: str | Path, start: int, threads: int) -> Iterator[av.VideoFrame]:
+def decoded(path: str | Path, start: int, threads: int = 1) -> Iterator[av.VideoFrame]:
     """Decode frame ``start`` and all after it.
 
     Frames are found by their time: with evenly spaced frames, number i is shown at ``first + i * step``.
@@ -201,7 +201,7 @@ def _attempts(path: str | Path, start: int, threads: int) -> Iterator[av.VideoFr
     number = start
     measured, strict = False, True
     while True:
-        with _opened(path, threads, strict) as (container, stream):
+        with opened(path, threads, strict) as (container, stream):
             times = None if measured else _even_times(stream)
             if times is None:
                 times, measured = _measured_times(container, stream), True
@@ -243,7 +243,7 @@ def sample_frames(path: str | Path, places: int, run: int) -> Iterator[list[np.n
     """
     begun: set[int | None] = set()
     try:
-        with _opened(path, strict=False) as (container, stream):
+        with opened(path, strict=False) as (container, stream):
             start, length = stream.start_time or 0, stream.duration or 0
             for place in range(places):
                 container.seek(start + length * place // places, stream=stream, backward=True)
@@ -347,7 +347,7 @@ class VideoWriter:
 
 
 @contextmanager
-def _opened(path: str | Path, threads: int = 1, strict: bool = True) -> Iterator[tuple[Any, Any]]:
+def opened(path: str | Path, threads: int = 1, strict: bool = True) -> Iterator[tuple[Any, Any]]:
     """The container and video stream of a file; a strict decoder reports all that it could conceal."""
     with ExitStack() as stack:
         try:
