@@ -11,6 +11,7 @@ Shape legend: H, W height and width in pixels; frames are uint8, RGB.
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import av
 import numpy as np
@@ -40,7 +41,8 @@ class ToRGB:
         for colour, plane in zip(
             GREEN_BLUE_RED, self._planes.reformat(frame, format="gbrp", threads=1).planes, strict=True
         ):
-            lines = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)  # lines are padded
+            data: Any = plane  # a buffer, which its type does not say
+            lines = np.frombuffer(data, np.uint8).reshape(-1, plane.line_size)  # lines are padded
             out[colour] = lines[: frame.height, : frame.width]
 
 

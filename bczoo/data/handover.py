@@ -45,7 +45,7 @@ class FrameMemory:
         self._pieces: list[_Piece] = []
 
     def take(self, *shape: int) -> tuple[torch.Tensor, torch.Tensor | Frames]:
-        """A uint8 tensor, and what to put into the batch: the tensor, or in a worker what becomes one in the trainer."""
+        """A uint8 tensor, and what to put into the batch: it, or in a worker what becomes one in the trainer."""
         if get_worker_info() is None or not hasattr(os, "memfd_create"):
             # numpy asks for large pages, of which a few hundred are enough
             tensor = torch.from_numpy(np.empty(shape, np.uint8))

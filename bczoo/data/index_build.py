@@ -67,7 +67,7 @@ def walk_recordings(root: Path) -> Iterator[Row]:
             with os.scandir(folder) as entries:
                 for entry in entries:
                     name = entry.name
-                    if name == ANNOTATION_FILE or name == ANY_SIZE_NAME or SIZED_NAME.fullmatch(name):
+                    if name in (ANNOTATION_FILE, ANY_SIZE_NAME) or SIZED_NAME.fullmatch(name):
                         stamp.append([name, *_stamp(entry)])
                         if name != ANNOTATION_FILE:
                             videos.append(name)
