@@ -4,7 +4,7 @@ Place in the pipeline: `index.py` probes headers, `dataset.py` reads the frames 
 writes. Decoding is single-threaded unless asked otherwise, because data loaders run one process per worker;
 files are closed after every call and nothing is kept.
 
-Shape legend: n frames, H, W height and width in pixels; frames are uint8, RGB, (n, H, W, 3) or, as planes, (n, 3, H, W).
+Shape legend: n frames, H, W height and width in pixels; frames are uint8, RGB, (n, H, W, 3), planes (n, 3, H, W).
 """
 
 from __future__ import annotations
