@@ -23,6 +23,11 @@ FUNCTIONS = {
         "bczoo.serve.client:client_test",
         (),
     ),
+    ("bench", "data"): (
+        "measure how fast recordings are read, by part, and what holds it up",
+        "bczoo.data.bench:data",
+        ("root",),
+    ),
     ("bench", "latency"): (
         "measure the latency of a policy or size, by stage",
         "bczoo.play.bench:latency",

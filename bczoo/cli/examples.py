@@ -25,6 +25,7 @@ EXAMPLES: dict[tuple[str, ...], tuple[str, ...]] = {
     ),
     ("serve",): ("bczoo serve checkpoints/doom", "bczoo serve checkpoints/doom --tcp 127.0.0.1:8089"),
     ("client-test",): ("bczoo client-test --recording my_game/REC",),
+    ("bench", "data"): ("bczoo bench data my_game", "bczoo bench data my_game --window 32 --workers 8"),
     ("bench", "latency"): ("bczoo bench latency checkpoints/doom", "bczoo bench latency 150m --dtype bfloat16"),
     ("bench", "train"): (
         "bczoo bench train doom --batch 4",

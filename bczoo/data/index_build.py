@@ -56,43 +56,44 @@ def walk_recordings(root: Path) -> Iterator[Row]:
     Raises:
         RecordingError: the root cannot be read.
     """
-    pending: list[tuple[Path, tuple[tuple[int, int], ...]]] = [(root, ())]  # a folder and the identities of those above
+    # a folder, its path below the root, the identities of those above, and whether a link led to it
+    pending: list[tuple[str, str, tuple[tuple[int, int], ...], bool]] = [(str(root), "", (), True)]
     while pending:
-        folder, above = pending.pop()
+        folder, path, above, linked = pending.pop()
         stamp, videos, below = [], [], []
         try:
-            identity = _identity(folder)
-            if identity in above:
+            if linked and _identity(folder) in above:
                 continue
             with os.scandir(folder) as entries:
                 for entry in entries:
-                    if entry.name == ANNOTATION_FILE or SIZED_NAME.fullmatch(entry.name) or entry.name == ANY_SIZE_NAME:
-                        stamp.append([entry.name, *_stamp(entry)])
-                        if entry.name != ANNOTATION_FILE:
-                            videos.append(entry.name)
-                    elif not entry.name.startswith(".") and len(above) < DEEPEST and _may_be_folder(entry):
-                        below.append((Path(entry.path), (*above, identity)))
+                    name = entry.name
+                    if name in (ANNOTATION_FILE, ANY_SIZE_NAME) or SIZED_NAME.fullmatch(name):
+                        stamp.append([name, *_stamp(entry)])
+                        if name != ANNOTATION_FILE:
+                            videos.append(name)
+                    elif not name.startswith(".") and len(above) < DEEPEST and _may_be_folder(entry):
+                        below.append((entry.path, f"{path}/{name}" if path else name, entry.is_symlink()))
+            here = (*above, _identity(folder)) if below else ()
         except OSError as error:
-            if folder == root:
+            if not path:
                 raise RecordingError(root, f"the folder cannot be read ({error.strerror})") from error
             if os.path.lexists(folder):  # or it was removed a moment ago
-                yield _found(root, folder, [], [])
+                yield _found(root, path, [], [])
             continue
         annotated = len(stamp) > len(videos)
-        if annotated or (videos and not below and folder != root):
-            yield _found(root, folder, videos, stamp)
+        if annotated or (videos and not below and path):
+            yield _found(root, path, videos, stamp)
         else:
-            pending += below
+            pending += [(inner, name, here, link) for inner, name, link in below]
 
 
-def _found(root: Path, folder: Path, videos: list[str], stamp: list[list]) -> Row:
-    path = folder.relative_to(root).as_posix()
-    return Row(path, printable(root.resolve().name if folder == root else path), sorted(videos), sorted(stamp))
+def _found(root: Path, path: str, videos: list[str], stamp: list[list]) -> Row:
+    return Row(path or ".", printable(path or root.resolve().name), sorted(videos), sorted(stamp))
 
 
-def _identity(folder: Path) -> tuple[int, int]:
+def _identity(folder: str) -> tuple[int, int]:
     """The same for all paths to one folder."""
-    stat = folder.stat()
+    stat = os.stat(folder)
     return stat.st_dev, stat.st_ino
 
 
