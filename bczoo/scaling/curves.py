@@ -20,8 +20,9 @@ from bczoo.scaling.law import FLOPS_PER_PARAMETER
 POINTS = 100  # of a resampled curve
 WINDOW = 0.05  # of the tokens, to each side, that a smoothed point is the mean over
 NEIGHBOURS = 11  # points of a local median
+SPREAD = 101  # points that say how far from it is usual
 DEVIATIONS = 5.0  # robust, of an outlier from its local median
-LEAST_OUTLIER = 0.01  # of ln L; nearer points are none, however smooth the curve
+LEAST_OUTLIER = 0.01  # of the loss; nearer points are none, however smooth the curve
 DIVERGED = 1.1  # times the least loss so far, above which a curve ends for good
 
 
@@ -111,9 +112,10 @@ def _outliers(loss: np.ndarray) -> np.ndarray:
     """Which points are off the local median by more than 5 robust deviations; none in short curves."""
     if len(loss) < NEIGHBOURS:
         return np.zeros(len(loss), dtype=bool)
-    off = np.abs(loss - _local_median(loss))
-    local = _local_median(off) if len(loss) >= 10 * NEIGHBOURS else np.full_like(off, np.median(off))
-    return off > np.maximum(DEVIATIONS * 1.4826 * local, LEAST_OUTLIER * np.abs(np.median(loss)))
+    middle = _local_median(loss)
+    off = np.abs(loss - middle) / (np.abs(middle) if loss.min() > 0 else np.median(np.abs(loss)) + 1e-30)
+    usual = _local_median(off, SPREAD) if len(loss) >= SPREAD else np.full_like(off, np.median(off))
+    return off > np.maximum(DEVIATIONS * 1.4826 * usual, LEAST_OUTLIER)
 
 
 def _diverged(loss: np.ndarray) -> np.ndarray:
@@ -125,10 +127,10 @@ def _diverged(loss: np.ndarray) -> np.ndarray:
     return np.arange(len(loss)) > last
 
 
-def _local_median(values: np.ndarray) -> np.ndarray:
+def _local_median(values: np.ndarray, width: int = NEIGHBOURS) -> np.ndarray:
     """Median of each point's neighbourhood; a trend goes on beyond the ends."""
-    padded = np.pad(values, NEIGHBOURS // 2, mode="reflect", reflect_type="odd")
-    return np.median(sliding_window_view(padded, NEIGHBOURS), axis=1)
+    padded = np.pad(values, width // 2, mode="reflect", reflect_type="odd")
+    return np.median(sliding_window_view(padded, width), axis=1)
 
 
 def _smoothed(curve: Curve) -> Curve:

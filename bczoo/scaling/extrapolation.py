@@ -1,7 +1,7 @@
 """Whether the largest size does what the others predict.
 
-Place in the pipeline: ``bczoo scaling fit --holdout true`` asks :func:`extrapolate`, which fits without the largest size
-and looks where that size's curve meets the prediction (paper 2411.04434, section 4.3).
+Place in the pipeline: ``bczoo scaling fit --holdout true`` asks :func:`extrapolate`, which fits without the largest
+size and looks where that size's curve meets the prediction (paper 2411.04434, section 4.3).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Extrapolation:
 
     def __str__(self) -> str:
         return (
-            f"held out N = {self.params:.4g} at C = {self.flops:.3g}, {self.beyond:.3g} times the largest C of the fit: "
+            f"held out N = {self.params:.4g} at C = {self.flops:.3g}, {self.beyond:.3g} times the largest C fitted: "
             f"N is {self.params_factor:.3g} times the predicted, D {self.tokens_factor:.3g} times, its loss "
             f"{100 * self.loss_excess:+.2g} %"
         )

@@ -1,8 +1,8 @@
 """Approach 1: the envelope of training curves, one run per size.
 
-Place in the pipeline: :func:`fit_frontier` takes training curves (:mod:`bczoo.scaling.curves`), finds where each size is
-overtaken by the next, and reads the exponents off those places. It is the preferred method of paper 2411.04434 (section
-3.4) and needs curves that cross.
+Place in the pipeline: :func:`fit_frontier` takes training curves (:mod:`bczoo.scaling.curves`), finds where each size
+is overtaken by the next, and reads the exponents off those places. It is the preferred method of paper 2411.04434
+(section 3.4) and needs curves that cross.
 
 The paper reads the best size off an even grid of C. With sizes even in ln N and K whole steps between the crossings the
 slope of that staircase is a (1 - 1/K^2): 11 % low for five sizes. The crossings themselves, at the geometric mean of
@@ -92,7 +92,8 @@ def fit_frontier(
     curves, dropped = prepare_all(runs)
     known = min((float(curve.loss.min()) for curve in curves), default=0.0) > 0
     found, left_out = _frontier(_by_size(curves, known), method, known, paper_bounds)
-    flags, refused, samples = list(found.flags), dict(found.refused), {}
+    flags, refused = list(found.flags), dict(found.refused)
+    samples: dict[str, np.ndarray] = {}
     if resamples:
         samples, more = _bootstrap(curves, method, known, paper_bounds, resamples, seed)
         flags += more
@@ -149,20 +150,23 @@ def _frontier(
     values, tokens = (np.array(part) for part in zip(*(w.at(places) for w in winners), strict=True))  # (W, G)
     best = np.where(np.isnan(values), np.inf, values).argmin(axis=0)
     across = np.arange(GRID)
-    envelope_loss = values[best, across]
+    least = values[best, across]
     if method == "grid":
-        x, log_d, y = places, tokens[best, across], envelope_loss
+        x, log_d, y = places, tokens[best, across], least
         log_n = np.log([w.params for w in winners])[best]
     else:
+        least = least - _between_sizes(np.log([w.params for w in winners]), values, best)
         x, pairs = np.array(crossings), list(pairwise(winners))
         log_n = np.array([(math.log(one.params) + math.log(other.params)) / 2 for one, other in pairs])
         both = [(one.at(x[i : i + 1]), other.at(x[i : i + 1])) for i, (one, other) in enumerate(pairs)]
         y, log_d = (np.array([(one[k][0] + other[k][0]) / 2 for one, other in both]) for k in (0, 1))
     c, n, d = np.exp(x), np.exp(log_n), np.exp(log_d)
     (a, a0), (b, b0) = power_law(c, n), power_law(c, d)
-    flags, refused, loss_law = [], {}, {}
+    flags: list[str] = []
+    refused: dict[str, str] = {}
+    loss_law: dict[str, Any] = {}
     if logarithm:
-        loss_law = fit_loss_law(np.exp(places), np.exp(envelope_loss), paper_bounds)
+        loss_law = fit_loss_law(np.exp(places), np.exp(least), paper_bounds)
         lowest = 0.1 if paper_bounds else 0.0
         if loss_law["E"] <= lowest + 1e-6:
             flags.append(f"E is at its bound {lowest:g}: the frontier shows no loss that remains")
@@ -171,13 +175,37 @@ def _frontier(
     if len(crossings) == 2:
         flags.append("a and b are a line through two crossings; nothing says how well it fits")
     points = np.stack([c, n, d, np.exp(y) if logarithm else y], axis=1)
-    found = ScalingFit(f"frontier, {method}", a, b, a0, b0, **loss_law, flags=tuple(flags), refused=refused, points=points)
+    found = ScalingFit(
+        f"frontier, {method}", a, b, a0, b0, **loss_law, flags=tuple(flags), refused=refused, points=points
+    )
     return found, left_out
+
+
+def _between_sizes(log_n: np.ndarray, values: np.ndarray, best: np.ndarray) -> np.ndarray:
+    """How far below the best size the parabola through it and its neighbours reaches, (G,); 0 where one has not been.
+
+    Without it the least loss would go up and down between sizes, and E with it.
+
+    Args:
+        log_n: (W,) of the sizes.
+        values: (W, G) theirs, not a number where a size has not been.
+        best: (G,) which size is best.
+    """
+    middle = np.clip(best, 1, len(log_n) - 2)
+    at = np.arange(values.shape[1])
+    left, right = log_n[middle] - log_n[middle - 1], log_n[middle + 1] - log_n[middle]
+    fall = (values[middle - 1, at] - values[middle, at]) / left
+    rise = (values[middle + 1, at] - values[middle, at]) / right
+    bent = (fall + rise) / (left + right)
+    slope = (rise * left - fall * right) / (left + right)
+    below = slope**2 / (4 * bent)
+    return np.where((best == middle) & (bent > 0), below, 0.0)  # comparisons with what is not a number are false
 
 
 def envelope(sizes: list[SizeCurves]) -> tuple[list[SizeCurves], list[float], list[str]]:
     """The sizes that win somewhere, the ln C at which each is overtaken by the next, and the others by name."""
-    winners, crossings, left_out = [sizes[0]], [], []
+    winners, left_out = [sizes[0]], []
+    crossings: list[float] = []
     for size in sizes[1:]:
         while True:
             place = crossing(winners[-1], size)
@@ -200,7 +228,7 @@ def envelope(sizes: list[SizeCurves]) -> tuple[list[SizeCurves], list[float], li
 
 
 def crossing(smaller: SizeCurves, larger: SizeCurves) -> float:
-    """The ln C from which on a larger size is better; -inf where it always is, inf where it never is or both share no C.
+    """The ln C from which on a larger size is better; -inf where it always is, inf where it never is or none is shared.
 
     The step that parts smaller from larger best is where the summed difference is least, whatever single points do.
     Near it both curves are parabolas, whose intersection averages the noise of their points.
@@ -245,7 +273,7 @@ def fit_loss_law(flops: np.ndarray, loss: np.ndarray, paper_bounds: bool = False
     center = float(np.exp(np.log(flops).mean()))  # 1e20 would ruin the Jacobian
     x, lowest = flops / center, 0.1 if paper_bounds else 0.0
     tries = []
-    for exponent in np.geomspace(0.01, 0.99, 40):  # linear in the other two
+    for exponent in np.geomspace(0.01, 0.99, 25):  # linear in the other two
         power = x**-exponent
         slope = float(np.cov(power, loss)[0, 1] / power.var(ddof=1))
         rest = max(float((loss - slope * power).mean()), lowest + 1e-9)

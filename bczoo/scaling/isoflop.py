@@ -1,7 +1,7 @@
 """Approach 2: at fixed budgets, the size at the bottom of a parabola.
 
-Place in the pipeline: :func:`fit_isoflop` takes training curves (:mod:`bczoo.scaling.curves`), or runs of one point each
-that were trained to the same few budgets (Hoffmann et al., arXiv 2203.15556), and returns a
+Place in the pipeline: :func:`fit_isoflop` takes training curves (:mod:`bczoo.scaling.curves`), or runs of one point
+each that were trained to the same few budgets (Hoffmann et al., arXiv 2203.15556), and returns a
 :class:`bczoo.scaling.law.ScalingFit`.
 
 Shape legend: P points of all runs, Q budgets, K resamples.
@@ -55,7 +55,9 @@ def fit_isoflop(
         )
     c, n, d, y = rows.T
     (a, a0), (b, b0) = power_law(c, n), power_law(c, d)
-    flags, refused, loss_law = [], {}, {}
+    flags: list[str] = []
+    refused: dict[str, str] = {}
+    loss_law: dict[str, Any] = {}
     if len(rows) > 3:
         loss_law = fit_loss_law(c, y)
     else:
@@ -130,7 +132,7 @@ def _bottoms(curves: Sequence[Curve], budgets: np.ndarray, weights: np.ndarray) 
         if not log_n.min() < middle + bottom < log_n.max():
             left_out.append(f"{name} has its best size at or beyond an end of the sizes")
             continue
-        loss, tokens = np.polynomial.polynomial.polyval(bottom, fit)
+        loss, tokens = (float(x) for x in fit[0] + fit[1] * bottom + fit[2] * bottom**2)
         rows.append((budget, math.exp(middle + bottom), math.exp(tokens), math.exp(loss)))
     return np.array(rows).reshape(-1, 4), left_out
 

@@ -1,8 +1,8 @@
 """The law of loss over size and data, and what a fit of it has found.
 
 Place in the pipeline: the three methods (:mod:`bczoo.scaling.parametric`, :mod:`bczoo.scaling.frontier`,
-:mod:`bczoo.scaling.isoflop`) return a :class:`ScalingFit`; ``bczoo scaling fit`` writes it, ``bczoo scaling plan`` reads
-it. The law is that of Hoffmann et al. (arXiv 2203.15556, approach 3), as paper 2411.04434 uses it (section 3.4).
+:mod:`bczoo.scaling.isoflop`) return a :class:`ScalingFit`; ``bczoo scaling fit`` writes it, ``bczoo scaling plan``
+reads it. The law is that of Hoffmann et al. (arXiv 2203.15556, approach 3), as paper 2411.04434 uses it (section 3.4).
 
 Units: N parameters, D inputs seen in training (tokens), C = 6 N D floating point operations, L nats.
 """
@@ -109,6 +109,7 @@ class ScalingFit:
         points: (P, 4) C, N, D and L of what the exponents were read off.
         range: smallest and largest ``params``, ``tokens`` and ``flops`` of the data.
         samples: by name (K,) the values of the bootstrap.
+        tokens_per_frame: inputs a frame of the models that were fitted; None if they differ or that is not known.
     """
 
     method: str
@@ -130,6 +131,7 @@ class ScalingFit:
     points: np.ndarray = field(default_factory=lambda: np.empty((0, 4)), repr=False)
     range: dict[str, Interval] = field(default_factory=dict)
     samples: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+    tokens_per_frame: float | None = None
 
     @classmethod
     def of_law(cls, law: Law, **more: Any) -> ScalingFit:
@@ -181,15 +183,17 @@ class ScalingFit:
             "flags": list(self.flags),
             "refused": self.refused,
             "range": {name: list(ends) for name, ends in self.range.items()},
+            "tokens_per_frame": self.tokens_per_frame,
             "points": [[float(f"{x:.8g}") for x in row] for row in self.points],
             "samples": {name: [float(f"{x:.6g}") for x in values] for name, values in self.samples.items()},
         }
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> ScalingFit:
+        numbers: dict[str, Any] = {k: None if content[k] is None else float(content[k]) for k in EXPONENTS}
         return cls(
             method=str(content["method"]),
-            **{name: None if content[name] is None else float(content[name]) for name in EXPONENTS},
+            **numbers,
             intervals={name: (float(low), float(high)) for name, (low, high) in content["intervals"].items()},
             dropped=tuple(content["dropped"]),
             flags=tuple(content["flags"]),
@@ -197,6 +201,7 @@ class ScalingFit:
             range={name: (float(low), float(high)) for name, (low, high) in content["range"].items()},
             points=np.array(content["points"], dtype=float).reshape(-1, 4),
             samples={name: np.array(values, dtype=float) for name, values in content["samples"].items()},
+            tokens_per_frame=content["tokens_per_frame"],
         )
 
     @classmethod

@@ -1,8 +1,8 @@
 """Approach 3: the law over size and data, fitted to all points at once.
 
 Place in the pipeline: :func:`fit_parametric` takes points of training curves (:mod:`bczoo.scaling.curves`) or final
-losses, descends (:mod:`bczoo.scaling.objective`) and returns a :class:`bczoo.scaling.law.ScalingFit`. It needs no curves that cross,
-so it is the method for settings in which they do not (paper 2411.04434, section 3.4).
+losses, descends (:mod:`bczoo.scaling.objective`) and returns a :class:`bczoo.scaling.law.ScalingFit`. It needs no
+curves that cross, so it is the method for settings in which they do not (paper 2411.04434, section 3.4).
 
 Shape legend: P points, R runs, K resamples.
 """
@@ -19,7 +19,7 @@ from scipy.optimize import curve_fit
 from bczoo.core.errors import UserError
 from bczoo.scaling.bootstrap import resampled_weights
 from bczoo.scaling.law import FLOPS_PER_PARAMETER, Law, ScalingFit, percentiles, span
-from bczoo.scaling.objective import BOUNDS, LOWEST_E, Points, descend, follow, least
+from bczoo.scaling.objective import BOUNDS, LOWEST_E, Points, descend, least
 
 Objective = Literal["huber", "squares"]
 FEWEST_POINTS = 6
@@ -149,7 +149,9 @@ def _flags(theta: np.ndarray, means: tuple[float, float, float]) -> list[str]:
     """Which constants stopped at the end of what is allowed."""
     flags = []
     if theta[2] <= LOWEST_E * (1 - 1e-6):
-        flags.append(f"E is at its bound: the points show no loss that remains, E < {math.exp(LOWEST_E + means[2]):.2g}")
+        flags.append(
+            f"E is at its bound: the points show no loss that remains, E < {math.exp(LOWEST_E + means[2]):.2g}"
+        )
     for name, x, (low, high) in zip(("alpha", "beta"), theta[3:], BOUNDS[3:], strict=True):
         if not low + 1e-6 < x < high - 1e-6:
             flags.append(f"{name} is at its bound, {x:.3g}: what it stands for is not in the points")
