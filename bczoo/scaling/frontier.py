@@ -155,7 +155,7 @@ def _frontier(
         x, log_d, y = places, tokens[best, across], least
         log_n = np.log([w.params for w in winners])[best]
     else:
-        least = least - _between_sizes(np.log([w.params for w in winners]), values, best)
+        least = _between_sizes(np.log([w.params for w in winners]), values, best)
         x, pairs = np.array(crossings), list(pairwise(winners))
         log_n = np.array([(math.log(one.params) + math.log(other.params)) / 2 for one, other in pairs])
         both = [(one.at(x[i : i + 1]), other.at(x[i : i + 1])) for i, (one, other) in enumerate(pairs)]
@@ -182,9 +182,10 @@ def _frontier(
 
 
 def _between_sizes(log_n: np.ndarray, values: np.ndarray, best: np.ndarray) -> np.ndarray:
-    """How far below the best size the parabola through it and its neighbours reaches, (G,); 0 where one has not been.
+    """The least value between sizes, (G,): the bottom of the parabola through the best size and its neighbours.
 
-    Without it the least loss would go up and down between sizes, and E with it.
+    Where one of those has not been it is the value of the best size. With these alone the least loss would go up and
+    down with the distance to the next size, and E with it.
 
     Args:
         log_n: (W,) of the sizes.
@@ -198,8 +199,8 @@ def _between_sizes(log_n: np.ndarray, values: np.ndarray, best: np.ndarray) -> n
     rise = (values[middle + 1, at] - values[middle, at]) / right
     bent = (fall + rise) / (left + right)
     slope = (rise * left - fall * right) / (left + right)
-    below = slope**2 / (4 * bent)
-    return np.where((best == middle) & (bent > 0), below, 0.0)  # comparisons with what is not a number are false
+    known = bent > 0  # comparisons with what is not a number are false
+    return np.where(known, values[middle, at] - slope**2 / (4 * np.where(known, bent, 1.0)), values[best, at])
 
 
 def envelope(sizes: list[SizeCurves]) -> tuple[list[SizeCurves], list[float], list[str]]:

@@ -23,6 +23,7 @@ from bczoo.train.run_record import read_json
 FLOPS_PER_PARAMETER = 6  # and token: 2 forwards, 4 backwards
 EXPONENTS = ("a", "b", "a0", "b0", "E", "c", "c0", "A", "B", "alpha", "beta")  # what a fit may know
 Interval = tuple[float, float]
+_LOG_6 = math.log(FLOPS_PER_PARAMETER)
 
 
 @dataclass(frozen=True)
@@ -59,20 +60,22 @@ class Law:
         return self.alpha * self.beta / (self.alpha + self.beta)
 
     @property
-    def G(self) -> float:
-        return (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
+    def log_g(self) -> float:
+        """ln G, where N_opt = G (C/6)^a and D_opt = (C/6)^b / G."""
+        return math.log(self.alpha * self.A / (self.beta * self.B)) / (self.alpha + self.beta)
 
     @property
     def a0(self) -> float:
-        return self.G / FLOPS_PER_PARAMETER**self.a
+        return _exp(self.log_g - self.a * _LOG_6)
 
     @property
     def b0(self) -> float:
-        return 1 / (self.G * FLOPS_PER_PARAMETER**self.b)
+        return _exp(-self.log_g - self.b * _LOG_6)
 
     @property
     def c0(self) -> float:
-        return (self.A * self.G**-self.alpha + self.B * self.G**self.beta) * FLOPS_PER_PARAMETER**self.c
+        size, data = math.log(self.A) - self.alpha * self.log_g, math.log(self.B) + self.beta * self.log_g
+        return _exp(size + self.c * _LOG_6) + _exp(data + self.c * _LOG_6)
 
     def loss(self, params: Any, tokens: Any) -> Any:
         """Loss of sizes after numbers of tokens; arrays that broadcast."""
@@ -220,6 +223,11 @@ class ScalingFit:
             return cls.from_dict(content)
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is no fit of bczoo scaling fit: {error!r}; fit anew") from error
+
+
+def _exp(x: float) -> float:
+    """e^x, infinite where that is no number any more: resamples of data that say little end there."""
+    return math.exp(x) if x < 709 else math.inf
 
 
 def percentiles(values: np.ndarray) -> Interval:

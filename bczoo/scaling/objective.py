@@ -20,7 +20,7 @@ import numpy as np
 from scipy.optimize import minimize
 
 LOWEST_E = math.log(1e-4)  # of the geometric mean of the losses; E below that is as good as none
-BOUNDS = ((-40.0, 40.0), (-40.0, 40.0), (LOWEST_E, 5.0), (0.0, 6.0), (0.0, 6.0))
+BOUNDS = ((-40.0, 40.0), (-40.0, 40.0), (LOWEST_E, 5.0), (0.01, 6.0), (0.01, 6.0))
 GRID = (  # of the starts, in the centred units of Points
     (-5.0, -2.5, -1.0),
     (-5.0, -2.5, -1.0),

@@ -26,7 +26,7 @@ FEWEST_POINTS = 6
 FEWEST_VALUES = 3  # of sizes, and of tokens
 SAME = 0.02  # difference of logarithms, up to which two sizes or budgets are one
 FLAT = 1e-3  # range of ln L, below which a loss says nothing
-EXPLAINED = 0.1  # share of the spread of ln L that a law has to explain
+EXPLAINED, BY_CHANCE = 0.1, 8.0  # share of the spread of ln L that a law has to explain, and more over few points
 FAR_OFF = np.array([-2.5, -1.0, -0.7, 1.0, 0.3])  # second start of a resample
 
 
@@ -138,7 +138,8 @@ def _refuse_designs(n: np.ndarray, d: np.ndarray, y: np.ndarray) -> None:
 def _refuse_noise(points: Points, theta: np.ndarray) -> None:
     """Raise where the law explains next to nothing of the losses."""
     spread = np.abs(points.log_loss - np.median(points.log_loss)).mean()
-    if np.abs(points.residuals(theta)).mean() > (1 - EXPLAINED) * spread:
+    share = min(EXPLAINED + BY_CHANCE / len(points.log_loss), 0.8)
+    if np.abs(points.residuals(theta)).mean() > (1 - share) * spread:
         raise UserError(
             "A, B, alpha and beta cannot be identified: the loss is flat within its noise, and follows neither size "
             "nor tokens"
@@ -162,7 +163,6 @@ def _law(theta: np.ndarray, means: tuple[float, float, float]) -> Law:
     """The law in the units of the data."""
     a, b, e, alpha, beta = (float(x) for x in theta)
     log_n, log_d, log_loss = (float(x) for x in means)
-    alpha, beta = max(alpha, 1e-9), max(beta, 1e-9)
     A, B, E = (math.exp(x + log_loss) for x in (a + alpha * log_n, b + beta * log_d, e))
     return Law(A, B, E, alpha, beta)
 
