@@ -39,8 +39,6 @@ def curves(
 
 def flat(runs: list[tuple[float, np.ndarray, np.ndarray]]) -> tuple[np.ndarray, ...]:
     """The same as params, tokens, loss and run."""
-    n, run = (
-        np.concatenate([np.full(len(r[1]), r[0]) for r in runs]),
-        np.repeat(range(len(runs)), [len(r[1]) for r in runs]),
-    )
+    lengths = [len(d) for _, d, _ in runs]
+    n, run = np.repeat([r[0] for r in runs], lengths), np.repeat(range(len(runs)), lengths)
     return n, np.concatenate([r[1] for r in runs]), np.concatenate([r[2] for r in runs]), run
