@@ -78,7 +78,7 @@ def read_sources(
             log = _run_log(path)
             curves.append(_run_curve(path, log, target, flops, params))
             notes += _too_many_epochs(path, log)
-            per_frame.add(float(log["tokens"][-1]) / float(log["frames"][-1]))
+            per_frame.add(float(log["end_tokens"][-1]) / float(log["frames"][-1]))
         elif path.is_file():
             found, note, lost = _table_curves(path, target, flops, params, columns or {})
             curves += found

@@ -121,11 +121,7 @@ def test_a_measure_that_rises_is_compared_by_its_largest_value(tmp_path, capsys)
     words = ["--target", "return", "--skip", "0", "--resamples", "0"]
     assert main(["scaling", "fit", table, *words]) == 0
     said = capsys.readouterr().out
-    assert (
-        "return rises with compute" in said
-        and "refused: E, c, c0" in said
-        and "|  0.512" in said.replace("0.51261", "0.512")
-    )
+    assert "return rises with compute" in said and "refused: E, c, c0" in said and " 0.512" in said
 
 
 def test_the_largest_size_is_held_out(table, capsys):
