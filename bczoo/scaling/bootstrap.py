@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 FEW_RUNS = 8
-BLOCKS = 25  # of a curve, so that a block of a resampled one is 4 points
+BLOCKS = 50  # of a curve, so that a block of a resampled one is two points
 
 
 def resampled_weights(run: np.ndarray, order: np.ndarray, resamples: int, seed: int = 0) -> tuple[np.ndarray, str]:

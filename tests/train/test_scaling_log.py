@@ -122,8 +122,8 @@ def test_the_command_reads_runs_and_their_other_measures(run, tmp_path, capsys):
     assert "did you mean 'val/loss'" in capsys.readouterr().err
     assert main(["scaling", "fit", str(run), "--flops", "measured"]) == 1
     assert "counted after a minute" in capsys.readouterr().err
-    assert main(["scaling", "fit", str(run), "--out", str(tmp_path / "fit.json")]) == 1, "one size is no law"
-    assert "one size" in json.loads((tmp_path / "fit.json").read_text())["refused"]["parametric"]
+    assert main(["scaling", "fit", str(run), "--out", str(tmp_path / "fit.json")]) == 1, "four points are no law"
+    assert "4 points cannot identify" in json.loads((tmp_path / "fit.json").read_text())["refused"]["parametric"]
 
 
 def test_too_many_epochs_are_flagged(run, tmp_path):
