@@ -76,7 +76,7 @@ def plan(
     """Say which size to train on how much data with a budget, by a fitted scaling law.
 
     Args:
-        fit: file that bczoo scaling fit --out wrote.
+        fit: file that bczoo scaling fit wrote, such as fit.json.
         flops: operations of the training; or give gpus and hours.
         gpus: how many.
         hours: of each of them.
