@@ -61,6 +61,16 @@ FUNCTIONS = {
         ("runs",),
     ),
     ("plot",): ("plot curves of runs", "bczoo.compare.plot:plot", ("runs",)),
+    ("scaling", "fit"): (
+        "fit a scaling law: best size, data and loss over compute",
+        "bczoo.scaling.command:fit",
+        ("sources",),
+    ),
+    ("scaling", "plan"): (
+        "say what to train with a budget, by a fitted scaling law",
+        "bczoo.scaling.planning:plan",
+        ("fit",),
+    ),
     ("zoo", "list"): ("list the policies there are: weights and architectures", "bczoo.hub.models:zoo_list", ()),
     ("zoo", "info"): ("say what is known of a policy of the zoo", "bczoo.hub.models:zoo_info", ("name",)),
     ("zoo", "replay"): (

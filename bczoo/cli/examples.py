@@ -42,6 +42,14 @@ EXAMPLES: dict[tuple[str, ...], tuple[str, ...]] = {
     ("zoo", "table"): ("bczoo zoo table", "bczoo zoo table --check true"),
     ("compare",): ("bczoo compare runs/a runs/b", "bczoo compare runs/quickstart-seed*"),
     ("plot",): ("bczoo plot runs/a runs/b --metric val/loss --out curves.png",),
+    ("scaling", "fit"): (
+        "bczoo scaling fit runs/size* --out fit.json",
+        "bczoo scaling fit points.csv --method parametric --columns params=N,tokens=D",
+    ),
+    ("scaling", "plan"): (
+        "bczoo scaling plan fit.json --flops 1e21",
+        "bczoo scaling plan fit.json --gpus 8 --hours 70 --mfu 0.4 --device H100 --data my_game",
+    ),
     ("causality",): ("bczoo causality checkpoints/doom --data my_game",),
     ("attention",): ("bczoo attention checkpoints/doom --data my_game",),
     ("gap",): ("bczoo gap checkpoints/doom --env doom/defend_the_center",),
@@ -66,7 +74,7 @@ GROUPS = {  # of the commands, in the order in which a user meets them
     "train": ("fit", "validate", "test", "predict"),
     "play": ("play", "serve", "client-test", "bench"),
     "data": ("record", "data"),
-    "measure": ("compare", "plot", "causality", "attention", "gap", "study"),
+    "measure": ("compare", "plot", "scaling", "causality", "attention", "gap", "study"),
     "share": ("export", "push", "pull", "convert", "zoo"),
     "this machine": ("doctor", "completion", "help"),
 }

@@ -43,6 +43,7 @@ from bczoo.train.callbacks.learning_rate import LogLearningRate
 from bczoo.train.callbacks.play import PlayGame
 from bczoo.train.callbacks.predictions import WritePredictions
 from bczoo.train.callbacks.run_record import RunRecord
+from bczoo.train.callbacks.scaling import ScalingLog
 from bczoo.train.callbacks.throughput import Throughput
 from bczoo.train.metrics_file import MetricsFile
 from bczoo.train.run_record import LAST
@@ -112,7 +113,7 @@ class TrainerCLI(LightningCLI):
         if fitting and not self._get(self.config, "play"):
             callbacks = [c for c in callbacks if not isinstance(c, PlayGame)]
         if fitting:  # before RunRecord, which notes whether a validation follows
-            callbacks = _lacking([ValidateAtEnd, LogLearningRate, Throughput], callbacks) + callbacks
+            callbacks = _lacking([ValidateAtEnd, LogLearningRate, Throughput, ScalingLog], callbacks) + callbacks
         keepers = [ResumableCheckpoint] if given.enable_checkpointing is not False else []
         callbacks += _lacking([FiniteCheck, RunRecord, *keepers], callbacks)  # behind the games, which are recorded
         if self.subcommand == "predict" and not any(isinstance(c, BasePredictionWriter) for c in callbacks):

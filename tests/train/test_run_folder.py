@@ -61,7 +61,8 @@ def test_everything_lies_in_the_run_folder(recordings, here, monkeypatch, capsys
     assert fit(recordings, *more) == 0
     assert [path.name for path in here.iterdir()] == ["elsewhere"]
     run = Path("elsewhere")
-    assert sorted(path.name for path in run.iterdir()) == ["checkpoints", "config.yaml", "metrics.csv", "record.json"]
+    files = ["config.yaml", "metrics.csv", "record.json", "scaling.csv"]
+    assert sorted(path.name for path in run.iterdir()) == ["checkpoints", *files]
     columns, rows = read_metrics("elsewhere/metrics.csv")
     assert columns[:3] == ["step", "epoch", "lr"] and {"train/loss", "val/loss"} < set(columns)
     assert [row["step"] for row in rows if row["train/loss"]] == ["2", "4", "6"]
