@@ -154,7 +154,8 @@ def read_folder_checkpoint(path: Path, optimizer: bool = False) -> dict[str, Any
     if claimed > room:
         raise ValueError(f"tensors of {claimed} bytes in files of {room}")
     flat = {k: torch.empty(t.size, dtype=t.properties.dtype) if _is_tensor(t) else None for k, t in known.items()}
-    dcp.load(flat, storage_reader=reader, planner=Planner(flatten_state_dict=False), no_dist=True)
+    planner = Planner(flatten_state_dict=False, flatten_sharded_tensors=False)  # fills this very dict
+    dcp.load(flat, storage_reader=reader, planner=planner, no_dist=True)
     nested = unflatten_state_dict(flat, {name: index.planner_data[name] for name in flat})
     content = read_rest(path) | {"state_dict": nested.pop("state_dict", {})}
     return content | ({"optimizer_states": list(nested.values())} if nested else {})

@@ -9,6 +9,7 @@ start themselves.
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import subprocess
@@ -41,6 +42,8 @@ class Ranks(L.Callback):
         tasks: list[tuple[Any, ...]] = [(self._wait_for, trainer, 1 + i, started) for i in range(len(started))]
         if trainer.local_rank > 0:
             tasks = [(self._look_after_first, trainer, os.getppid())]
+        if started:
+            atexit.register(_kill, started)  # so that none of them takes the end of the first one for its death
         for function, *arguments in tasks:
             self._watched.append(threading.Thread(target=function, args=arguments, daemon=True, name="ranks"))
             self._watched[-1].start()
@@ -57,10 +60,13 @@ class Ranks(L.Callback):
     def _wait_for(self, trainer: L.Trainer, rank: int, started: list[subprocess.Popen[bytes]]) -> None:
         process = started[rank - 1]
         status = process.wait()
-        if status < 0 and not self._over:  # one that ends by itself has said why
-            for other in started:
-                other.kill()
-            _end(trainer, f"process {rank} (pid {process.pid}) was killed by {signal.Signals(-status).name}")
+        if status > 0:
+            time.sleep(HEARD_S)  # what ended it may be about to end all
+        if status != 0 and not self._over:
+            _kill(started)
+            name = f"process {rank} (pid {process.pid})"
+            killed = f"{name} was killed by {signal.Signals(-status).name}" if status < 0 else ""
+            _end(trainer, killed or f"{name} ended with the error above")
 
     def _look_after_first(self, trainer: L.Trainer, first: int) -> None:
         while os.getppid() == first and not self._over:
@@ -69,13 +75,17 @@ class Ranks(L.Callback):
             _end(trainer, f"process 0 (pid {first}), which had started the others, was killed", trainer.local_rank == 1)
 
 
+def _kill(started: list[subprocess.Popen[bytes]]) -> None:
+    for process in started:
+        process.kill()
+
+
 def _end(trainer: L.Trainer, what: str, tell: bool = True) -> None:
     keeper = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ResumableCheckpoint)), None)
     go_on = f"; {keeper.go_on}" if keeper is not None and trainer.training else ""
+    memory = ". The kernel kills where memory is short (dmesg tells): take a smaller batch or fewer workers of the data"
     if tell:
         sys.stdout.flush()
-        message = f"\nbczoo: {what}, so all {trainer.world_size} processes end{go_on}. The kernel kills where memory is"
-        os.write(
-            2, f"{message} short (dmesg tells): then take a smaller --data.batch_size or --data.num_workers\n".encode()
-        )
+        hint = memory if "killed" in what else ""
+        os.write(2, f"\nbczoo: {what}, so all {trainer.world_size} processes end{go_on}{hint}\n".encode())
     os._exit(1)
