@@ -347,12 +347,7 @@ class ResumableCheckpoint(Checkpoint):
             return
         if kept is not None and is_checkpoint(self.path) and _same(kept, self.path):
             remove(kept)  # nothing took its place
-        if not self._written(trainer, trainer.global_step, failure, must):
-            return
-        if trainer.is_global_zero:
-            (self.dirpath / FINISHED).unlink(missing_ok=True)
-            self._set_others_aside(self._run, kept)
-        if kept is not None:
+        if self._written(trainer, trainer.global_step, failure, must, kept) and kept is not None:
             print(f"the checkpoint of an earlier run is kept as {kept}")
 
     def _finish_writing(self, trainer: L.Trainer) -> None:
@@ -369,7 +364,9 @@ class ResumableCheckpoint(Checkpoint):
             return error
         return None
 
-    def _written(self, trainer: L.Trainer, step: int, failure: OSError | None, must: bool = False) -> bool:
+    def _written(
+        self, trainer: L.Trainer, step: int, failure: OSError | None, must: bool = False, kept: Path | None = None
+    ) -> bool:
         """Draw the consequences of a checkpoint that was written, or could not be; returns whether it was."""
         if trainer.strategy.broadcast(failure is not None):
             if must:
@@ -381,9 +378,12 @@ class ResumableCheckpoint(Checkpoint):
                     stacklevel=2,
                 )
             return False
-        self._saved_step, self._own = step, True
         if trainer.is_global_zero:
+            (self.dirpath / FINISHED).unlink(missing_ok=True)
+            if not self._own:
+                self._set_others_aside(self._run, kept)
             self._keep_numbered(step)
+        self._saved_step, self._own = step, True
         return True
 
     def _in_series(self, step: int) -> bool:
