@@ -1,10 +1,12 @@
 """Callbacks for tests that stop a training, as a power cut would."""
 
 import os
+from types import SimpleNamespace
 
 import lightning as L
 
 from bczoo.core import files
+from bczoo.train.callbacks import checkpoint
 
 
 class PowerCut(Exception):
@@ -61,3 +63,10 @@ class KillAt(L.Callback):
     def _at(self, where, trainer):
         if (where, trainer.global_step) == (self.where, self.step) and self.rank in (None, trainer.global_rank):
             os.kill(os.getpid(), self.number)
+
+
+class FullDisk(L.Callback):
+    """Has a training find no room for its weights before it begins."""
+
+    def setup(self, trainer, pl_module, stage):
+        checkpoint.shutil.disk_usage = lambda _: SimpleNamespace(free=10)

@@ -19,6 +19,7 @@ import hashlib
 import io
 import json
 import pickle
+import warnings
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePath
@@ -155,7 +156,9 @@ def read_folder_checkpoint(path: Path, optimizer: bool = False) -> dict[str, Any
         raise ValueError(f"tensors of {claimed} bytes in files of {room}")
     flat = {k: torch.empty(t.size, dtype=t.properties.dtype) if _is_tensor(t) else None for k, t in known.items()}
     planner = Planner(flatten_state_dict=False, flatten_sharded_tensors=False)  # fills this very dict
-    dcp.load(flat, storage_reader=reader, planner=planner, no_dist=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as it is meant to be here
+        dcp.load(flat, storage_reader=reader, planner=planner, no_dist=True)
     nested = unflatten_state_dict(flat, {name: index.planner_data[name] for name in flat})
     content = read_rest(path) | {"state_dict": nested.pop("state_dict", {})}
     return content | ({"optimizer_states": list(nested.values())} if nested else {})

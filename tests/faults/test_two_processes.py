@@ -94,11 +94,9 @@ def test_what_was_disturbed_goes_on_as_if_it_had_not_been(moment, strategy, work
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "folders"])
-def test_a_folder_without_room_is_told_by_all_before_the_first_step(strategy, tmp_path):
-    """No process is left waiting for the one that cannot write."""
+def test_a_disk_without_room_ends_all_before_the_first_step(strategy, tmp_path):
+    """None is left waiting for the one that found out."""
     write_moving(tmp_path / "data", 4, 60)
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs/tiny").touch()
-    statuses, output = two(tmp_path, command(strategy))
-    assert statuses[0] == 1 and "runs/tiny" in output, output
-    assert not is_checkpoint(tmp_path / CHECKPOINT)
+    statuses, output = two(tmp_path, command(strategy, more=["--trainer.callbacks+=crash.FullDisk"]))
+    assert statuses[0] == 1 and statuses[1] > 0, output
+    assert "the weights alone take" in output and not is_checkpoint(tmp_path / CHECKPOINT)

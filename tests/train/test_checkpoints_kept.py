@@ -40,8 +40,10 @@ def test_the_newest_and_a_series_are_kept(tmp_path):
     train(tmp_path / "series", every_n_train_steps=4, series_every_n_train_steps=3)
     assert numbered(tmp_path / "series") == ["step-3.ckpt", "step-6.ckpt"] and step(tmp_path / "series/last.ckpt") == 8
     train(tmp_path / "both", every_n_train_steps=2, series_every_n_train_steps=3, keep=2)
-    assert numbered(tmp_path / "both") == ["step-3.ckpt", "step-6.ckpt", "step-8.ckpt"]
-    assert [step(tmp_path / "both" / name) for name in numbered(tmp_path / "both")] == [3, 6, 8]
+    assert numbered(tmp_path / "both") == [f"step-{n}.ckpt" for n in (3, 4, 6, 8)]
+    assert [step(tmp_path / "both" / name) for name in numbered(tmp_path / "both")] == [3, 4, 6, 8]
+    train(tmp_path / "both", every_n_train_steps=2, steps=10, resume=tmp_path / "both/last.ckpt")
+    assert numbered(tmp_path / "both") == ["step-3.ckpt", "step-6.ckpt"], "the series stays, whatever is asked for now"
     source = locate(tmp_path / "both/step-3.ckpt")
     assert source.load(type(tiny.tiny_policy())).input_spec.window and source.spec
     with pytest.raises(UserError, match="keep must be a whole number from 1"):

@@ -54,7 +54,7 @@ from bczoo.train.callbacks.lock import FolderLock
 from bczoo.train.run_record import BEST, LAST
 
 FINISHED = "finished"
-NUMBERED = re.compile(r"step-(\d+)\.ckpt")
+NUMBERED = re.compile(r"step-\d+\.ckpt")
 
 
 class ResumableCheckpoint(Checkpoint):
@@ -112,6 +112,7 @@ class ResumableCheckpoint(Checkpoint):
         self.monitor, self.mode = monitor, mode
         self.keep, self.series_every_n_train_steps, self.background = keep, series_every_n_train_steps, background
         self._writer: AtomicCheckpointIO | None = None
+        self._passing: list[int] = []  # steps of numbered checkpoints that give way to newer ones
         self._writing: int | None = None  # step of the checkpoint that is written in the background
         self.compare_anew = False  # what was the best up to here does not count: the data is other
         self._run = uuid.uuid4().hex  # mark in all checkpoints of a run
@@ -299,11 +300,12 @@ class ResumableCheckpoint(Checkpoint):
 
     def state_dict(self) -> dict[str, Any]:
         best = {"best": self._best.to_dict()} if self._best is not None else {}
-        return {"generators": self._generators, "run": self._run, **best}
+        return {"generators": self._generators, "run": self._run, "passing": self._passing_with(self._step), **best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._generators = state_dict["generators"]
         self._run = state_dict.get("run", self._run)
+        self._passing = list(state_dict.get("passing", []))
         self._best = best_in(self.best_path, self._run)  # of a training that is over no more will be heard
         self._restore = True
 
@@ -386,6 +388,10 @@ class ResumableCheckpoint(Checkpoint):
         self._saved_step, self._own = step, True
         return True
 
+    def _passing_with(self, step: int) -> list[int]:
+        passes = step > 0 and self.keep > 1 and not self._in_series(step)
+        return sorted({*self._passing, step}) if passes else list(self._passing)
+
     def _in_series(self, step: int) -> bool:
         return self.series_every_n_train_steps is not None and step % self.series_every_n_train_steps == 0
 
@@ -396,15 +402,10 @@ class ResumableCheckpoint(Checkpoint):
                 _link(self.path, self.dirpath / f"step-{step}.ckpt")
             except OSError as error:
                 warnings.warn(f"step-{step}.ckpt could not be kept: {error.strerror} ({error.filename})", stacklevel=2)
-        found = {int(match[1]): path for path, match in self._numbered()}
-        passing = sorted(number for number in found if not self._in_series(number))
-        newest = sorted(found)[-self.keep :] if self.keep > 1 else []
-        for number in set(passing) - set(newest):
-            remove(found[number])
-
-    def _numbered(self) -> list[tuple[Path, re.Match[str]]]:
-        matches = ((path, NUMBERED.fullmatch(path.name)) for path in self.dirpath.glob("step-*.ckpt"))
-        return [(path, match) for path, match in matches if match is not None]
+                return
+        self._passing = self._passing_with(step)
+        while len(self._passing) > (self.keep if self.keep > 1 else 0):
+            remove(self.dirpath / f"step-{self._passing.pop(0)}.ckpt")
 
     def _save_best(self, trainer: L.Trainer, found: Best, must: bool = False) -> None:
         """Write ``best.ckpt``; all processes do. A disk's failure is reported, or an error if it ``must`` work."""
@@ -460,8 +461,8 @@ class ResumableCheckpoint(Checkpoint):
 
     def _set_others_aside(self, run: str, kept: Path | None = None) -> None:
         """Give best and numbered checkpoints of another run other names, beside the last one of that run."""
-        for path, _ in self._numbered():
-            if kept_by(path, KEEPER_STATE).get("run") != run:
+        for path in self.dirpath.glob("step-*.ckpt"):
+            if NUMBERED.fullmatch(path.name) and kept_by(path, KEEPER_STATE).get("run") != run:
                 set_aside(path)
         if not is_checkpoint(self.best_path) or kept_by(self.best_path, KEEPER_STATE).get("run") == run:
             return
