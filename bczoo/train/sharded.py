@@ -61,6 +61,12 @@ class Sharded(ModelParallelStrategy):
         self._data_parallel_size = self.num_processes * self.num_nodes
         super().setup_environment()
 
+    def on_validation_start(self) -> None:
+        """Have all processes validate with the buffers that are saved, those of the first one, as DDP does."""
+        assert self.lightning_module is not None
+        for buffer in self.lightning_module.buffers():
+            torch.distributed.broadcast(buffer, 0)
+
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
         if not self._save_distributed_checkpoint:
             # past ModelParallelStrategy, which removes an older folder before the file is written
