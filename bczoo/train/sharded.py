@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
 
 from bczoo.hub.checkpoint_folder import is_folder_checkpoint, load_into, read_rest, write_folder
 from bczoo.hub.state import plain
@@ -75,7 +76,9 @@ class Sharded(ModelParallelStrategy):
         path = Path(self.broadcast(filepath))
         self._writers = self._writers or torch.distributed.new_group(backend="gloo")
         rest = dict(checkpoint)
-        tensors = {"state_dict": rest.pop("state_dict")}
+        weights = rest.pop("state_dict")  # buffers are not sharded, and those of the first process count
+        own = {name: t for name, t in weights.items() if self.is_global_zero or isinstance(t, DTensor)}
+        tensors = {"state_dict": own}
         tensors |= {f"optimizer_{i}": state for i, state in enumerate(rest.pop("optimizer_states", []))}
         writer = self.checkpoint_io
         writer = writer if isinstance(writer, AtomicCheckpointIO) else AtomicCheckpointIO()

@@ -90,7 +90,8 @@ def test_what_was_disturbed_goes_on_as_if_it_had_not_been(moment, strategy, work
         [(row["step"], row["val/loss"]) for row in read_metrics(folder / "runs/tiny/metrics.csv")[1] if row["val/loss"]]
         for folder in (tmp_path, undisturbed(strategy, workers))
     ]
-    assert losses[0] == losses[1] and not leftovers(tmp_path)
+    assert losses[0] == losses[1]
+    assert not [path for path in leftovers(tmp_path) if not path.endswith("ckpt/.metadata")]
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "folders"])
