@@ -105,9 +105,10 @@ class WindowDataset(Dataset[Batch]):
         """Fill ``out`` (T, H, W, 3), padding with the last frame; returns how many steps are valid."""
         count = min(steps + 1, len(out))  # a padded window shows the recording's last frame, which has no action
         try:
-            video = self.index.video(recording, self.frame_size)
             numbers = self.index.video_frames(recording, start, count)
-            read = read_numbered(video, numbers, self.frame_size, filter=self.resize)
+            with self.index.reading(recording) as folder:
+                video = folder / self.index.video_name(recording, self.frame_size)
+                read = read_numbered(video, numbers, self.frame_size, filter=self.resize)
         except FrameReadError as error:
             if self.strict:
                 raise

@@ -15,7 +15,8 @@ from bczoo.core.errors import UserError
 from bczoo.core.files import require_file_target
 from bczoo.core.progress import Progress
 from bczoo.data.errors import RecordingError, printable
-from bczoo.data.index_build import find_recordings
+from bczoo.data.cache import located
+from bczoo.data.listing import find_recordings
 from bczoo.data.reading import Frames
 from bczoo.data.recording import SYSTEM, UNKNOWN, USER, action_values, known_action, read_annotation, text_length
 from bczoo.data.video import VideoWriter, choose_video, iterate_frames, probe
@@ -31,7 +32,7 @@ def view(recording: str, out: str, start: int = 0, frames: int | None = None) ->
     """Write a recording with its actions and instructions drawn in as a video.
 
     Args:
-        recording: folder of the recording.
+        recording: folder of the recording, its folder in an archive (batches/batch_1.tar.gz/REC), or a URL of either.
         out: video file to write.
         start: first frame.
         frames: how many frames; all if left out.
@@ -39,9 +40,15 @@ def view(recording: str, out: str, start: int = 0, frames: int | None = None) ->
     Returns:
         The path of the video.
     """
+    with located(recording) as folder:
+        _draw(folder, out, start, frames)
+    return out
+
+
+def _draw(folder: Path, out: str, start: int, frames: int | None) -> None:
+    """Write what :func:`view` writes of the recording in a folder."""
     from bczoo.games.render import render_decision
 
-    folder = Path(recording)
     rows = find_recordings(folder) if folder.is_dir() else []
     if [row.path for row in rows] != ["."]:
         raise RecordingError(folder, "not the folder of one recording (annotation.proto and a video)")
@@ -67,7 +74,6 @@ def view(recording: str, out: str, start: int = 0, frames: int | None = None) ->
             caption = f"{i / fps:.1f} s  {WHO[kind]}  {captions[min(i + 1, len(steps) - 1)]}"
             writer.add(render_decision(image, Decision(values), caption.strip()))
     print(f"wrote {printable(out)}, {stop - start} frames")
-    return out
 
 
 def _check_out(out: str) -> None:
