@@ -32,6 +32,7 @@ from bczoo.data.archive import is_archive, unpack
 from bczoo.data.errors import RecordingError
 from bczoo.data.listing import base, exists, find_recordings, join
 from bczoo.data.reading import open_regular
+from bczoo.data.recording import ANNOTATION_FILE
 from bczoo.data.stores import Root, StoreError, copy, is_url, opened
 
 DEFAULT_GB = 50.0
@@ -203,7 +204,7 @@ def located(recording: str) -> Iterator[Path]:
     parts = recording.rstrip("/").split("/")
     end = next((i for i, part in enumerate(parts, 1) if is_archive(part)), len(parts))
     place = "/".join(parts[:end])
-    if not is_archive(place) and not is_url(place) or Path(place).is_dir():
+    if (not is_archive(place) and not is_url(place)) or Path(place).is_dir():
         yield Path(recording)
         return
     root: Root = place if is_url(place) else Path(place)
@@ -216,8 +217,8 @@ def located(recording: str) -> Iterator[Path]:
         raise RecordingError(place, "there is no such archive, nor a recording of this name")
     with Cache().hold(Pack(base(root), row.pack, row.stamp)) as folder:
         inner = folder / "/".join(parts[end:])
-        if not inner.is_dir():
-            raise RecordingError(recording, "the archive holds no such folder")
+        if not (inner / ANNOTATION_FILE).is_file():
+            raise RecordingError(recording, "not the folder of one recording (annotation.proto and a video)")
         yield inner
 
 

@@ -13,7 +13,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from bczoo.core.errors import UserError
 from bczoo.data.archive import counts, is_archive
 from bczoo.data.errors import RecordingError, printable
 from bczoo.data.index_files import Row

@@ -14,8 +14,8 @@ from bczoo.core.actions import Decision
 from bczoo.core.errors import UserError
 from bczoo.core.files import require_file_target
 from bczoo.core.progress import Progress
-from bczoo.data.errors import RecordingError, printable
 from bczoo.data.cache import located
+from bczoo.data.errors import RecordingError, printable
 from bczoo.data.listing import find_recordings
 from bczoo.data.reading import Frames
 from bczoo.data.recording import SYSTEM, UNKNOWN, USER, action_values, known_action, read_annotation, text_length

@@ -186,7 +186,7 @@ class Plan:
             # Random first windows make epochs differ by a few windows. All get as many as epoch 0, because
             # trainers fix the length of an epoch at the start; where windows are missing, some come twice.
             order = np.random.default_rng((self.seed, epoch)).permutation(len(start))
-            pick = np.resize(self._by_group(recording, order, self.groups(epoch)), wanted)
+            pick = self._by_group(recording, np.resize(order, wanted), self.groups(epoch))
             recording, start = recording[pick], start[pick]
         else:
             if self.spread:

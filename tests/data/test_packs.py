@@ -6,25 +6,25 @@ import gzip
 import io
 import multiprocessing
 import os
+import shutil
 import tarfile
-import warnings
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from synthetic import SIZE, number_of, write_recordings
-from test_module import SPEC, Watcher, fit, trainer
+from synthetic import SIZE, write_recordings
+from test_module import fit
 
 from bczoo.core.actions import ActionSpace
 from bczoo.core.errors import UserError
-from bczoo.data import archive, cache, index_build
+from bczoo.data import cache
 from bczoo.data.ahead import Ahead
 from bczoo.data.cache import Cache, Pack
 from bczoo.data.check import check
 from bczoo.data.errors import RecordingError
 from bczoo.data.index import open_index
+from bczoo.data.listing import find_recordings
 from bczoo.data.module import RecordingDataModule
 from bczoo.data.view import view
 from bczoo.data.windows import Plan
@@ -140,12 +140,12 @@ def test_the_order_goes_from_group_to_group(packed):
     for epoch in range(4):
         groups = plan.groups(epoch)
         assert [len(group) for group in groups] == [2, 2] and sorted(np.concatenate(groups)) == [0, 1, 2, 3]
-        recording, start = (a.reshape(-1) for a in plan.epoch(epoch))
+        recording = plan.epoch(epoch)[0].reshape(-1)
         turn = np.array([np.isin(index.pack_of[recording], group) for group in groups]).argmax(0)
         assert (np.diff(turn) >= 0).all() and turn[0] == 0 and turn[-1] == 1
         for number in (0, 1):  # within a group, recordings come in no order
             of_group = index.pack_of[recording[turn == number]]
-            assert 2 < (np.diff(of_group) != 0).sum()
+            assert (np.diff(of_group) != 0).sum() > 2
         orders.append(tuple(np.concatenate(groups)))
         shares = [Plan(**{**vars(plan), "rank": r, "world_size": 2, "batch_size": 1}).epoch(epoch) for r in (0, 1)]
         together = np.stack([s[0] for s in shares], 1).reshape(-1)
@@ -182,25 +182,24 @@ def test_a_resumed_training_sees_the_rest_of_the_epoch(packed, tmp_path):
     assert broken.seen["train"][:3] + resumed.seen["train"] == whole.seen["train"]
 
 
-def test_the_cache_keeps_its_bound_and_drops_the_least_recently_used(folders, tmp_path):
-    root = batches(folders, tmp_path / "batches")
-    index = open_index(root, KEYBOARD)
-    sizes = index.pack_sizes()[1]
-    assert (sizes > 0).all()
-    small = Cache(tmp_path / "small", float(sizes[:2].sum() + sizes.max() * 0.5) / 1e9)
+def test_the_cache_keeps_its_bound_and_drops_the_least_recently_used(tmp_path):
+    for number in range(4):
+        (tmp_path / f"{number}.tar").write_bytes(members(("rec/video.mp4", bytes(100_000))))
+    packs = [Pack(tmp_path, row.pack, row.stamp) for row in find_recordings(tmp_path)]
+    small = Cache(tmp_path / "small", 250_000 / 1e9)
     for number in (0, 1, 0, 2):
-        with small.hold(index.packs[number]):
+        with small.hold(packs[number]):
             pass
         time_passes(small)
-    assert [small.has(pack) for pack in index.packs] == [True, False, True, False]
-    with small.hold(index.packs[0]) as held:  # the oldest now, but somebody reads it
-        for number in (1, 3):
-            with small.hold(index.packs[number]):
-                pass
-            time_passes(small)
-        assert len(list(held.rglob("annotation.proto"))) == 2
-    assert small.has(index.packs[0]) and small.has(index.packs[3])
-    assert not [p for p in small.folder.iterdir() if p.name.startswith(".")]
+    assert [small.has(pack) for pack in packs] == [True, False, True, False]
+    with small.hold(packs[2]), small.hold(packs[0]) as held:
+        time_passes(small)  # both are older now, but somebody reads them
+        with small.hold(packs[3]):
+            assert [small.has(pack) for pack in packs] == [True, False, True, True]
+        assert len(list(held.rglob("video.mp4"))) == 1
+    with small.hold(packs[1]):
+        assert sum(small.has(pack) for pack in packs) == 2
+    assert sorted(p.suffix for p in small.folder.iterdir()) == ["", "", ".lock", ".lock", ".lock"]
 
 
 def time_passes(small: Cache) -> None:
@@ -219,7 +218,7 @@ def test_too_small_a_cache_is_told_before_the_training(packed, tmp_path):
 
     loader(open_recordings=2).close()
     one = max(open_index(packed, KEYBOARD).pack_sizes()[1]) / 1e9
-    with pytest.raises(UserError, match="4 archives.*raise data.cache_gb"):
+    with pytest.raises(UserError, match=r"4 archives.*raise data.cache_gb"):
         loader(cache_gb=float(one * 2.5))
     loader(cache_gb=float(one * 2.5), open_recordings=4).close()
     for value in (0, -1, float("nan")):
@@ -227,10 +226,10 @@ def test_too_small_a_cache_is_told_before_the_training(packed, tmp_path):
             RecordingDataModule(str(packed), cache_gb=value)
 
 
-def test_what_does_not_fit_in_the_cache_is_told(packed, monkeypatch):
+def test_what_does_not_fit_in_the_cache_is_told(folders, tmp_path, monkeypatch):
     monkeypatch.setenv("BCZOO_CACHE_GB", "0.000001")
     with pytest.raises(UserError, match=r"batch_00000.tar.gz has .* more than the cache"):
-        open_index(packed, KEYBOARD)
+        open_index(batches(folders, tmp_path / "batches"), KEYBOARD)
 
 
 def hold_and_count(packed, folder, counter, pack):
@@ -285,8 +284,7 @@ def test_a_killed_process_leaves_nothing_half(packed, tmp_path):
 
 def test_the_next_group_is_brought_ahead(packed, tmp_path):
     index = open_index(packed, KEYBOARD, cache=Cache(tmp_path / "ahead"))
-    for entry in list((tmp_path / "ahead").iterdir()):
-        cache.remove(entry) if hasattr(cache, "remove") else os.system(f"rm -r {entry}")
+    shutil.rmtree(tmp_path / "ahead", ignore_errors=True)  # the index may have been there
     plan = Plan(index, index.usable, 6, 2, shuffle=True, open_recordings=2)
     order = [int(p) for group in plan.groups(0) for p in group]
     with Ahead(plan, 0) as ahead:
@@ -324,7 +322,7 @@ BAD = {
     "a device": (members(("rec/video.mp4", {"type": tarfile.CHRTYPE, "devmajor": 1})), "refused"),
     "a pipe": (members(("rec/annotation.proto", {"type": tarfile.FIFOTYPE})), "refused"),
     "a folder that is a file": (members(("annotation.proto/video.mp4", b"x")), "refused"),
-    "a huge annotation": (members(("rec/annotation.proto", {"size": 2**40}))[:1024], "larger than"),
+    "a huge annotation": (members(("rec/annotation.proto", {"size": 2**30}))[:1024], "larger than"),
     "no archive": (b"not an archive, but long enough to be taken for a header" * 40, "damaged or cut off"),
     "nothing": (b"", "damaged or cut off"),
     "no recording": (members(("notes.txt", b"hello")), "holds no recording"),
@@ -351,7 +349,7 @@ def test_hostile_archives_are_named_and_leave_nothing(folders, tmp_path, what, s
 
 
 @pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
-@pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.95])
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.8])
 def test_archives_that_are_cut_off_are_noticed_wherever_it_was(folders, tmp_path, suffix, share):
     path = pack(folders, tmp_path / "root" / "batch", ["rec-0", "rec-1", "rec-2"], suffix)
     data = path.read_bytes()
@@ -373,7 +371,7 @@ def test_a_bomb_stops_at_the_bound(tmp_path, monkeypatch):
     bomb = gzip.compress(members(("rec/video.mp4", bytes(30_000_000))))
     (tmp_path / "root" / "bomb.tar.gz").write_bytes(bomb)
     monkeypatch.setenv("BCZOO_CACHE_GB", "0.01")
-    with pytest.raises(UserError, match="bomb.tar.gz unpacks to more than the cache of 0.01 GB"):
+    with pytest.raises(UserError, match=r"bomb.tar.gz unpacks to more than the cache of 0.01 GB"):
         open_index(tmp_path / "root", KEYBOARD)
     assert not list(Path(os.environ["BCZOO_CACHE_DIR"]).rglob("*.mp4"))
 
