@@ -92,6 +92,11 @@ FUNCTIONS = {
         ("root",),
     ),
     ("data", "view"): ("draw the actions of a recording into its video", "bczoo.data.view:view", ("recording",)),
+    ("data", "download"): (
+        "download recordings of the public Pixels2Play dataset",
+        "bczoo.hub.datasets:download",
+        ("name",),
+    ),
     ("doctor",): ("say what of this installation works, and what mends the rest", "bczoo.doctor.command:doctor", ()),
     ("completion",): (
         "print a script that completes commands and options in a shell",

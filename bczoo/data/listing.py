@@ -17,7 +17,7 @@ from bczoo.data.archive import counts, is_archive
 from bczoo.data.errors import RecordingError, printable
 from bczoo.data.index_files import Row
 from bczoo.data.recording import ANNOTATION_FILE
-from bczoo.data.stores import Root, StoredFile, files_of, is_url
+from bczoo.data.stores import Root, StoredFile, file_at, files_of, is_url
 
 DEEPEST = 4  # levels of folders below the root in which recordings are looked for
 MISSING = [-1, 0]  # size and time of a file that is listed but not there, such as a link to nothing
@@ -105,7 +105,7 @@ def _walk_folder(root: Path) -> Iterator[Row]:
 def _walk_store(url: str) -> Iterator[Row]:
     """The same for what lies under a URL; a recording folder has to be brought as an archive has."""
     folders: dict[str, list[StoredFile]] = {}
-    listed = files_of(url)
+    listed = [file_at(url)] if is_archive(url) else files_of(url)
     holding = {str(parent) for file in listed for parent in list(PurePosixPath(file.path).parents)[1:]}
     for file in listed:
         path = PurePosixPath(file.path)

@@ -42,16 +42,25 @@ def is_url(root: object) -> bool:
     return isinstance(root, str) and "://" in root
 
 
-def files_of(url: str) -> list[StoredFile]:
-    """All files under a URL, or the one that it names, by path.
+def file_at(url: str) -> StoredFile:
+    """The file that a URL names.
 
     Raises:
         UserError: there is nothing, no access, no network, or a library is missing.
     """
     with told(url):
+        fs, path = _open_store(url)
+        return _stored(url.rpartition("/")[2], fs.info(path))
+
+
+def files_of(url: str) -> list[StoredFile]:
+    """All files under a URL, by path.
+
+    Raises:
+        UserError: as of :func:`file_at`.
+    """
+    with told(url):
         fs, top = _open_store(url)
-        if fs.isfile(top) and not top.endswith("/"):
-            return [_stored(top.rsplit("/", 1)[-1], fs.info(top))]
         found = fs.find(top, detail=True)
         below = top.rstrip("/") + "/"
         files = []
