@@ -66,8 +66,8 @@ def download(name: Literal["p2p-toy", "p2p"], batches: str | None = None, out: s
     data, folder = PUBLIC[name], Path(out or name)
     require_folder_target(folder, "--out")
     with told(data.repository, None):
-        listed = HfApi().list_repo_tree(data.repository, recursive=True, repo_type="dataset")
-        sizes = {item.path: int(getattr(item, "size", 0)) for item in listed if data.files.fullmatch(item.path)}
+        listed = HfApi().dataset_info(data.repository, files_metadata=True).siblings or []
+    sizes = {file.rfilename: file.size or 0 for file in listed if data.files.fullmatch(file.rfilename)}
     if not sizes:
         raise UserError(f"{data.repository} on the Hub no longer holds recordings where they were (dataset/...)")
     wanted = _chosen(name, sizes, batches)

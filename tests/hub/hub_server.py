@@ -4,7 +4,8 @@ Place in the tests: subprocesses run the real ``huggingface_hub`` against it, wi
 (the client reads its endpoint when it is imported). Everything is kept in memory and served from loopback.
 
 Models and datasets share one list of names. Not here, and refused: Spaces, uploads of datasets, pull requests, Xet
-storage, uploads in several parts, deletion of branches and repositories. Large files are sent from the same address; the real Hub redirects to another host.
+storage, uploads in several parts, deletion of branches and repositories. Large files are sent from the same address; the
+real Hub redirects to another host.
 """
 
 from __future__ import annotations
@@ -247,7 +248,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def repo_info(self, repo: Repo, name: str, revision: str) -> Reply:
         commit = repo.find(revision or "main")
-        siblings = [{"rfilename": path} for path in sorted(repo.commits[commit])]
+        files = sorted(repo.commits[commit].items())
+        sized = "blobs" in self.query
+        siblings = [{"rfilename": path} | ({"size": len(file.data)} if sized else {}) for path, file in files]
         state = {"private": repo.private, "gated": "manual" if repo.gated else False, "disabled": False}
         return reply_json({"id": name, "modelId": name, "sha": commit, "tags": [], "siblings": siblings} | state)
 

@@ -61,19 +61,45 @@ def test_toy_recordings_come_without_the_raw_videos(hub, tmp_path):
     assert files(tmp_path / "deep" / "toy") == {path: data for path, data in TOY.items() if "video.mp4" not in path}
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["p2p"], "batches 1 to 12, 0.1 MB together. Name some of them, such as --batches 1-5"),
-        (["p2p", "--batches", "10-20"], "there is no batch 13"),
-        (["p2p", "--batches", "5-1"], "give numbers such as 1-5"),
-        (["p2p", "--batches", "some"], "give numbers such as 1-5"),
-        (["p2p-toy", "--batches", "1"], "p2p-toy has no batches"),
-    ],
-)
-def test_what_is_wrong_is_one_line(hub, tmp_path, words, said):
-    status, _, wrong = download(hub, tmp_path, *words)
-    assert status == 1 and len(wrong.splitlines()) == 1 and said in wrong
+WRONG = [
+    (["p2p"], "batches 1 to 12, 0.1 MB together. Name some of them, such as --batches 1-5"),
+    (["p2p", "10-20"], "there is no batch 13"),
+    (["p2p", "5-1"], "give numbers such as 1-5"),
+    (["p2p", "some"], "give numbers such as 1-5"),
+    (["p2p-toy", "1"], "p2p-toy has no batches"),
+    (["p2p-all"], "there are p2p-toy, p2p"),
+]
+
+
+def refused(hub, folder, code: str, *given) -> list[str]:
+    """The errors of several calls in one other process."""
+    code = f"""
+import json, sys
+from bczoo.core.errors import UserError
+from bczoo.hub.datasets import download
+{code}
+for words in json.loads(sys.argv[1]):
+    try:
+        download(*words)
+    except UserError as error:
+        print(json.dumps(str(error)))
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(given)],
+        env=hub.env(folder / "hub"),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    return [json.loads(line) for line in run.stdout.splitlines() if line.startswith('"')]
+
+
+def test_what_is_wrong_with_a_request_is_told(hub, tmp_path):
+    errors = refused(hub, tmp_path, "", *(words for words, _ in WRONG))
+    assert len(errors) == len(WRONG)
+    for error, (_, said) in zip(errors, WRONG, strict=True):
+        assert said in error
     assert not (tmp_path / "p2p").exists()
 
 
@@ -84,18 +110,9 @@ def test_offline_is_one_line(hub, tmp_path):
 
 
 def test_too_full_a_disk_is_told_before(hub, tmp_path):
-    code = """
-import collections, json, shutil, sys
-from bczoo.core.errors import UserError
-from bczoo.hub.datasets import download
-shutil.disk_usage = lambda path: collections.namedtuple("Usage", "free")(50_000)
-try:
-    download("p2p", "all")
-except UserError as error:
-    print(json.dumps(str(error)))
-"""
-    run = subprocess.run(
-        [sys.executable, "-c", code], env=hub.env(tmp_path / "hub"), cwd=tmp_path, capture_output=True, text=True
+    full = (
+        "import collections, shutil\nshutil.disk_usage = lambda path: collections.namedtuple('Usage', 'free')(50_000)"
     )
-    assert "the disk has 0.1 MB free, too little for 0.1 MB" in json.loads(run.stdout.splitlines()[-1])
+    (error,) = refused(hub, tmp_path, full, ["p2p", "all"])
+    assert "the disk has 0.1 MB free, too little for 0.1 MB" in error
     assert not [r for r in hub.requests if "/resolve/" in r.path]
