@@ -2,8 +2,8 @@
 
     python benchmarks/archives.py [--recordings 24] [--minutes 1] [--per_batch 4] [--workers 2] [--turns 3]
 
-Makes recordings of moving pictures, once as folders and once in ``*.tar.gz`` batches, and reads whole shuffled epochs of
-both in turns, so that a machine whose speed drifts slows both. The variants:
+Makes recordings of moving pictures, once as folders and once in ``*.tar.gz`` batches, and reads whole shuffled epochs
+of both in turns, so that a machine whose speed drifts slows both. The variants:
 
     folders              as they lie
     archives, fresh      with an empty cache, so that every batch is unpacked once in the epoch

@@ -61,7 +61,9 @@ def files_of(url: str) -> list[StoredFile]:
     """
     with told(url):
         fs, top = _open_store(url)
-        found = fs.find(top, detail=True)
+        # By default web pages that do not answer are left out; other stores have no such option, and always raise.
+        options = {"on_error": "raise"} if url.startswith("http") else {}
+        found = fs.find(top, detail=True, **options)
         below = top.rstrip("/") + "/"
         files = []
         for path, info in found.items():

@@ -111,6 +111,8 @@ def test_a_web_server_is_read_once(web, expected, tmp_path):
     assert not [line for line in asked if line.startswith("GET") and line.endswith((".tar.gz", ".tar", ".mp4"))]
     single = read(f"{url}/batch_00000.tar.gz", tmp_path)["found"]
     assert single == {name: expected[name] for name in ("rec-0", "rec-1")}
+    assert f"there is no {url}/missing" in read(f"{url}/missing", tmp_path)["error"]
+    assert "check the address and the connection" in read("http://127.0.0.1:9/data", tmp_path)["error"]
 
 
 def test_a_dataset_on_the_hub(shipped, expected, tmp_path):

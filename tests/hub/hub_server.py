@@ -4,8 +4,8 @@ Place in the tests: subprocesses run the real ``huggingface_hub`` against it, wi
 (the client reads its endpoint when it is imported). Everything is kept in memory and served from loopback.
 
 Models and datasets share one list of names. Not here, and refused: Spaces, uploads of datasets, pull requests, Xet
-storage, uploads in several parts, deletion of branches and repositories. Large files are sent from the same address; the
-real Hub redirects to another host.
+storage, uploads in several parts, deletion of branches and repositories. Large files are sent from the same address;
+the real Hub redirects to another host.
 """
 
 from __future__ import annotations
