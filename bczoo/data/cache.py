@@ -134,6 +134,7 @@ class Cache:
                 if failed == TRIES - 1:
                     raise
                 time.sleep(PAUSE_S * 2**failed)
+        os.utime(entry)  # it was begun a while ago
         self._make_room(0)
 
     def _make_room(self, wanted: int) -> None:
@@ -142,8 +143,9 @@ class Cache:
             sweep(self.folder)
             there = []
             for entry in os.scandir(self.folder):
-                if entry.is_dir():
-                    there.append((entry.stat().st_mtime_ns, entry.name, self._size(Path(entry.path))))
+                with contextlib.suppress(FileNotFoundError):  # another process has just completed it
+                    if entry.is_dir():
+                        there.append((entry.stat().st_mtime_ns, entry.name, self._size(Path(entry.path))))
             total = sum(size for *_, size in there)
             for _, name, size in sorted(there):
                 if total + wanted <= self.n_bytes:
