@@ -38,7 +38,7 @@ from bczoo.core.style import (
     saved_figure,
 )  # fmt: skip
 from bczoo.data.index import Index
-from bczoo.data.recording import USER
+from bczoo.data.recording import LEARNED
 from bczoo.train.metrics import Measures, change_points
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class Clip:
         first, wanted = round(start * spec.fps), round(seconds * spec.fps)
         if name is None:
             here = slice(first + 1, first + 1 + wanted)
-            acted = [one for one, r in names.items() if (index.steps(r)[1][here] == USER).any()]
+            acted = [one for one, r in names.items() if np.isin(index.steps(r)[1][here], LEARNED).any()]
             name = max(acted or names, key=lambda one: min(int(index.n_frames[names[one]]) - 1, first + wanted))
         steps = int(index.n_frames[names[name]]) - 1
         n = min(wanted, steps - first)
@@ -109,7 +109,7 @@ class Clip:
                 f"the clip from {start:g} s, {seconds:g} s long, lies outside of {name!r}, which has "
                 f"{steps / spec.fps:g} s"
             )
-        if not (index.steps(names[name])[1][first + 1 : first + 1 + n] == USER).any():
+        if not np.isin(index.steps(names[name])[1][first + 1 : first + 1 + n], LEARNED).any():
             raise UserError(
                 f"no step counts in the clip of {name!r} from {start:g} s on, because no action there is a person's; "
                 "choose another one with clip and clip_start"

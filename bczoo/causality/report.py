@@ -31,7 +31,7 @@ from bczoo.core.actions import ActionSpace
 from bczoo.core.errors import UserError
 from bczoo.core.files import require_folder_target, write_json
 from bczoo.core.progress import Progress
-from bczoo.core.spec import loss_mask
+from bczoo.core.spec import loss_mask, targets
 from bczoo.core.statistics import RESAMPLES_OF_METRICS, bootstrap
 from bczoo.core.tables import markdown_table
 from bczoo.data.dataset import WindowDataset
@@ -284,7 +284,7 @@ def measure(
         if instruction is not None:
             batch["text"] = where_untold(batch["text"], instruction)
         scores = evaluate(policy, batch, kinds, replaced, donors=donors)
-        measures = scores.measures | action_measures(scores.logits, batch["actions"], loss_mask(batch))
+        measures = scores.measures | action_measures(scores.logits, targets(batch), loss_mask(batch))
         if number < counted:
             sums.add(measures, batch["recording"])
         if clip is not None:

@@ -69,9 +69,10 @@ class Batch(TypedDict):
 
     frames: NotRequired[Tensor]  # (B, T, 3, H, W) uint8, RGB; not there if the model asks for none
     actions: dict[str, Tensor]  # per group (B, T, n) int64, the action taken after seeing the frame; {} without a space
+    labels: NotRequired[dict[str, Tensor]]  # the same, what is learned: an expert's actions where others were done
     text: NotRequired[Tensor]  # (B, T, D) float32, all zero where there is no instruction
-    user: Tensor  # (B, T) bool, the action is a person's (and not the policy's)
-    system: Tensor  # (B, T) bool, the action is the policy's own
+    user: Tensor  # (B, T) bool, the label is a person's or an expert's
+    system: Tensor  # (B, T) bool, the action is the policy's own; with user: an expert has labelled it
     valid: Tensor  # (B, T) bool, False on padding and on frames that could not be read
     recording: Tensor  # (B,) int64, index of the recording, -1 for a window that only fills up the batch
     start: Tensor  # (B,) int64, first frame of the window
@@ -97,6 +98,11 @@ def window_batch(frames: Tensor, actions: dict[str, Tensor], text: Tensor | None
         "start": none,
     }
     return batch if text is None else {**batch, "text": text}
+
+
+def targets(batch: Batch) -> dict[str, Tensor]:
+    """What a batch teaches, per group (B, T, n): the actions that were done, or an expert's in their place (DAgger)."""
+    return batch.get("labels", batch["actions"])
 
 
 def loss_mask(batch: Batch, supervision: str = "user") -> Tensor:

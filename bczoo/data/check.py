@@ -26,7 +26,7 @@ from bczoo.core.progress import Progress
 from bczoo.data.errors import RecordingError, printable
 from bczoo.data.index import Index, open_index
 from bczoo.data.index_build import start_method
-from bczoo.data.recording import SYSTEM, UNKNOWN, USER
+from bczoo.data.recording import LABELLED, LEARNED, PSEUDO, SYSTEM, UNKNOWN, USER
 from bczoo.data.summary import summarise
 from bczoo.data.video import iterate_frames
 
@@ -45,10 +45,12 @@ class Report:
         hours: the same in hours.
         user_steps: steps with a person's action.
         system_steps: steps with the policy's own action.
+        labelled_steps: steps with the policy's own action and what an expert would have done.
+        pseudo_steps: steps with an action that a model has read off the video.
         unknown_steps: steps without a known action.
         text_steps: steps with an instruction that has an embedding.
         texts_without_embedding: instructions that no policy can see, because they have no embedding.
-        actions: per group how many of the user's steps hold each name, or have their number in each bin.
+        actions: per group how many steps of a user or an expert hold each name, or have their number in each bin.
         unknown_names: names that the action space lacks, and how many steps hold them.
         broken: reason by recording.
         decoded: whether every frame was decoded.
@@ -62,6 +64,8 @@ class Report:
     hours: float = 0.0
     user_steps: int = 0
     system_steps: int = 0
+    labelled_steps: int = 0
+    pseudo_steps: int = 0
     unknown_steps: int = 0
     text_steps: int = 0
     texts_without_embedding: int = 0
@@ -84,13 +88,16 @@ class Report:
         lines = [
             f"{self.root}: {self.recordings:,} recordings, {self.hours:.2f} h, {self.frames:,} frames",
             f"  steps   user {share(self.user_steps)}, system {share(self.system_steps)}"
+            + (f", system labelled by an expert {share(self.labelled_steps)}" if self.labelled_steps else "")
+            + (f", pseudo-labelled {share(self.pseudo_steps)}" if self.pseudo_steps else "")
             + (f", without a known action {share(self.unknown_steps)}, not learned from" if self.unknown_steps else ""),
             f"  text    {share(self.text_steps)} of the steps"
             + (f", {self.texts_without_embedding} without embedding" if self.texts_without_embedding else ""),
         ]
+        learned = max(self.user_steps + self.labelled_steps, 1)
         for group, counts in self.actions.items():
             most = sorted(counts.items(), key=lambda item: -item[1])[:12]
-            shares = ", ".join(f"{name} {steps / max(self.user_steps, 1):.1%}" for name, steps in most if steps)
+            shares = ", ".join(f"{name} {steps / learned:.1%}" for name, steps in most if steps)
             lines.append(f"  {group:<7} {shares or 'not in the steps of a user'}{', ...' if len(counts) > 12 else ''}")
         lines += [f"  {line}" for line in self.summary]
         if self.unknown_names:
@@ -155,10 +162,12 @@ def check(
 
 def _count(index: Index, recording: int, report: Report) -> None:
     """Add one recording's numbers to the report."""
-    ids, kind = index.steps(recording)  # (n, A), (n,)
+    kind = index.steps(recording)[1]  # (n,)
     report.frames += len(kind)
     report.user_steps += int((kind == USER).sum())
     report.system_steps += int((kind == SYSTEM).sum())
+    report.labelled_steps += int((kind == LABELLED).sum())
+    report.pseudo_steps += int((kind == PSEUDO).sum())
     report.unknown_steps += int((kind == UNKNOWN).sum())
     begins, steps, _ = index.texts(recording)
     has_text = np.zeros(len(kind), bool)
@@ -168,7 +177,7 @@ def _count(index: Index, recording: int, report: Report) -> None:
     space = index.target.space
     assert space is not None
     for group in space.groups:
-        tokens = ids[kind == USER][:, space.slices[group.name]]
+        tokens = index.labels(recording)[np.isin(kind, LEARNED)][:, space.slices[group.name]]
         counts = report.actions.setdefault(group.name, {})
         if isinstance(group, BinnedGroup):
             names = [_bin_name(group, i) for i in range(group.choices)]

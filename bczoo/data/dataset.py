@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from bczoo.core.spec import FIELDS, FILL, Batch
 from bczoo.data.errors import FrameReadError
 from bczoo.data.index import Index
-from bczoo.data.recording import SYSTEM, USER
+from bczoo.data.recording import LABELLED, LEARNED, SYSTEM
 from bczoo.data.video import read_numbered
 from bczoo.data.windows import Key
 
@@ -75,6 +75,7 @@ class WindowDataset(Dataset[Batch]):
         target = self.index.target
         frames = np.zeros((B, T, size, size, 3), np.uint8) if "frames" in self.fields else None
         ids = np.zeros((B, T, target.tokens), np.int64)
+        labels = np.zeros_like(ids) if self.index.has_labels else None
         kind, valid = np.zeros((B, T), np.uint8), np.zeros((B, T), bool)
         text = None if target.text_dim is None else np.zeros((B, T, target.text_dim), np.float32)
         for b, (recording, start) in enumerate(keys):
@@ -82,19 +83,23 @@ class WindowDataset(Dataset[Batch]):
                 continue
             steps = min(T, int(self.index.n_frames[recording]) - 1 - start)
             all_ids, all_kinds = self.index.steps(recording)
-            ids[b, :steps] = all_ids[start + 1 : start + 1 + steps]
-            kind[b, :steps] = all_kinds[start + 1 : start + 1 + steps]
+            taken = slice(start + 1, start + 1 + steps)
+            ids[b, :steps], kind[b, :steps] = all_ids[taken], all_kinds[taken]
+            if labels is not None:
+                labels[b, :steps] = self.index.labels(recording)[taken]
             valid[b, : steps if frames is None else self._read_frames(frames[b], recording, start, steps)] = True
             if text is not None:
                 self._paint_text(text[b], recording, start)
         batch = Batch(
             actions={name: torch.from_numpy(ids[..., s]).contiguous() for name, s in target.slices.items()},
-            user=torch.from_numpy(kind == USER),
-            system=torch.from_numpy(kind == SYSTEM),
+            user=torch.from_numpy(np.isin(kind, LEARNED)),
+            system=torch.from_numpy(np.isin(kind, (SYSTEM, LABELLED))),
             valid=torch.from_numpy(valid),
             recording=torch.tensor([r for r, _ in keys]),
             start=torch.tensor([s for _, s in keys]),
         )
+        if labels is not None:
+            batch["labels"] = {name: torch.from_numpy(labels[..., s]).contiguous() for name, s in target.slices.items()}
         if frames is not None:
             batch["frames"] = torch.from_numpy(frames).permute(0, 1, 4, 2, 3).contiguous()  # (B, T, 3, H, W)
         if text is not None:

@@ -26,6 +26,7 @@ from bczoo.data.errors import NoRecordingsError, RecordingError
 from bczoo.data.index_build import update
 from bczoo.data.index_files import Build, Target, open_arrays, total_unknown
 from bczoo.data.listing import base, exists, walk_recordings
+from bczoo.data.recording import PSEUDO
 from bczoo.data.resample import Resampling
 from bczoo.data.stores import Root, is_url
 from bczoo.data.video import choose_video
@@ -148,6 +149,10 @@ class Index:
         self._step_start = starts([np.array([r.n_frames for r in b.rows], np.int64) for _, b in builds])
         self._n_texts = np.array([row.n_texts for row in rows], np.int64)
         self._text_start = starts([np.array([r.n_texts for r in b.rows], np.int64) for _, b in builds])
+        self._n_labels = np.array([row.n_labels for row in rows], np.int64)
+        self._label_start = starts([np.array([r.n_labels for r in b.rows], np.int64) for _, b in builds])
+        self._n_confidences = np.array([row.n_confidences for row in rows], np.int64)
+        self._confidence_start = starts([np.array([r.n_confidences for r in b.rows], np.int64) for _, b in builds])
         # System runs of all recordings on one axis, on which recording r covers n_frames[r] places from
         # _axis[r].
         self._axis = np.cumsum(self.n_frames) - self.n_frames
@@ -218,6 +223,26 @@ class Index:
         arrays, start = self._arrays[self._part[recording]], self._step_start[recording]
         where = slice(start, start + self.n_frames[recording])
         return np.asarray(arrays["ids"][where]), np.asarray(arrays["kind"][where])
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether a recording holds an expert's labels apart from what was done."""
+        return bool(self._n_labels.any())
+
+    def labels(self, recording: int) -> np.ndarray:
+        """Action ids (n, A) by annotation that are learned from: an expert's, or what was done."""
+        if not self._n_labels[recording]:
+            return self.steps(recording)[0]
+        start = self._label_start[recording]
+        return np.asarray(self._arrays[self._part[recording]]["labels"][start : start + self.n_frames[recording]])
+
+    def confidence(self, recording: int) -> np.ndarray:
+        """How sure a model was of the steps (n,) that it has labelled, float16; 1 at all others."""
+        if not self._n_confidences[recording]:
+            return np.ones(self.n_frames[recording], np.float16)
+        start = self._confidence_start[recording]
+        sure = self._arrays[self._part[recording]]["confidence"][start : start + self.n_frames[recording]]
+        return np.where(self.steps(recording)[1] == PSEUDO, sure, np.float16(1))
 
     def texts(self, recording: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Text events: first annotation (E,), steps (E,) and embeddings (E, D, still on disk)."""

@@ -52,6 +52,7 @@ def index_recording(root: Path, row: Row, target: Target) -> tuple[Row, Steps | 
         row.problem = printable(f"cannot be read ({type(error).__name__}: {error})")
         return row, None
     row.problem, row.n_frames, row.n_texts = "", len(steps.kind), len(steps.text_start)
+    row.n_labels, row.n_confidences = len(steps.labels), len(steps.confidence)
     row.unknown, row.without_embedding = dict(steps.unknown), steps.without_embedding
     row.n_recorded, row.recorded_fps = steps.n_recorded, steps.recorded_fps
     return row, steps
@@ -142,7 +143,7 @@ def _build(
     root: Root, found: list[Row], old: Build | None, place: Path, target: Target, processes: int, cache: Cache
 ) -> Build:
     """Write a build to a folder for indexes and make it the valid one."""
-    kept: dict[tuple[str, str], list[tuple[Row, slice, slice, slice]]] = {}
+    kept: dict[tuple[str, str], list[tuple[Row, dict[str, slice]]]] = {}
     for entry in old.slices() if old else ():
         kept.setdefault(_unit(entry[0]), []).append(entry)
     todo = [row for row in found if _unit(row) not in kept]
@@ -242,24 +243,19 @@ class _ArrayWriter:
             name: _NpyRows(folder / f"{name}.npy", dtype, row_shape)
             for name, (dtype, row_shape, _) in layout(target).items()
         }
+        self._counted_by = {name: of for name, (_, _, of) in layout(target).items()}
 
     def add(self, row: Row, steps: Steps | None) -> Row:
         if steps is not None:
             runs = system_runs(steps.kind)
             row.n_runs = len(runs)
-            for name in ("ids", "kind", "text_start", "text_steps", "text"):
-                self._rows[name].append(getattr(steps, name))
-            self._rows["system_runs"].append(runs)
+            for name, rows in self._rows.items():
+                rows.append(runs if name == "system_runs" else getattr(steps, name))
         return row
 
-    def copy(self, old: Build, row: Row, steps: slice, texts: slice, runs: slice) -> Row:
-        for names, where in (
-            (("ids", "kind"), steps),
-            (("text_start", "text_steps", "text"), texts),
-            (("system_runs",), runs),
-        ):
-            for name in names:
-                self._rows[name].append(old.arrays[name][where])
+    def copy(self, old: Build, row: Row, where: dict[str, slice]) -> Row:
+        for name, rows in self._rows.items():
+            rows.append(old.arrays[name][where[self._counted_by[name]]])
         return row
 
     @property

@@ -39,8 +39,9 @@ from bczoo.data.errors import printable
 from bczoo.data.reading import open_regular
 from bczoo.data.stores import Root
 
-FORMAT = 4
-ARRAYS = ("ids", "kind", "text_start", "text_steps", "text", "system_runs")
+FORMAT = 5
+ARRAYS = ("ids", "kind", "text_start", "text_steps", "text", "system_runs", "labels", "confidence")
+COUNTS = ("n_frames", "n_texts", "n_runs", "n_labels", "n_confidences")  # of a Row, that arrays go by
 CHUNK = 2**24  # bytes that are read at once to compare checksums
 
 
@@ -91,6 +92,8 @@ class Row:
     n_frames: int = 0  # at the wanted rate; 0 if there is a problem
     n_texts: int = 0
     n_runs: int = 0
+    n_labels: int = 0  # n_frames where a step has an expert's label apart from what was done, otherwise 0
+    n_confidences: int = 0  # n_frames where a step is pseudo-labelled, otherwise 0
     problem: str = ""
     without_embedding: int = 0
     unknown: dict[str, int] = field(default_factory=dict)
@@ -155,11 +158,7 @@ class Build:
         """
         rows, stamps = _read_table(folder / "table.json")
         arrays = open_arrays(folder)
-        counts = {
-            "steps": sum(row.n_frames for row in rows),
-            "texts": sum(row.n_texts for row in rows),
-            "runs": sum(row.n_runs for row in rows),
-        }
+        counts = {of: sum(getattr(row, of) for row in rows) for of in COUNTS}
         for name, (dtype, row_shape, of) in layout(target).items():
             shape = (counts[of], *row_shape)
             if arrays[name].dtype != dtype or arrays[name].shape != shape:
@@ -170,27 +169,26 @@ class Build:
             _check_content(folder / f"{name}.npy", arrays[name], stamps[name], verify)
         return cls(rows, arrays, folder)
 
-    def slices(self) -> Iterator[tuple[Row, slice, slice, slice]]:
-        """Per recording its row and where its steps, text events and system runs lie."""
-        step = text = run = 0
+    def slices(self) -> Iterator[tuple[Row, dict[str, slice]]]:
+        """Per recording its row, and where its part of each array lies, by the count that the array goes by."""
+        start = dict.fromkeys(COUNTS, 0)
         for row in self.rows:
-            yield (
-                row,
-                slice(step, step := step + row.n_frames),
-                slice(text, text := text + row.n_texts),
-                slice(run, run := run + row.n_runs),
-            )
+            end = {of: start[of] + getattr(row, of) for of in COUNTS}
+            yield row, {of: slice(start[of], end[of]) for of in COUNTS}
+            start = end
 
 
 def layout(target: Target) -> dict[str, tuple[np.dtype, tuple[int, ...], str]]:
-    """Type of every array of a build, shape of one row, and what its rows are: steps, texts or system runs."""
+    """Type of every array of a build, shape of one row, and which number of a :class:`Row` counts its rows."""
     return {
-        "ids": (target.id_type, (target.tokens,), "steps"),
-        "kind": (np.dtype(np.uint8), (), "steps"),
-        "text_start": (np.dtype(np.int64), (), "texts"),
-        "text_steps": (np.dtype(np.int64), (), "texts"),
-        "text": (np.dtype(np.float32), (target.text_dim or 0,), "texts"),
-        "system_runs": (np.dtype(np.int64), (2,), "runs"),
+        "ids": (target.id_type, (target.tokens,), "n_frames"),
+        "kind": (np.dtype(np.uint8), (), "n_frames"),
+        "text_start": (np.dtype(np.int64), (), "n_texts"),
+        "text_steps": (np.dtype(np.int64), (), "n_texts"),
+        "text": (np.dtype(np.float32), (target.text_dim or 0,), "n_texts"),
+        "system_runs": (np.dtype(np.int64), (2,), "n_runs"),
+        "labels": (target.id_type, (target.tokens,), "n_labels"),
+        "confidence": (np.dtype(np.float16), (), "n_confidences"),
     }
 
 

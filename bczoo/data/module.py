@@ -29,7 +29,7 @@ from bczoo.data.dataset import WindowDataset
 from bczoo.data.index import Index, as_roots, open_index
 from bczoo.data.loader import WindowLoader
 from bczoo.data.proportions import mismatch
-from bczoo.data.recording import SYSTEM, USER
+from bczoo.data.recording import LEARNED, SYSTEM
 from bczoo.data.source import RecordingSource
 from bczoo.data.summary import report, summarise
 from bczoo.data.windows import OPEN_RECORDINGS, Plan, list_windows, split, subset
@@ -199,9 +199,9 @@ class RecordingDataModule(L.LightningDataModule):
         overfit = bool(getattr(self.trainer, "overfit_batches", 0))  # trains on the same batches again and again
         loader = self._loader("train", shuffle=not overfit)
         plan = loader.plan
-        kinds = {"user": [USER], "any": [USER, SYSTEM], "none": []}[self.supervision]
+        kinds = {"user": [*LEARNED], "any": [*LEARNED, SYSTEM], "none": []}[self.supervision]
         if kinds and len(plan.recordings) and not _holds(plan, kinds):
-            whose = "an action of a user" if kinds == [USER] else "a known action"
+            whose = "an action of a user" if SYSTEM not in kinds else "a known action"
             raise UserError(
                 f"{self.root}: none of the {len(plan.recordings)} training recordings holds {whose}, and "
                 "only those are learned from; record demonstrations or corrections (bczoo record)"

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,12 +34,17 @@ from bczoo.data.schema import annotation as pb
 from bczoo.data.video import VideoWriter
 
 ANNOTATION_FILE = "annotation.proto"
-UNKNOWN, USER, SYSTEM = 0, 1, 2  # whose action a step holds
+# Whose action a step holds, and what is learned from it: a person's (itself), a policy's own (nothing), a policy's own
+# with what an expert would have done (that), or one that an inverse dynamics model has read off the video (itself, if
+# that is wanted).
+UNKNOWN, USER, SYSTEM, LABELLED, PSEUDO = range(5)
+LEARNED = (USER, LABELLED)  # by a policy that learns from people
 
 OWN_ANNOTATOR = "bczoo"  # version under which RecordingWriter stores instructions
 ACCEPTED_ANNOTATORS = ("gemini-2.5-flash", "gemini-2.5-flash-thinking-0905", OWN_ANNOTATOR)
 TOKENIZER = "gemma"  # whose embeddings are read
 LONGEST_TEXT = 1e9  # seconds that an instruction may hold, 30 years
+LEAST_KNOWN = (UNKNOWN, SYSTEM, PSEUDO, LABELLED, USER)  # a step of several annotations is of the first kind among them
 MOST_SEEN = 100_000  # combinations of values whose ids are remembered
 
 
@@ -77,7 +82,10 @@ class Steps:
 
     Args:
         ids: (n, A) action ids of annotation i; unknown steps are neutral ("no key, no motion").
-        kind: (n,) uint8, UNKNOWN, USER or SYSTEM.
+        kind: (n,) uint8, UNKNOWN, USER, SYSTEM, LABELLED or PSEUDO.
+        labels: (n, A) ids that are learned from, an expert's where the kind is LABELLED and otherwise those of ``ids``;
+            (0, A) where no step is LABELLED.
+        confidence: (n,) float16, how sure the model was of a step that is PSEUDO; (0,) where none is.
         text_start: (E,) annotation index from which an instruction holds.
         text_steps: (E,) for how many steps.
         text: (E, D) float32, the instructions' embeddings.
@@ -89,6 +97,8 @@ class Steps:
 
     ids: np.ndarray
     kind: np.ndarray
+    labels: np.ndarray
+    confidence: np.ndarray
     text_start: np.ndarray
     text_steps: np.ndarray
     text: np.ndarray
@@ -116,11 +126,13 @@ def action_values(action: Any, groups: Sequence[str]) -> Values:
 
 
 def known_action(frame: Any) -> tuple[int, Any]:
-    """Whose action a FrameAnnotation holds, and the action; both known counts as SYSTEM."""
+    """Whose action a FrameAnnotation holds, and the action that was done, which is a policy's own where it has one."""
     if frame.system_action.is_known:
-        return SYSTEM, frame.system_action
+        return LABELLED if frame.expert_action.is_known else SYSTEM, frame.system_action
     if frame.user_action.is_known:
         return USER, frame.user_action
+    if frame.pseudo_action.is_known:
+        return PSEUDO, frame.pseudo_action
     return UNKNOWN, None
 
 
@@ -167,18 +179,29 @@ def parse_steps(
     kind = np.zeros(n, np.uint8)
     ids = np.zeros((n, 0), np.uint8) if encode is None else np.tile(encode.neutral, (n, 1))
     steps = map(read, range(n)) if resampling is None else _resampled(read, resampling, n)
-    for i, (number, kind[i], values) in enumerate(steps):
-        if values is not None and encode is not None:
-            try:
-                ids[i] = encode(values)
-            except ValueError as error:
-                raise RecordingError(where, f"annotation {number}: {error}") from error
+    labels, confidence = ids[:0], np.zeros(0, np.float16)
+    for i, step in enumerate(steps):
+        kind[i] = step.kind
+        try:
+            if step.done is not None and encode is not None:
+                ids[i] = encode(step.done)
+            if step.kind == LABELLED and not len(labels):
+                labels = ids.copy()
+            if len(labels):
+                labels[i] = ids[i] if step.label is None or encode is None else encode(step.label)
+        except ValueError as error:
+            raise RecordingError(where, f"annotation {step.number}: {error}") from error
+        if step.kind == PSEUDO:
+            confidence = confidence if len(confidence) else np.zeros(n, np.float16)
+            confidence[i] = step.confidence
     text_start, text_steps = np.array(read.text_start, np.int64), np.array(read.text_steps, np.int64)
     if resampling is not None:
         text_start, text_steps = resampling.spans(text_start, text_steps, n)
     return Steps(
         ids=ids,
         kind=kind,
+        labels=labels,
+        confidence=confidence,
         text_start=text_start,
         text_steps=text_steps,
         text=np.array(read.embeddings, np.float32).reshape(len(text_start), text_dim or 0),
@@ -189,7 +212,14 @@ def parse_steps(
     )
 
 
-Read = tuple[int, int, tuple[Any, ...] | None]  # number of the annotation, whose its action is, values of every group
+class Read(NamedTuple):
+    """What an annotation, or several in a row, say of a step."""
+
+    number: int  # of the annotation
+    kind: int
+    done: tuple[Any, ...] | None = None  # values of every group
+    label: tuple[Any, ...] | None = None  # the expert's, where they are learned from
+    confidence: float = 1.0
 
 
 class _Reader:
@@ -205,16 +235,26 @@ class _Reader:
         self.without_embedding = 0
         self._frames, self._encode, self._fps, self._text_dim = annotation.frame_annotations, encode, fps, text_dim
         self._where = where
-        self._last: Read = (-1, UNKNOWN, None)
+        self._last = Read(-1, UNKNOWN)
 
     def __call__(self, i: int) -> Read:
-        if i != self._last[0]:
+        if i != self._last.number:
             frame = self._frames[i]
             kind, action = known_action(frame)
-            self._last = i, kind, None if action is None or self._encode is None else self._encode.read(action)
+            label = frame.expert_action if kind == LABELLED else None
+            confidence = self._confidence(frame, i) if kind == PSEUDO else 1.0
+            self._last = Read(i, kind, self._values(action), self._values(label), confidence)
             if self._text_dim is not None and frame.frame_text_annotation:
                 self._read_text(frame, i, self._text_dim)
         return self._last
+
+    def _values(self, action: Any) -> tuple[Any, ...] | None:
+        return None if action is None or self._encode is None else self._encode.read(action)
+
+    def _confidence(self, frame: Any, i: int) -> float:
+        if not 0 <= frame.pseudo_confidence <= 1:  # nor is NaN
+            raise RecordingError(self._where, f"annotation {i}: a confidence of {frame.pseudo_confidence:g}")
+        return float(frame.pseudo_confidence)
 
     def _read_text(self, frame: Any, i: int, text_dim: int) -> None:
         duration, embedding = _text_of(frame, text_dim, self._where, i)
@@ -234,15 +274,17 @@ def _resampled(read: _Reader, resampling: Resampling, n: int) -> Iterator[Read]:
         first, last = shown[step] + 1, max(shown[step + 1], shown[step] + 1)
         part = part + 1 if step and shown[step] == shown[step - 1] else 0
         parts = [read(i) for i in range(first, last + 1)]
-        kinds = {kind for _, kind, _ in parts}
-        if UNKNOWN in kinds:
-            yield first, UNKNOWN, None
+        kind = next(kind for kind in LEAST_KNOWN if any(one.kind == kind for one in parts))
+        if kind == UNKNOWN or not read.groups:
+            yield Read(first, kind)
             continue
-        kind = SYSTEM if SYSTEM in kinds else USER
-        values = combine(read.groups, [held for _, _, held in parts if held is not None]) if read.groups else None
-        if values is not None and last == first:
-            values = share(read.groups, values, part, bisect_right(shown, shown[step], step) - step + part)
-        yield first, kind, values
+        of = bisect_right(shown, shown[step], step) - step + part if last == first else 1
+        done = share(read.groups, combine(read.groups, [one.done for one in parts if one.done]), part, of)
+        label = None
+        if kind == LABELLED:
+            wanted = [one.label or one.done for one in parts]
+            label = share(read.groups, combine(read.groups, [one for one in wanted if one]), part, of)
+        yield Read(first, kind, done, label, min(one.confidence for one in parts))
 
 
 def text_length(duration: float, fps: float, where: str | Path, index: int) -> int:
@@ -400,6 +442,7 @@ class RecordingWriter:
         system: Values | None = None,
         text: str | None = None,
         text_embedding: np.ndarray | None = None,
+        expert: Values | None = None,
     ) -> None:
         """Append what was seen and the action that was taken after seeing it.
 
@@ -409,6 +452,7 @@ class RecordingWriter:
             system: the policy's own action; None if the policy did not act.
             text: the instruction that holds in this step.
             text_embedding: its embedding, 1-dimensional; instructions without one cannot be trained on.
+            expert: what an expert would have done in the policy's place, which is learned from.
         """
         resized = resize(frame, self.size, self.resize)
         if self._last is None:
@@ -418,7 +462,11 @@ class RecordingWriter:
         with write_errors(self.folder):
             self._video.add(self._last)
         annotation = self._message.frame_annotations.add()  # number n_frames: taken after seeing this frame
-        for values, action in ((user, annotation.user_action), (system, annotation.system_action)):
+        for values, action in (
+            (user, annotation.user_action),
+            (system, annotation.system_action),
+            (expert, annotation.expert_action),
+        ):
             if values is not None:
                 _write_action(values, action)
         self._write_text(annotation, text, text_embedding)

@@ -20,7 +20,7 @@ import numpy as np
 from bczoo.core.actions import BinnedGroup, HeldGroup
 from bczoo.data.errors import RecordingError
 from bczoo.data.index import Index
-from bczoo.data.recording import USER
+from bczoo.data.recording import LEARNED
 from bczoo.data.video import sample_frames
 
 MOST_STEPS = 2_000_000  # whose actions are looked at, 28 hours
@@ -185,8 +185,8 @@ def _count_actions(index: Index, recordings: np.ndarray, summary: Summary) -> No
     single = True
     average = index.n_frames[recordings].mean() if len(recordings) else 1
     for recording in _spread(recordings, max(int(MOST_STEPS / average), 1)):
-        ids, kind = index.steps(int(recording))  # (n, A), (n,)
-        ids = ids[1:][kind[1:] == USER][:MOST_STEPS]
+        ids, kind = index.labels(int(recording)), index.steps(int(recording))[1]  # (n, A), (n,)
+        ids = ids[1:][np.isin(kind[1:], LEARNED)][:MOST_STEPS]
         summary.sampled += 1
         if not len(ids):
             continue

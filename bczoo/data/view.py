@@ -18,14 +18,24 @@ from bczoo.data.cache import located
 from bczoo.data.errors import RecordingError, printable
 from bczoo.data.listing import find_recordings
 from bczoo.data.reading import Frames
-from bczoo.data.recording import SYSTEM, UNKNOWN, USER, action_values, known_action, read_annotation, text_length
+from bczoo.data.recording import (
+    LABELLED,
+    PSEUDO,
+    SYSTEM,
+    UNKNOWN,
+    USER,
+    action_values,
+    known_action,
+    read_annotation,
+    text_length,
+)
 from bczoo.data.video import VideoWriter, choose_video, iterate_frames, probe
 
 KEYBOARD_MOUSE = ("keys", "mouse_buttons", "mouse_dx", "mouse_dy")
 GAMEPAD = ("buttons", "left_stick_x", "left_stick_y", "right_stick_x", "right_stick_y")
 SLOWEST, FASTEST = 0.01, 1000.0  # frames per second that a video can show
 CONTAINERS = (".mp4", ".mkv", ".mov", ".avi")
-WHO = {UNKNOWN: "unknown", USER: "user", SYSTEM: "system"}
+WHO = {UNKNOWN: "unknown", USER: "user", SYSTEM: "system", LABELLED: "system, expert labelled", PSEUDO: "pseudo"}
 
 
 def view(recording: str, out: str, start: int = 0, frames: int | None = None) -> str:
@@ -99,7 +109,7 @@ def _groups(folder: Path, steps: Frames) -> tuple[str, ...]:
 
 
 def _uses_gamepad(step: Any) -> bool:
-    return step.user_action.HasField("game_pad") or step.system_action.HasField("game_pad")
+    return known_action(step)[0] != UNKNOWN and known_action(step)[1].HasField("game_pad")
 
 
 def _nothing(groups: tuple[str, ...]) -> dict[str, Any]:

@@ -200,14 +200,16 @@ class Plan:
 
     def groups(self, epoch: int) -> list[np.ndarray]:
         """The packs that are open together, a group after the other: numbers, each (P of the group,)."""
+        if not self.index.packs:
+            return []
         used = np.unique(self.index.pack_of[self.recordings])
         used = used[used >= 0]
         if not self.shuffle and not self.spread:
             return [used[i : i + 1] for i in range(len(used))]  # in order, one by one
         hashes = np.array([name_hash(self.index.packs[pack].path) for pack in used], np.uint64)
         used = used[np.argsort(mix(hashes, _PACK, *((self.seed, epoch) if self.shuffle else ())), kind="stable")]
-        before = np.cumsum(self.index.pack_sizes()[0][used]) - self.index.pack_sizes()[0][used]
-        group = before // self.open_recordings
+        count = self.index.pack_sizes()[0][used]
+        group = (np.cumsum(count) - count) // self.open_recordings
         return [used[group == number] for number in np.unique(group)]
 
     def _by_group(self, recording: np.ndarray, order: np.ndarray, groups: list[np.ndarray]) -> np.ndarray:

@@ -28,7 +28,7 @@ from bczoo.core import arguments
 from bczoo.core.actions import ActionSpace
 from bczoo.core.errors import UserError
 from bczoo.core.parts import build_part
-from bczoo.core.spec import FILL, Batch, InputSpec, loss_mask
+from bczoo.core.spec import FILL, Batch, InputSpec, loss_mask, targets
 from bczoo.models.model import Model, reference_optimizer
 from bczoo.models.session import Session, WindowSession
 from bczoo.nn.actions import ActionRows, Logits
@@ -193,6 +193,8 @@ class Policy(Model):
             }
             many["frames"] = encoded = torch.cat(shown)
             many["actions"] = {k: torch.cat([one[k] for one in actions]) for k in actions[0]}
+            if "labels" in batch:
+                many["labels"] = {k: torch.cat([v] * len(asked)) for k, v in batch["labels"].items()}
             logits = self.logits_from(encoded, many)  # (Q * B, T, n, V)
             answers += [{k: v[i * size : (i + 1) * size, t] for k, v in logits.items()} for i, t in enumerate(asked)]
         return {k: torch.stack([answer[k] for answer in answers], dim=1) for k in answers[0]}
@@ -261,14 +263,14 @@ class Policy(Model):
         """The behaviour cloning loss of the steps that :attr:`supervision` names, a person's by default."""
         mask = loss_mask(batch, self.supervision)
         steps = self.mean_over_processes(mask.sum())
-        return bc_loss(self.logits(batch), batch["actions"], mask, self.z_loss, steps, self.loss_scales)
+        return bc_loss(self.logits(batch), targets(batch), mask, self.z_loss, steps, self.loss_scales)
 
     def evaluate(self, batch: Batch, stage: str) -> dict[str, Any]:
         """Add a batch to the metrics; what was encoded and the logits are for callbacks, so that they need no pass."""
         encoded = self.encode(batch["frames"])
         logits = self.logits_from(encoded, batch)
         windows = batch["recording"] != FILL
-        self.metrics[stage].update(logits, batch["actions"], loss_mask(batch, self.supervision), windows)  # type: ignore[operator]
+        self.metrics[stage].update(logits, targets(batch), loss_mask(batch, self.supervision), windows)  # type: ignore[operator]
         return {"encoded": encoded, "logits": logits}
 
     def on_validation_epoch_end(self) -> None:
@@ -278,12 +280,12 @@ class Policy(Model):
         self._log_metrics("test")
 
     def predict_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
-        """Most likely ids (B, T, n) per group and the probability of the recorded ones, with where they belong."""
+        """Most likely ids (B, T, n) per group and the probability of the right ones, with where they belong."""
         out = {k: batch[k] for k in ("recording", "start", "user", "valid")}
         for name, logits in self.logits(batch).items():
-            taken = batch["actions"][name][..., None]
+            right = targets(batch)[name][..., None]
             out[f"ids.{name}"] = logits.argmax(dim=-1)
-            out[f"probability.{name}"] = logits.float().softmax(dim=-1).gather(-1, taken).squeeze(-1)
+            out[f"probability.{name}"] = logits.float().softmax(dim=-1).gather(-1, right).squeeze(-1)
         return out
 
     def instructions(self, batch: Batch) -> Tensor | None:

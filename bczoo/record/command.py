@@ -22,7 +22,7 @@ from bczoo.core.errors import UserError
 from bczoo.core.files import PartialPath, sweep
 from bczoo.core.progress import Progress
 from bczoo.core.workers import closing_on_sigterm
-from bczoo.data.recording import USER, known_action, read_annotation
+from bczoo.data.recording import LEARNED, known_action, read_annotation
 from bczoo.data.source import RecordingSource
 from bczoo.games.game import Game, GameOrName, announce, as_game
 from bczoo.games.players import KEYBOARD, make_player
@@ -107,7 +107,7 @@ def record(
             nothing can be learned from the recordings.
         takeover: probability, at every step of the policy, that the game's expert takes over.
         takeover_steps: fewest and most steps that the expert then plays, such as [10,30].
-        dagger: label every step with what the expert would have done, whoever played, and learn from all of them.
+        dagger: label the policy's own steps with what the expert would have done, and learn from them too.
             The past actions that a policy sees in training are then those labels and not what was executed, as
             under noise. With takeover 0 the policy plays alone.
         text: instruction to the player, written into the recordings; for a policy the one that it was fine-tuned under
@@ -236,8 +236,9 @@ def _check_effect(given: dict[str, Any]) -> None:
 def _learnable(folders: list[Path]) -> str:
     """How much can be learned from recordings of a policy."""
     kinds = [known_action(frame)[0] for f in folders for frame in read_annotation(f).frame_annotations[1:]]
-    share = f"{kinds.count(USER):,} of {len(kinds):,} steps are the expert's, and can be learned from"
-    return share if USER in kinds else f"{share}: raise --takeover, or record more episodes"
+    learned = sum(kind in LEARNED for kind in kinds)
+    share = f"{learned:,} of {len(kinds):,} steps have the expert's action, and can be learned from"
+    return share if learned else f"{share}: raise --takeover, or record more episodes"
 
 
 def _corrects(game: Game, expert: str | None) -> bool:

@@ -3,7 +3,8 @@
 Place in the pipeline: ``bczoo record --policy P --expert E`` (:mod:`bczoo.record.command`) loads a policy and comes
 here; the recordings go to ``bczoo fit`` beside the demonstrations. Every frame is marked with whose action followed it:
 the policy's own (system) stay in view as past actions but are not learned from, the expert's (user) are (paper
-2601.04575, correction data). With ``dagger`` every frame is labelled with what the expert would have done instead.
+2601.04575, correction data). With ``dagger`` those of the policy also hold what
+the expert would have done: that is what is learned of them, after the same past (DAgger, Ross et al. 2011).
 
 Several games are played side by side, so that the policy answers all of them with one forward pass. A person takes
 over in :mod:`bczoo.record.keyboard`.
@@ -35,7 +36,7 @@ class TakeoverRule:
     Args:
         share: probability, at every step that the policy plays, that the expert takes over.
         steps: fewest and most steps that it then plays.
-        dagger: label every step with the expert's action, whoever played.
+        dagger: where the policy plays, label the step with what the expert would have done.
     """
 
     share: float = 0.05
@@ -192,11 +193,12 @@ class _Episode:
             wanted = self.expert.act(self.frame, self.info)
             taken_over = self._takes_over()
         self.executed = wanted if taken_over and wanted is not None else decision.values
-        labelled = taken_over or (self.rule is not None and self.rule.dagger)
+        dagger = self.rule is not None and self.rule.dagger
         self.writer.add(
             self.frame,
-            user=wanted if labelled else None,
-            system=None if labelled else decision.values,
+            user=wanted if taken_over else None,
+            system=None if taken_over else decision.values,
+            expert=wanted if dagger and not taken_over else None,
             text=self.playing.text,
             text_embedding=self.playing.embedding,
         )

@@ -27,6 +27,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from bczoo.core import arguments
 from bczoo.core.actions import ActionSpace
+from bczoo.core.errors import UserError
 from bczoo.core.parts import build_part
 from bczoo.core.spec import Batch, InputSpec
 from bczoo.models.bc.counterfactual import counterfactual_latents
@@ -161,7 +162,8 @@ class BCPolicy(Policy):
         return self.window_logits(self.encode(frames), actions, text)
 
     def logits(self, batch: Batch) -> Logits:
-        return self(batch["frames"], batch["actions"], self.instructions(batch))
+        self._check(batch["frames"], batch["actions"], self.instructions(batch))
+        return self.logits_from(self.encode(batch["frames"]), batch)
 
     def encode(self, frames: Tensor) -> Tensor:
         """Image tokens (B, T, I, D) of frames (B, T, 3, H, W)."""
@@ -171,12 +173,28 @@ class BCPolicy(Policy):
 
     def logits_from(self, encoded: Tensor, batch: Batch) -> Logits:
         """:meth:`logits` from image tokens (B, T, I, D) instead of frames."""
-        return self.window_logits(encoded, batch["actions"], self.instructions(batch))
+        embedded = self.action_embedding(batch["actions"])  # (B, T, A, D)
+        return self.decoder(self.latents(encoded, embedded, self.instructions(batch)), self._chain(batch, embedded))
 
     def window_logits(self, images: Tensor, actions: Mapping[str, Tensor], text: Tensor | None = None) -> Logits:
         """:meth:`forward` from image tokens (B, T, I, D) instead of frames."""
         embedded = self.action_embedding(actions)  # (B, T, A, D)
         return self.decoder(self.latents(images, embedded, text), embedded)
+
+    def _chain(self, batch: Batch, embedded: Tensor) -> Tensor:
+        """The embedded actions (B, T, A, D) within whose step the decoder predicts token by token: what it is to learn.
+
+        The backbone sees what was done, ``embedded``.
+        """
+        if "labels" not in batch:
+            return embedded
+        if self.decoder.in_backbone:
+            raise UserError(
+                "these recordings hold an expert's labels beside what was done (record --dagger), which "
+                f"{type(self.decoder).__name__} cannot learn: in its chain both are the same tokens. Take another "
+                "decoder, such as bczoo.ActionDecoder, or other recordings"
+            )
+        return self.action_embedding(batch["labels"])
 
     def latents(self, images: Tensor, embedded: Tensor, text: Tensor | None = None) -> Tensor:
         """What the decoder reads of a window, (B, T, latents, D): one pass of the backbone.
@@ -218,7 +236,8 @@ class BCPolicy(Policy):
             torch.cat([self.tokens.observation(images, text), taken], dim=2) for images in (encoded, replacements)
         )  # (B, T, S, D)
         plain, changed = counterfactual_latents(self, recorded, other, replaced)
-        return self.decoder(plain, embedded), self.decoder(changed, embedded)
+        chain = self._chain(batch, embedded)
+        return self.decoder(plain, chain), self.decoder(changed, chain)
 
     @torch.no_grad()
     def other_past_logits(self, encoded: Tensor, batch: Batch, actions: Mapping[str, Tensor]) -> Logits:
@@ -230,7 +249,7 @@ class BCPolicy(Policy):
             _, latents = counterfactual_latents(self, swapped, recorded)
         else:
             latents = self.latents(encoded, others, text)
-        return self.decoder(latents, embedded)
+        return self.decoder(latents, self._chain(batch, embedded))
 
     # ------------------------------------------------------------------ play
 

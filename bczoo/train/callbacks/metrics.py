@@ -13,7 +13,7 @@ import lightning as L
 from torchmetrics import Metric
 
 from bczoo.core.errors import UserError
-from bczoo.core.spec import loss_mask
+from bczoo.core.spec import loss_mask, targets
 
 
 class LogMetrics(L.Callback):
@@ -35,7 +35,7 @@ class LogMetrics(L.Callback):
             raise UserError(f"{type(pl_module).__name__} gives no logits in validation, which LogMetrics measures")
         mask = loss_mask(batch, getattr(pl_module, "supervision", "user"))
         for metric in self.metrics[part].values():
-            metric.update(outputs["logits"], batch["actions"], mask)
+            metric.update(outputs["logits"], targets(batch), mask)
 
     def _start(self, pl_module: Any, part: str) -> None:
         for metric in self.metrics[part].values():  # also where no batch comes: computing reduces over ranks
