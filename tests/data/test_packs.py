@@ -321,6 +321,7 @@ BAD = {
     "a hard link": (members(("rec/video.mp4", {"type": tarfile.LNKTYPE, "linkname": "rec/other"})), "refused"),
     "a device": (members(("rec/video.mp4", {"type": tarfile.CHRTYPE, "devmajor": 1})), "refused"),
     "a pipe": (members(("rec/annotation.proto", {"type": tarfile.FIFOTYPE})), "refused"),
+    "a file with holes": (members(("rec/video.mp4", {"type": tarfile.GNUTYPE_SPARSE})), "refused"),
     "a folder that is a file": (members(("annotation.proto/video.mp4", b"x")), "refused"),
     "a huge annotation": (members(("rec/annotation.proto", {"size": 2**30}))[:1024], "larger than"),
     "no archive": (b"not an archive, but long enough to be taken for a header" * 40, "damaged or cut off"),
@@ -356,6 +357,26 @@ def test_archives_that_are_cut_off_are_noticed_wherever_it_was(folders, tmp_path
     path.write_bytes(data[: int(len(data) * share) // 512 * 512])  # where a header could begin
     index = open_index(tmp_path / "root", KEYBOARD)
     assert len(index) == 1 and "damaged or cut off" in index.problems[0]
+
+
+@pytest.mark.parametrize("rest", [b"", b"no header" * 300, bytes(100)])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_an_archive_that_ends_where_a_header_should_be_is_noticed(folders, tmp_path, rest, compressed):
+    path = pack(folders, tmp_path / "batch", ["rec-0", "rec-1"], ".tar")
+    with tarfile.open(path) as tar:
+        begin = tar.getmember("dataset/rec-1").offset
+    data = path.read_bytes()[:begin] + rest
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / ("a.tgz" if compressed else "a.tar")).write_bytes(gzip.compress(data) if compressed else data)
+    assert "damaged or cut off" in open_index(tmp_path / "root", KEYBOARD).problems[0]
+
+
+def test_the_checksum_of_a_compressed_archive_is_compared(folders, tmp_path):
+    path = pack(folders, tmp_path / "root" / "batch", ["rec-0", "rec-1"])
+    data = bytearray(path.read_bytes())
+    data[-6] ^= 1
+    path.write_bytes(data)
+    assert "damaged or cut off" in open_index(tmp_path / "root", KEYBOARD).problems[0]
 
 
 def test_a_flipped_bit_in_a_compressed_archive_is_noticed(folders, tmp_path):
