@@ -359,7 +359,7 @@ def test_archives_that_are_cut_off_are_noticed_wherever_it_was(folders, tmp_path
     assert len(index) == 1 and "damaged or cut off" in index.problems[0]
 
 
-@pytest.mark.parametrize("rest", [b"", b"no header" * 300, bytes(100)])
+@pytest.mark.parametrize("rest", [b"", b"no header" * 300, bytes(100)], ids=["nothing", "garbage", "half a mark"])
 @pytest.mark.parametrize("compressed", [False, True])
 def test_an_archive_that_ends_where_a_header_should_be_is_noticed(folders, tmp_path, rest, compressed):
     path = pack(folders, tmp_path / "batch", ["rec-0", "rec-1"], ".tar")
