@@ -113,6 +113,11 @@ FUNCTIONS = {
         ("format", "source", "out"),
     ),
     ("data", "formats"): ("list the formats that import reads", "bczoo.imports.command:formats", ()),
+    ("data", "download"): (
+        "download recordings of the public Pixels2Play dataset",
+        "bczoo.hub.datasets:download",
+        ("name",),
+    ),
     ("doctor",): ("say what of this installation works, and what mends the rest", "bczoo.doctor.command:doctor", ()),
     ("completion",): (
         "print a script that completes commands and options in a shell",

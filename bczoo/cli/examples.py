@@ -57,7 +57,11 @@ EXAMPLES: dict[tuple[str, ...], tuple[str, ...]] = {
     ("study", "confusion"): ("bczoo study confusion --size smoke",),
     ("study", "redraw"): ("bczoo study redraw runs/toy",),
     ("data", "check"): ("bczoo data check my_game", "bczoo data check my_game --json report.json"),
-    ("data", "view"): ("bczoo data view my_game/REC --out clip.mp4",),
+    ("data", "view"): (
+        "bczoo data view my_game/REC --out clip.mp4",
+        "bczoo data view p2p/dataset/batch_00001.tar.gz/dataset/REC --out clip.mp4",
+    ),
+    ("data", "download"): ("bczoo data download p2p-toy", "bczoo data download p2p --batches 1-5 --out p2p"),
     ("data", "import"): (
         "bczoo data import owamcap recordings my_game",
         "bczoo data import video clips my_game --fit letterbox",

@@ -114,7 +114,7 @@ def data(
     report = _one_core(dataset, list(islice(plan.batches(0), windows // batch)))
     numbers = sorted({*range(min(workers, 4) + 1), *(2**i for i in range(2, workers.bit_length())), workers})
     report.workers = {n: _with_workers(dataset, plan, windows // batch, n) for n in numbers}
-    sizes = Counter(index.video(r, size).name for r in index.usable.tolist())
+    sizes = Counter(index.video_name(r, size) for r in index.usable.tolist())
     print(f"{root}, {device_name(torch.device('cpu'))}, {os.cpu_count()} cores")
     print(f"{windows // batch * batch} windows of {window} steps, batches of {batch}, frames of {size} from ", end="")
     print(", ".join(f"{name} ({n})" for name, n in sizes.most_common(3)))
@@ -134,7 +134,8 @@ class _Windows:
         for recording, start in keys:
             count = min(self.dataset.window, int(index.n_frames[recording]) - start)
             numbers = index.video_frames(recording, start, count)
-            found.append((index.video(recording, self.dataset.frame_size), numbers))
+            with index.reading(recording) as folder:
+                found.append((folder / index.video_name(recording, self.dataset.frame_size), numbers))
         return found
 
     def open(self, keys: Sequence[Key]) -> None:

@@ -115,9 +115,10 @@ class WindowDataset(Dataset[Batch]):
         """Fill ``out`` (T, 3, H, W), padding with the last frame; returns how many steps are valid."""
         count = read = min(steps + 1, len(out))  # a padded window shows the recording's last frame, without an action
         try:
-            video = self.index.video(recording, self.frame_size)
             numbers = self.index.video_frames(recording, start, count)
-            read_into(out[:count], video, numbers, filter=self.resize)
+            with self.index.reading(recording) as folder:
+                video = folder / self.index.video_name(recording, self.frame_size)
+                read_into(out[:count], video, numbers, filter=self.resize)
         except FrameReadError as error:
             if self.strict:
                 raise
