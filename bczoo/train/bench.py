@@ -122,8 +122,7 @@ class _Step:
     def __init__(self, model: Model, device: torch.device, dtype: torch.dtype) -> None:
         self.model, self.device = model, device
         self.autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-        configured: Any = model.optimizer(model.parameter_groups())
-        self.optimizer: torch.optim.Optimizer = configured
+        self.optimizer = model.make_optimizer()
 
     def measure(self, batch: int, steps: int, rounds: int) -> StepReport:
         data = random_batch(self.model.input_spec, batch, self.device, steps)
