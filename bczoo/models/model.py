@@ -52,11 +52,13 @@ class Model(Family):
             any action, also a policy's own (``any``), or all (``none``), also in recordings without actions. The data
             module follows it, and so does :func:`bczoo.core.spec.loss_mask`.
         fields: what is read from recordings only if it is asked for; without ``frames`` no video is decoded.
+        tokens_per_step: positions that a step takes in the sequence of the transformer, by which speed is told.
     """
 
     template = True
     supervision: ClassVar[str] = "user"
     fields: ClassVar[tuple[str, ...]] = FIELDS
+    tokens_per_step: int = 1
     unsaved_arguments: ClassVar[tuple[str, ...]] = ("optimizer", "lr_scheduler")  # of the constructor
 
     def __init__(
