@@ -2,10 +2,9 @@
 
     python benchmarks/cost_law.py [--rounds 5] [--threads 1]
 
-One number of a small policy is changed at a time. The law that is fitted has three terms, by least squares of the
-relative errors: seconds = operations / rate + parameters * pass + start. Operations are exact
-(:func:`bczoo.train.flops.flops_per_window`); the second term is what is done once per step whatever the window is (the
-optimiser, the gradients); the third is what is done whatever the size is. Measured is the process's processor time.
+One number of a small policy is changed at a time. The law that is fitted, by least squares of the relative errors, is
+seconds = operations / rate + start. Operations are exact (:func:`bczoo.train.flops.flops_per_window`); the start is what a
+step takes however small it is. Measured is the processor time of the process.
 """
 
 from __future__ import annotations
@@ -46,7 +45,6 @@ class Point:
         self.model = Model.from_config("tiny", pretrained=False, **parts).train()
         self.tokens = self.model.tokens_per_step * size["window"]
         self.flops = size["batch"] * flops_per_window(self.model, size["window"])
-        self.parameters = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         self.batch = random_batch(self.model.input_spec, size["batch"], steps=size["window"])
         self.optimizer = self.model.make_optimizer()
         self.taken: list[float] = []
@@ -74,7 +72,7 @@ def main() -> None:
     for _ in range(options.rounds + 2):
         for point in points:
             point()
-    terms = np.array([[p.flops, p.parameters, 1.0] for p in points])
+    terms = np.array([[p.flops, 1.0] for p in points])
     seconds = np.array([p.seconds for p in points])
     scale = terms.max(axis=0)
     law = np.linalg.lstsq(terms / scale / seconds[:, None], np.ones(len(points)), rcond=None)[0] / scale
@@ -85,10 +83,7 @@ def main() -> None:
             f"{point.changed:18}{point.value or '':>6}{point.tokens:8}{point.flops / 1e9:8.2f}"
             f"{1e3 * point.seconds:8.1f}{1e3 * said:8.1f}{point.seconds / said:7.2f}"
         )
-    print(
-        f"law: {1 / law[0] / 1e9:.0f} GFLOP/s, {1e9 * law[1]:.1f} ms per million parameters, "
-        f"{1e3 * law[2]:.1f} ms a step"
-    )
+    print(f"law: {1 / law[0] / 1e9:.0f} GFLOP/s and {1e3 * law[1]:.1f} ms a step")
 
 
 if __name__ == "__main__":
