@@ -3,8 +3,8 @@
     python benchmarks/cost_law.py [--rounds 5] [--threads 1]
 
 One number of a small policy is changed at a time. The law that is fitted, by least squares of the relative errors, is
-seconds = operations / rate + start. Operations are exact (:func:`bczoo.train.flops.flops_per_window`); the start is what a
-step takes however small it is. Measured is the processor time of the process.
+seconds = operations / rate + start. Operations are exact (:func:`bczoo.train.flops.flops_per_window`); the start is
+what a step takes however small it is. Measured is the processor time of the process.
 """
 
 from __future__ import annotations
