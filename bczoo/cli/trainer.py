@@ -48,6 +48,7 @@ from bczoo.train.callbacks.ranks import Ranks
 from bczoo.train.callbacks.run_record import RunRecord
 from bczoo.train.callbacks.scaling import ScalingLog
 from bczoo.train.callbacks.throughput import Throughput
+from bczoo.train.events_file import EventsFile, can_write_events
 from bczoo.train.metrics_file import MetricsFile
 from bczoo.train.run_record import LAST
 from bczoo.train.sharded import Sharded as Sharded  # so that --trainer.strategy knows its name
@@ -66,7 +67,7 @@ class TrainerCLI(LightningCLI):
                 "--logger",
                 str | None,
                 None,
-                "loggers beside metrics.csv, with commas: wandb, tensorboard, mlflow, comet",
+                "loggers beside metrics.csv and TensorBoard's files, with commas: wandb, mlflow, comet",
             ),
             ("--env", str | None, None, retarget.HELP),
             ("--play", bool, True, "play the closing games that the configuration names (bczoo.PlayGame)"),
@@ -123,7 +124,8 @@ class TrainerCLI(LightningCLI):
         self._choose_precision(given)
         run, fitting = Path(given.default_root_dir or "."), self.subcommand == "fit"
         self._metrics = MetricsFile(run)
-        loggers = [self._metrics] if fitting else []
+        loggers: list[Any] = [self._metrics] if fitting else []
+        loggers += [EventsFile(self._metrics)] if fitting and can_write_events() else []
         loggers += make_loggers(check_loggers(self._get(self.config, "logger")), run) + _listed(given.logger)
         callbacks = _listed(given.callbacks)
         if fitting and not self._get(self.config, "play"):
