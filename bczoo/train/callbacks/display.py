@@ -85,7 +85,7 @@ class TrainingProgress(TQDMProgressBar):
         return {
             "step": str(trainer.global_step),
             **metrics,
-            **({} if left is None else {"left": _duration(float(left))}),
+            **({"left": _duration(float(left))} if left else {}),
         }
 
 
