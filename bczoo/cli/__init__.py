@@ -91,6 +91,16 @@ FUNCTIONS = {
         "bczoo.data.check:check",
         ("root",),
     ),
+    ("data", "label"): (
+        "read actions off recordings that have none, with an inverse dynamics model",
+        "bczoo.models.idm.label:label",
+        ("idm", "recordings"),
+    ),
+    ("data", "idm-check"): (
+        "compare actions that were read off video with the true ones",
+        "bczoo.models.idm.check:idm_check",
+        ("root",),
+    ),
     ("data", "view"): ("draw the actions of a recording into its video", "bczoo.data.view:view", ("recording",)),
     ("doctor",): ("say what of this installation works, and what mends the rest", "bczoo.doctor.command:doctor", ()),
     ("completion",): (

@@ -97,7 +97,7 @@ class PartialPath:
             if self.target.is_dir():
                 current = _current_folder()
                 for name in keep:
-                    _link(self.target / name, self.path / name)
+                    link(self.target / name, self.path / name)
                 shutil.copymode(self.target, self.path)
                 flush_entry(self.path)
                 _swap(self.path, self.target)
@@ -322,12 +322,12 @@ def _current_folder() -> Path | None:
     return None
 
 
-def _link(source: Path, target: Path) -> None:
+def link(source: Path, target: Path) -> None:
     """Give a file, or all that is in a folder, a second name; a copy where the file system has no second names."""
     if source.is_dir() and not source.is_symlink():
         target.mkdir()
         for entry in source.iterdir():
-            _link(entry, target / entry.name)
+            link(entry, target / entry.name)
         shutil.copystat(source, target)
         return
     try:
