@@ -113,7 +113,7 @@ def test_training_on_a_mixture(tmp_path, capsys):
 def test_guesses_alone_are_learned_from_only_if_that_is_wanted(tmp_path):
     write(tmp_path / "guessed", [0.9] * 10, size=tiny.SIZE)
     data, policy, trainer = module(tmp_path, val_fraction=0)
-    with pytest.raises(UserError, match="--data.pseudo true learns from"):
+    with pytest.raises(UserError, match=r"--data\.pseudo true learns from"):
         trainer.fit(policy, data)
     data, policy, trainer = module(tmp_path, val_fraction=0, pseudo=True)
     trainer.fit(policy, data)
@@ -137,7 +137,10 @@ def test_a_policy_s_loss_divides_by_the_weights(one_thread):
     policy = tiny.tiny_policy(text_dim=None, z_loss=0.0).eval()
     batch = tiny.tiny_batch(policy, batch=2)
     light = batch | {"weight": torch.stack([torch.ones(5), torch.full((5,), 0.5)])}
-    one, other = (policy.loss({**batch, "user": batch["user"] & torch.tensor([[a], [b]])}) for a, b in ((True, False), (False, True)))
+    one, other = (
+        policy.loss({**batch, "user": batch["user"] & torch.tensor([[a], [b]])})
+        for a, b in ((True, False), (False, True))
+    )
     torch.testing.assert_close(policy.loss(light).total, (2 * one.total + other.total) / 3)
 
 

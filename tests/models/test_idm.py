@@ -28,7 +28,7 @@ def tiny_idm(seed=0, **arguments) -> InverseDynamics:
 
 
 def sliding(rng: np.random.Generator, steps: int, size: int = 32):
-    """A striped picture that moves by what was pressed one step before: keys of each step, and the frames it is seen in.
+    """A striped picture that moves by what was pressed one step before: keys of each step, and what is seen in it.
 
     Where it stands says nothing of the next key, so only the frame after a step tells what was pressed in it.
     """
@@ -60,6 +60,7 @@ def trained(steps=100, moved=0, **arguments) -> InverseDynamics:
 
 
 def scores(model, moved=0):
+    model.scores["val"].reset()
     with torch.no_grad():
         for seed in range(4):
             model.evaluate(sliding_batch(1000 + seed, windows=32, moved=moved), "val")
@@ -97,6 +98,7 @@ def test_labels_that_were_moved_are_told(learned):
 
 
 def validate(model, moved=0):
+    model.scores["val"].reset()
     batches = torch.utils.data.DataLoader([sliding_batch(i, moved=moved) for i in range(4)], batch_size=None)
     (values,) = L.Trainer(**tiny.QUIET).validate(model, batches, verbose=False)
     return values
@@ -169,7 +171,7 @@ def test_export_and_back(space, tmp_path, capsys):
     batch = any_batch(model)
     a, b = (one.logits(batch["frames"], batch["valid"]) for one in (model, again))
     assert all(torch.equal(a[name], b[name]) for name in a)
-    with pytest.raises(UserError, match="holds a bczoo.InverseDynamics, which does not act"):
+    with pytest.raises(UserError, match=r"holds a bczoo\.InverseDynamics, which does not act"):
         Policy.from_pretrained(tmp_path / "idm")
 
 

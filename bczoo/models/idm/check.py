@@ -88,9 +88,7 @@ def _shown(value: float) -> str:
     return "-" if np.isnan(value) else f"{value:.3f}"
 
 
-def idm_check(
-    root: str, json: str | None = None, action_space: str | dict[str, Any] = "keyboard_mouse"
-) -> Agreement:
+def idm_check(root: str, json: str | None = None, action_space: str | dict[str, Any] = "keyboard_mouse") -> Agreement:
     """Compare actions that a model has read off video with the true ones, where recordings hold both.
 
     Args:
@@ -159,6 +157,6 @@ def read_pair(folder: Path, space: ActionSpace) -> Pair:
 
 def _add(metric: InverseDynamicsMetrics, space: ActionSpace, pair: Pair, threshold: float) -> None:
     """Add a recording, as one window, with the steps that are at least so sure."""
-    guessed, true, both, sure = (torch.from_numpy(array)[None] for array in pair)
-    by_group = [{name: ids[..., part] for name, part in space.slices.items()} for ids in (guessed, true)]
-    metric.add(*by_group, both, sure, sure >= threshold)
+    *ids, both, sure = (torch.from_numpy(array)[None] for array in pair)
+    guessed, true = ({name: of[..., part] for name, part in space.slices.items()} for of in ids)
+    metric.add(guessed, true, both, sure, sure >= threshold)

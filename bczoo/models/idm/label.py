@@ -172,9 +172,7 @@ def _check_form(index: Index, model: InverseDynamics, recordings: str) -> None:
         warnings.warn(wrong, stacklevel=2)
 
 
-def _label_all(
-    model: InverseDynamics, index: Index, root: Path, out: Path, labels: Any, batch_size: int
-) -> Labelling:
+def _label_all(model: InverseDynamics, index: Index, root: Path, out: Path, labels: Any, batch_size: int) -> Labelling:
     result, total, began = Labelling(), 0.0, time.perf_counter()
     frames = int(index.n_frames[index.usable].sum())
     with Progress(total=frames, desc="Labelling", unit="frame", disable=None) as bar:

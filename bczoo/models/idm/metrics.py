@@ -146,15 +146,15 @@ class InverseDynamicsMetrics(Metric):
             kept: (B, T) bool, of these steps the ones whose events and actions are counted; all if left out.
         """
         ours, theirs = ({k: v.cpu().numpy() for k, v in one.items()} for one in (guesses, actions))
-        known = mask.cpu().numpy()
+        known: np.ndarray = mask.cpu().numpy()
         counted = known if kept is None else known & kept.cpu().numpy()
-        right = np.ones_like(known)
+        right: np.ndarray = np.ones_like(known)
         copied = np.ones_like(known[:, 1:])
         states = []
         for group in self.keys:
             states.append((held(group, ours[group.name]), held(group, theirs[group.name])))
-        for group in self.axes:
-            states.append((ours[group.name], theirs[group.name]))
+        for axis in self.axes:
+            states.append((ours[axis.name], theirs[axis.name]))
         shifted = {s: np.ones_like(known) for s in SHIFTS}
         for guess, truth in states:
             right &= (guess == truth).all(-1)
@@ -194,7 +194,7 @@ class InverseDynamicsMetrics(Metric):
             out[f"r2/{axis.name}"] = torch.where(spread > 0, 1 - error / spread, torch.nan)
             out[f"mae/{axis.name}"], out[f"sign/{axis.name}"] = absolute / n, signs / moved
         out["joint"], out["joint_copy"] = (s[1] / s[0] for s in (self.joint_sums, self.copy_sums))  # type: ignore[index]
-        n, sure, right = self.calibration_sums.unbind(-1)  # type: ignore[operator,union-attr]
+        n, sure, right = self.calibration_sums.unbind(-1)  # type: ignore[operator]
         out["calibration"] = (sure - right).abs().sum() / n.sum()
         shifts: Tensor = self.shifts_sums  # type: ignore[assignment]
         out |= {f"shift_{s}": right / shifts[0] for s, right in zip(SHIFTS, shifts[1:], strict=True)}
