@@ -1,8 +1,8 @@
 """Learning from actions that a model has read off video (``bczoo data label``), beside people's.
 
-Place in the pipeline: the data module makes a :class:`PseudoLabels` where ``pseudo`` is true and hands it to the plan and
-the dataset of training, never to those of validation and test. A guess that is sure enough is a label like any other,
-with a weight of its own in the loss; one that is not is shown without an action, as a step that nobody knows of.
+Place in the pipeline: the data module makes a :class:`PseudoLabels` where ``pseudo`` is true and hands it to the plan
+and the dataset of training, never to those of validation and test. A guess that is sure enough is a label like any
+other, with a weight of its own in the loss; one that is not is shown without an action, as a step that nobody knows of.
 
 Shape legend: n steps of a recording, W windows.
 """

@@ -1,8 +1,8 @@
 """The encoder of inverse dynamics: what moves, and not only what is there.
 
 Place in the pipeline: a clip comes in, one embedding a frame goes out, each made of five frames. A frame-wise
-:class:`~bczoo.nn.encoders.Encoder` averages away motion of a pixel before the transformer could compare two frames; here
-frames are compared before anything is pooled.
+:class:`~bczoo.nn.encoders.Encoder` averages away motion of a pixel before the transformer could compare two frames;
+here frames are compared before anything is pooled.
 
 VPT puts a convolution of 5 x 1 x 1 over the pixels in front of its frame encoder (2206.11795), whose own first layer is
 a convolution too. With nothing between them both are one linear map, so one convolution of 5 x 8 x 8 takes their place

@@ -156,8 +156,8 @@ def _check_form(index: Index, model: InverseDynamics, recordings: str) -> None:
     if rates := index.resampled():
         counts = "; ".join(line.replace("resampled from", "at").replace(" to ", " instead of ") for line in rates)
         raise UserError(
-            f"{recordings}: {counts}. This model reads actions off {spec.fps:g} frames a second, and a label belongs to "
-            f"a frame of the recording; bring the recordings to {spec.fps:g} frames a second first"
+            f"{recordings}: {counts}. This model reads actions off {spec.fps:g} frames a second, and a label belongs "
+            f"to a frame of the recording; bring the recordings to {spec.fps:g} frames a second first"
         )
     for recording in index.usable.tolist():
         video = index.video(recording, spec.frame_size)
@@ -165,8 +165,8 @@ def _check_form(index: Index, model: InverseDynamics, recordings: str) -> None:
         if min(info.width, info.height) < spec.frame_size:
             raise UserError(
                 f"{video} is {info.width} x {info.height}, and this model reads motion off {spec.frame_size} x "
-                f"{spec.frame_size} pixels; enlarged pictures do not show it. Take a larger video, or a model of smaller "
-                "frames"
+                f"{spec.frame_size} pixels; enlarged pictures do not show it. Take a larger video, or a model of "
+                "smaller frames"
             )
     if wrong := mismatch(index, spec.frame_size, spec.resize):
         warnings.warn(wrong, stacklevel=2)

@@ -4,12 +4,12 @@ Place in the pipeline: :class:`InverseDynamicsMetrics` is fed in validation with
 with the guesses that recordings hold. Keys are held for many steps, so whoever copies the last state is right nearly
 always and says nothing; what counts is when they change::
 
-    event_f1/<group>            presses and releases, matched one to one within 1 step (event_f1_0, event_f1_2: within 0, 2)
+    event_f1/<group>            presses and releases, matched one to one within 1 step; _f1_0 and _f1_2 within 0 and 2
     event_f1_macro/<group>      the same, a mean over the keys with at least 50 of them
     event_f1_centre, _edge      over all keys, in the middle half of the window and outside of it
     r2/<axis>                   1 - squared error over variance, of the centres of bins
     mae/<axis>, sign/<axis>     mean absolute error in the axis's unit, and share of right signs where it moved
-    joint, joint_copy           share of steps whose whole action is right, and for whoever repeats the true one before it
+    joint, joint_copy           share of steps whose whole action is right, and for whoever repeats the true one before
     calibration                 expected calibration error of the probability of the whole action, 15 bins
     shift_<s>                   joint against the labels s steps later, -2 to 2, of the steps that have all of them
 
@@ -55,7 +55,7 @@ def centres(group: BinnedGroup) -> np.ndarray:
 
 
 def events(state: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Presses and releases, (2, B, T, K) bool: steps whose state differs from that of the step before, both in the mask.
+    """Presses and releases, (2, B, T, K) bool: steps whose state is not that of the step before, both in the mask.
 
     Args:
         state: (B, T, K) bool, what is held.
@@ -210,8 +210,9 @@ class InverseDynamicsMetrics(Metric):
         return (
             f"actions that are read off the video fit the labels {abs(best)} step{'s' * (abs(best) > 1)} "
             f"{'later' if best > 0 else 'earlier'} better than their own ({at:.1%} of whole actions right against "
-            f"{here:.1%}). Annotation i + 1 has to hold the action taken after frame i was seen; look at the recordings "
-            "with bczoo data view. A game that shows an action late, or a model that has learned little yet, looks the same"
+            f"{here:.1%}). Annotation i + 1 has to hold the action taken after frame i was seen; look at "
+            "the recordings with bczoo data view. A game that shows an action late, or a model that has learned little yet, "
+            "looks the same"
         )
 
     def _sum(self, name: str, values: object) -> None:

@@ -1,12 +1,12 @@
 """Inverse dynamics: frames before and after a step in, the action that was taken in it out.
 
-Place in the pipeline: trained on recordings with known actions, it labels recordings without them (``bczoo data label``)
-for a policy to learn from (``pseudo: true`` of :class:`bczoo.RecordingDataModule`)::
+Place in the pipeline: trained on recordings with known actions, it labels recordings without them (``bczoo data
+label``) for a policy to learn from (``pseudo: true`` of :class:`bczoo.RecordingDataModule`)::
 
     frames (B,T,3,H,W) --encoder--> embeddings (B,T,D) --transformer, full attention--> (B,T,D) --heads--> (B,T,n,V)
 
 No action enters, or the model would copy the last one. Frame i is paired with the action taken after seeing it, whose
-effect first shows in frame i + 1; so the last frame of a window has an action that nobody can tell, and does not count::
+effect first shows in frame i + 1; so nobody can tell the action of a window's last frame, which does not count::
 
     frames     f0    f1    f2    f3     of a window, T = 4
     actions       a0    a1    a2    -   a1 is read off f0 .. f3; nothing is shown after a3
@@ -58,8 +58,8 @@ class InverseDynamics(Model):
     policy's own even where an expert says what would have been better.
 
     Args:
-        encoder: makes the encoder, given the width: :class:`bczoo.MotionEncoder`, or any other, such as a policy's, which
-            sees each frame alone and leaves all comparing of frames to the transformer.
+        encoder: makes the encoder, given the width: :class:`bczoo.MotionEncoder`, or any other, such as a policy's,
+            which sees each frame alone and leaves all comparing of frames to the transformer.
         width: D of the transformer.
         layers: its blocks.
         heads: attention heads per block.
