@@ -231,7 +231,7 @@ def test_a_copy_of_the_last_action_scores_nothing_where_it_counts():
     actions = {g.name: torch.tensor(g.neutral).expand(1, 40, g.tokens).clone() for g in space.groups} | {"keys": keys}
     late = {name: torch.roll(ids, 3, 1) for name, ids in actions.items()}
     metric = InverseDynamicsMetrics(space)
-    metric.add(late, actions, torch.ones(1, 40, dtype=torch.bool), torch.ones(1, 40))
+    metric.update(late, actions, torch.ones(1, 40, dtype=torch.bool), torch.ones(1, 40))
     values = metric.compute()
     assert values["event_f1_2/keys"] == 0 and values["joint"] == 0.7 and values["joint_copy"] == 35 / 39
     assert values["event_f1_macro/keys"].isnan() and values["r2/mouse_dx"].isnan()
@@ -245,7 +245,7 @@ def test_motion_is_measured_at_the_centres_of_bins():
     actions = {g.name: torch.tensor(g.neutral).expand(1, 8, g.tokens) for g in space.groups} | {"mouse_dx": ids}
     guess = {**actions, "mouse_dx": ids.flip(1)}
     metric = InverseDynamicsMetrics(space)
-    metric.add(guess, actions, torch.ones(1, 8, dtype=torch.bool), torch.ones(1, 8))
+    metric.update(guess, actions, torch.ones(1, 8, dtype=torch.bool), torch.ones(1, 8))
     group = next(g for g in space.groups if g.name == "mouse_dx")
     centres = np.array([sum(group.support(i)) / 2 for i in ids[0, :, 0].tolist()])
     error = centres[::-1] - centres

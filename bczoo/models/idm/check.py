@@ -159,4 +159,4 @@ def _add(metric: InverseDynamicsMetrics, space: ActionSpace, pair: Pair, thresho
     """Add a recording, as one window, with the steps that are at least so sure."""
     *ids, both, sure = (torch.from_numpy(array)[None] for array in pair)
     guessed, true = ({name: of[..., part] for name, part in space.slices.items()} for of in ids)
-    metric.add(guessed, true, both, sure, sure >= threshold)
+    metric.update(guessed, true, both, sure, sure >= threshold)

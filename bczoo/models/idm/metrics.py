@@ -1,6 +1,6 @@
 """How good guessed actions are, by measures that holding keys cannot fool (torchmetrics, reduced over ranks).
 
-Place in the pipeline: :class:`InverseDynamicsMetrics` is fed in validation with logits, and by ``bczoo data idm-check``
+Place in the pipeline: :class:`InverseDynamicsMetrics` is fed in validation, and by ``bczoo data idm-check``
 with the guesses that recordings hold. Keys are held for many steps, so whoever copies the last state is right nearly
 always and says nothing; what counts is when they change::
 
@@ -123,12 +123,7 @@ class InverseDynamicsMetrics(Metric):
         for name, shape in shapes.items():
             self.add_state(f"{name}_sums", torch.zeros(shape), dist_reduce_fx="sum")
 
-    def update(self, logits: Mapping[str, Tensor], actions: Mapping[str, Tensor], mask: Tensor) -> None:
-        """Add a batch: logits (B, T, n, V), recorded ids (B, T, n), mask (B, T)."""
-        sure = confidence(logits)
-        self.add({k: v.argmax(-1) for k, v in logits.items()}, actions, mask, sure)
-
-    def add(
+    def update(  # type: ignore[override]
         self,
         guesses: Mapping[str, Tensor],
         actions: Mapping[str, Tensor],

@@ -34,7 +34,7 @@ from bczoo.core.actions import ActionSpace
 from bczoo.core.parts import build_part
 from bczoo.core.spec import FILL, Batch, InputSpec, loss_mask, step_weights
 from bczoo.models.idm.encoder import MotionEncoder
-from bczoo.models.idm.metrics import InverseDynamicsMetrics
+from bczoo.models.idm.metrics import InverseDynamicsMetrics, confidence
 from bczoo.models.model import Model
 from bczoo.nn.actions import ActionHeads, Logits
 from bczoo.nn.encoders import Encoder
@@ -145,7 +145,8 @@ class InverseDynamics(Model):
         """Add a batch to the metrics; the logits are for callbacks, so that they need no pass."""
         logits, mask = self.logits(batch["frames"], batch["valid"]), self.counted(batch)
         self.metrics[stage].update(logits, batch["actions"], mask, batch["recording"] != FILL)  # type: ignore[operator]
-        self.scores[stage].update(logits, batch["actions"], mask)  # type: ignore[operator]
+        guesses = {name: group.argmax(-1) for name, group in logits.items()}
+        self.scores[stage].update(guesses, batch["actions"], mask, confidence(logits))  # type: ignore[operator]
         return {"logits": logits}
 
     def on_validation_epoch_end(self) -> None:
