@@ -91,6 +91,7 @@ FUNCTIONS = {
         "bczoo.data.check:check",
         ("root",),
     ),
+    ("data", "view"): ("draw the actions of a recording into its video", "bczoo.data.view:view", ("recording",)),
     ("data", "label"): (
         "read actions off recordings that have none, with an inverse dynamics model",
         "bczoo.models.idm.label:label",
@@ -101,7 +102,6 @@ FUNCTIONS = {
         "bczoo.models.idm.check:idm_check",
         ("root",),
     ),
-    ("data", "view"): ("draw the actions of a recording into its video", "bczoo.data.view:view", ("recording",)),
     ("doctor",): ("say what of this installation works, and what mends the rest", "bczoo.doctor.command:doctor", ()),
     ("completion",): (
         "print a script that completes commands and options in a shell",

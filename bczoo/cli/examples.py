@@ -48,12 +48,12 @@ EXAMPLES: dict[tuple[str, ...], tuple[str, ...]] = {
     ("study", "confusion"): ("bczoo study confusion --size smoke",),
     ("study", "redraw"): ("bczoo study redraw runs/toy",),
     ("data", "check"): ("bczoo data check my_game", "bczoo data check my_game --json report.json"),
+    ("data", "view"): ("bczoo data view my_game/REC --out clip.mp4",),
     ("data", "label"): (
         "bczoo data label runs/idm_doom my_videos --out labelled",
         "bczoo data label runs/idm_doom my_videos --out labelled --calibrate held_out",
     ),
     ("data", "idm-check"): ("bczoo data idm-check labelled",),
-    ("data", "view"): ("bczoo data view my_game/REC --out clip.mp4",),
     ("doctor",): ("bczoo doctor", "bczoo doctor --json true"),
     ("completion",): (
         'eval "$(bczoo completion bash)"',

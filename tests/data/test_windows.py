@@ -240,6 +240,9 @@ class Names:
         self.n_frames = np.full(len(names), 100) if n_frames is None else n_frames
         self.usable = np.arange(len(names))
 
+    def has_guesses(self, recording):
+        return False
+
     def system_only(self, recording, first, steps):
         return np.zeros(len(recording), bool)
 
