@@ -166,6 +166,7 @@ def test_another_encoder_sees_each_frame_alone():
 def test_export_and_back(space, tmp_path, capsys):
     model = tiny_idm(action_space=space).eval()
     model.save_pretrained(tmp_path / "idm")
+    assert 'bczoo.Model.from_pretrained("idm")' in (tmp_path / "idm" / "README.md").read_text()
     again = Model.from_pretrained(tmp_path / "idm")
     assert type(again) is InverseDynamics and again.spec == model.spec
     batch = any_batch(model)

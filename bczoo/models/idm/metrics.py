@@ -123,7 +123,7 @@ class InverseDynamicsMetrics(Metric):
         for name, shape in shapes.items():
             self.add_state(f"{name}_sums", torch.zeros(shape), dist_reduce_fx="sum")
 
-    def update(  # type: ignore[override]
+    def update(
         self,
         guesses: Mapping[str, Tensor],
         actions: Mapping[str, Tensor],
@@ -162,9 +162,10 @@ class InverseDynamicsMetrics(Metric):
         after = counted[:, 1:] & known[:, :-1]
         self._sum("copy", [after.sum(), (copied & after).sum()])
         self._add_calibration(right, sure.cpu().numpy(), counted)
-        most = max(SHIFTS)
-        inner = np.zeros_like(known)  # steps that have a label at every shift
-        inner[:, most:-most] = np.stack([np.roll(known, -s, axis=1) for s in SHIFTS]).all(0)[:, most:-most]
+        inner = np.ones_like(known)  # steps that have a label at every shift
+        for s in SHIFTS:
+            inner &= np.roll(known, -s, axis=1)
+        inner[:, : max(SHIFTS)] = inner[:, min(SHIFTS) :] = False
         self._sum("shifts", [inner.sum(), *((shifted[s] & inner).sum() for s in SHIFTS)])
 
     def compute(self) -> dict[str, Tensor]:
