@@ -41,10 +41,11 @@ from bczoo.play.episodes import play
 ALONE, GUESSED, GUESSED_ALONE, TRUE = "k labelled", "k labelled + n read off", "n read off", "k + n labelled"
 SIZE, FPS = 64, 20
 FIT = [
-    *("--ckpt_path", "null", "--data.source", "null", "--trainer.callbacks", '[{"class_path": "bczoo.ResumableCheckpoint"}]'),
-    *("--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false", "--data.val_fraction", "0"),
+    *("--trainer.callbacks", '[{"class_path": "bczoo.ResumableCheckpoint"}]', "--ckpt_path", "null"),
+    *("--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"),
     *("--trainer.limit_val_batches", "0", "--trainer.val_check_interval", "null", "--trainer.accelerator", "cpu"),
-]  # fmt: skip
+    *("--data.source", "null", "--data.val_fraction", "0"),
+]
 
 
 def bczoo(*words: object) -> None:

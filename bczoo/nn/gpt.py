@@ -2,8 +2,8 @@
 
 Place in the pipeline: one embedding a position comes in, one output of the same width goes out, each having seen the
 positions up to its own, or all of them where the model is not causal (inverse dynamics). Pre-norm blocks with
-LayerNorm, GELU and learned positions, initialised as GPT-2 is (paper 2411.04434, section 3.2, says only "a standard GPT-2 style
-transformer"; the details follow nanoGPT's).
+LayerNorm, GELU and learned positions, initialised as GPT-2 is (paper 2411.04434, section 3.2, says only "a standard
+GPT-2 style transformer"; the details follow nanoGPT's).
 
 Shape legend: B batch, L positions, D width, N heads, H head dim.
 """

@@ -45,10 +45,10 @@ def test_the_hidden_truth_is_gone_and_the_guesses_stay(benchmark, tmp_path):
 def test_the_table_tells_what_was_won_back(benchmark):
     returns = {benchmark.ALONE: 100, benchmark.GUESSED: 160, benchmark.GUESSED_ALONE: 150, benchmark.TRUE: 200}
     measures = {"event_f1/keys": 0.5, "joint": 0.6, "joint_copy": 0.3, "r2/mouse_dx": 0.9}
-    seeds = {
-        seed: {"2": {"returns": {way: [mean + seed, mean - seed] for way, mean in returns.items()}} | {"measures": measures}}
-        for seed in (0, 1)
-    }  # fmt: skip
+    seeds = {}
+    for seed in (0, 1):
+        played = {way: [mean + seed, mean - seed] for way, mean in returns.items()}
+        seeds[seed] = {"2": {"returns": played, "measures": measures}}
     text = benchmark.tables(seeds)
     assert "| 60% |" in " ".join(text.replace("      ", " ").split()) and "160 (160 to 160)" in text
     assert "0.500" in text and "0.900" in text
