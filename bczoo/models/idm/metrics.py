@@ -207,7 +207,7 @@ class InverseDynamicsMetrics(Metric):
             f"actions that are read off the video fit the labels {abs(best)} step{'s' * (abs(best) > 1)} "
             f"{'later' if best > 0 else 'earlier'} better than their own ({at:.1%} of whole actions against "
             f"{here:.1%}). Annotation i + 1 has to hold the action taken after frame i was seen; look at the recordings"
-            " with bczoo data view. A game that shows an action late, or a model that has learned little, looks the same"
+            " with bczoo data view. A game that shows an action late, or a model that learned little, looks the same"
         )
 
     def _sum(self, name: str, values: object) -> None:
