@@ -41,6 +41,9 @@ _EXPORTED, __getattr__ = lazy_exports(
         "ActionHeads": "bczoo.nn.actions",
         "CNNPolicy": "bczoo.models.cnn.policy",
         "ConvNeXtEncoder": "bczoo.models.cnn.encoder",
+        "InverseDynamics": "bczoo.models.idm.model",
+        "InverseDynamicsMetrics": "bczoo.models.idm.metrics",
+        "MotionEncoder": "bczoo.models.idm.encoder",
         "LogMetrics": "bczoo.train.callbacks.metrics",
         "Model": "bczoo.models.model",
         "Part": "bczoo.core.parts",
@@ -112,6 +115,9 @@ if TYPE_CHECKING:
     from bczoo.models.bc.transformer import PolicyTransformer as PolicyTransformer
     from bczoo.models.cnn.encoder import ConvNeXtEncoder as ConvNeXtEncoder
     from bczoo.models.cnn.policy import CNNPolicy as CNNPolicy
+    from bczoo.models.idm.encoder import MotionEncoder as MotionEncoder
+    from bczoo.models.idm.metrics import InverseDynamicsMetrics as InverseDynamicsMetrics
+    from bczoo.models.idm.model import InverseDynamics as InverseDynamics
     from bczoo.models.model import Model as Model
     from bczoo.models.policy import Policy as Policy
     from bczoo.models.policy import from_pretrained as from_pretrained

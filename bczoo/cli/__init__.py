@@ -118,6 +118,16 @@ FUNCTIONS = {
         "bczoo.hub.datasets:download",
         ("name",),
     ),
+    ("data", "label"): (
+        "read actions off recordings that have none, with an inverse dynamics model",
+        "bczoo.models.idm.label:label",
+        ("idm", "recordings"),
+    ),
+    ("data", "idm-check"): (
+        "compare actions that were read off video with the true ones",
+        "bczoo.models.idm.check:idm_check",
+        ("root",),
+    ),
     ("doctor",): ("say what of this installation works, and what mends the rest", "bczoo.doctor.command:doctor", ()),
     ("completion",): (
         "print a script that completes commands and options in a shell",

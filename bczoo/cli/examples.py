@@ -67,6 +67,11 @@ EXAMPLES: dict[tuple[str, ...], tuple[str, ...]] = {
         "bczoo data import video clips my_game --fit letterbox",
     ),
     ("data", "formats"): ("bczoo data formats",),
+    ("data", "label"): (
+        "bczoo data label runs/idm_doom my_videos --out labelled",
+        "bczoo data label runs/idm_doom my_videos --out labelled --calibrate held_out",
+    ),
+    ("data", "idm-check"): ("bczoo data idm-check labelled",),
     ("doctor",): ("bczoo doctor", "bczoo doctor --json true"),
     ("completion",): (
         'eval "$(bczoo completion bash)"',

@@ -71,7 +71,8 @@ class Batch(TypedDict):
     actions: dict[str, Tensor]  # per group (B, T, n) int64, the action taken after seeing the frame; {} without a space
     labels: NotRequired[dict[str, Tensor]]  # the same, what is learned: an expert's actions where others were done
     text: NotRequired[Tensor]  # (B, T, D) float32, all zero where there is no instruction
-    user: Tensor  # (B, T) bool, the label is a person's or an expert's
+    weight: NotRequired[Tensor]  # (B, T) float32, of the step in the loss; 1 where it is left out
+    user: Tensor  # (B, T) bool, the label is a person's or an expert's, or a model's guess that is to be learned
     system: Tensor  # (B, T) bool, the action is the policy's own; with user: an expert has labelled it
     valid: Tensor  # (B, T) bool, False on padding and on frames that could not be read
     recording: Tensor  # (B,) int64, index of the recording, -1 for a window that only fills up the batch
@@ -103,6 +104,11 @@ def window_batch(frames: Tensor, actions: dict[str, Tensor], text: Tensor | None
 def targets(batch: Batch) -> dict[str, Tensor]:
     """What a batch teaches, per group (B, T, n): the actions that were done, or an expert's in their place (DAgger)."""
     return batch.get("labels", batch["actions"])
+
+
+def step_weights(batch: Batch, mask: Tensor) -> Tensor:
+    """How much each step (B, T) counts in the loss, float32: nothing outside the mask; the sum is what divides it."""
+    return mask * batch["weight"] if "weight" in batch else mask.float()
 
 
 def loss_mask(batch: Batch, supervision: str = "user") -> Tensor:

@@ -77,6 +77,11 @@ class Report:
     warnings: list[str] = field(default_factory=list)
 
     @property
+    def pseudo_hours(self) -> float:
+        """Hours with an action that a model has read off the video."""
+        return self.hours * self.pseudo_steps / max(self.frames, 1)
+
+    @property
     def status(self) -> int:
         """Exit status: 1 if a recording is broken."""
         return int(bool(self.broken))
@@ -89,7 +94,7 @@ class Report:
             f"{self.root}: {self.recordings:,} recordings, {self.hours:.2f} h, {self.frames:,} frames",
             f"  steps   user {share(self.user_steps)}, system {share(self.system_steps)}"
             + (f", system labelled by an expert {share(self.labelled_steps)}" if self.labelled_steps else "")
-            + (f", pseudo-labelled {share(self.pseudo_steps)}" if self.pseudo_steps else "")
+            + (f", pseudo-labelled {share(self.pseudo_steps)} = {self.pseudo_hours:.2f} h" if self.pseudo_steps else "")
             + (f", without a known action {share(self.unknown_steps)}, not learned from" if self.unknown_steps else ""),
             f"  text    {share(self.text_steps)} of the steps"
             + (f", {self.texts_without_embedding} without embedding" if self.texts_without_embedding else ""),

@@ -22,7 +22,8 @@ from bczoo.core.spec import FIELDS, FILL, Batch
 from bczoo.data.errors import FrameReadError
 from bczoo.data.handover import FrameMemory
 from bczoo.data.index import Index
-from bczoo.data.recording import LABELLED, LEARNED, SYSTEM
+from bczoo.data.pseudo import PseudoLabels
+from bczoo.data.recording import LABELLED, LEARNED, PSEUDO, SYSTEM
 from bczoo.data.video import read_into
 from bczoo.data.windows import Key
 
@@ -41,6 +42,8 @@ class WindowDataset(Dataset[Batch]):
         strict: raise where frames cannot be decoded.
         resize: filter that brings frames of another size to ``frame_size``.
         fields: what is read beyond the index; without ``frames`` no video is opened, and batches have none.
+        pseudo: which guesses of a model are learned from, and their weight; none if left out. Of the others no batch
+            holds anything: they are neutral, as unknown actions are.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class WindowDataset(Dataset[Batch]):
         strict: bool = False,
         resize: str = "hamming",
         fields: Sequence[str] = FIELDS,
+        pseudo: PseudoLabels | None = None,
     ) -> None:
         self.index = index
         self.window = window
@@ -59,6 +63,9 @@ class WindowDataset(Dataset[Batch]):
         self.resize = resize
         self.fields = tuple(fields)
         self._memory = FrameMemory()
+        self.pseudo = pseudo
+        space = index.target.space
+        self._neutral = [] if space is None else [i for ids in space.neutral.values() for i in ids]
         self._unreadable = multiprocessing.Value("q", 0)
         self._warned = torch.zeros(len(index), dtype=torch.uint8).share_memory_()
 
@@ -78,7 +85,7 @@ class WindowDataset(Dataset[Batch]):
         frames, handed = self._memory.take(B, T, 3, size, size) if "frames" in self.fields else (None, None)
         ids = np.zeros((B, T, target.tokens), np.int64)
         labels = np.zeros_like(ids) if self.index.has_labels else None
-        kind, valid = np.zeros((B, T), np.uint8), np.zeros((B, T), bool)
+        kind, valid, guessed = np.zeros((B, T), np.uint8), np.zeros((B, T), bool), np.zeros((B, T), bool)
         text = None if target.text_dim is None else np.zeros((B, T, target.text_dim), np.float32)
         for b, (recording, start) in enumerate(keys):
             if recording == FILL:
@@ -91,18 +98,27 @@ class WindowDataset(Dataset[Batch]):
             ids[b, :steps], kind[b, :steps] = all_ids[taken], all_kinds[taken]
             if labels is not None:
                 labels[b, :steps] = self.index.labels(recording)[taken]
+            if self.index.has_guesses(recording):
+                if self.pseudo is not None:
+                    guessed[b, :steps] = self.pseudo.accepted(self.index, recording)[taken]
+                unlearned = (kind[b] == PSEUDO) & ~guessed[b]
+                ids[b, unlearned] = self._neutral
+                if labels is not None:
+                    labels[b, unlearned] = self._neutral
             seen = steps if frames is None else self._read_frames(frames[b].numpy(), recording, start, steps)
             valid[b, :seen] = True
             if text is not None:
                 self._paint_text(text[b], recording, start)
         batch = Batch(
             actions={name: torch.from_numpy(ids[..., s]).contiguous() for name, s in target.slices.items()},
-            user=torch.from_numpy(np.isin(kind, LEARNED)),
+            user=torch.from_numpy(np.isin(kind, LEARNED) | guessed),
             system=torch.from_numpy(np.isin(kind, (SYSTEM, LABELLED))),
             valid=torch.from_numpy(valid),
             recording=torch.tensor([r for r, _ in keys]),
             start=torch.tensor([s for _, s in keys]),
         )
+        if self.pseudo is not None:
+            batch["weight"] = torch.from_numpy(np.where(guessed, self.pseudo.weight, 1.0).astype(np.float32))
         if labels is not None:
             batch["labels"] = {name: torch.from_numpy(labels[..., s]).contiguous() for name, s in target.slices.items()}
         if handed is not None:

@@ -236,6 +236,10 @@ class Index:
         start = self._label_start[recording]
         return np.asarray(self._arrays[self._part[recording]]["labels"][start : start + self.n_frames[recording]])
 
+    def has_guesses(self, recording: int) -> bool:
+        """Whether a recording holds steps that a model has labelled and nobody else."""
+        return bool(self._n_confidences[recording])
+
     def confidence(self, recording: int) -> np.ndarray:
         """How sure a model was of the steps (n,) that it has labelled, float16; 1 at all others."""
         if not self._n_confidences[recording]:

@@ -29,7 +29,8 @@ from bczoo.data.dataset import WindowDataset
 from bczoo.data.index import Index, as_roots, open_index
 from bczoo.data.loader import WindowLoader
 from bczoo.data.proportions import mismatch
-from bczoo.data.recording import LEARNED, SYSTEM
+from bczoo.data.pseudo import PseudoLabels, hours
+from bczoo.data.recording import LEARNED, PSEUDO, SYSTEM
 from bczoo.data.source import RecordingSource
 from bczoo.data.summary import report, summarise
 from bczoo.data.windows import OPEN_RECORDINGS, Plan, list_windows, split, subset
@@ -61,6 +62,10 @@ class RecordingDataModule(L.LightningDataModule):
             BCZOO_CACHE_GB or 50 if left out.
         cache_dir: folder of these; BCZOO_CACHE_DIR or bczoo/recordings in the user's cache if left out.
         open_recordings: recordings of archives or stores that are shuffled together, and lie in the cache at once.
+        pseudo: learn also from actions that a model has read off video (bczoo data label); validation and test never
+            count them.
+        pseudo_min_confidence: the least confidence of such an action.
+        pseudo_weight: of such a step in the loss; a person's is 1.
     """
 
     def __init__(
@@ -84,6 +89,9 @@ class RecordingDataModule(L.LightningDataModule):
         cache_gb: float | None = None,
         cache_dir: str | None = None,
         open_recordings: int = OPEN_RECORDINGS,
+        pseudo: bool = False,
+        pseudo_min_confidence: float = 0.0,
+        pseudo_weight: float = 1.0,
     ) -> None:
         super().__init__()
         if not 0 <= val_fraction < 1:
@@ -114,6 +122,8 @@ class RecordingDataModule(L.LightningDataModule):
         self.pin_memory = pin_memory
         self.cache = Cache(cache_dir, cache_gb)
         self.open_recordings = open_recordings
+        guesses = PseudoLabels(pseudo_min_confidence, pseudo_weight)
+        self.pseudo = guesses if pseudo else None
         self._parts: dict[str, tuple[Index, np.ndarray]] = {}
         self._loaders: dict[str, WindowLoader] = {}  # the last one of each part
         self._unreadable = 0  # steps, of loaders that are closed
@@ -200,11 +210,19 @@ class RecordingDataModule(L.LightningDataModule):
         loader = self._loader("train", shuffle=not overfit)
         plan = loader.plan
         kinds = {"user": [*LEARNED], "any": [*LEARNED, SYSTEM], "none": []}[self.supervision]
+        if self.pseudo is not None:
+            kinds = [*kinds, PSEUDO]
         if kinds and len(plan.recordings) and not _holds(plan, kinds):
             whose = "an action of a user" if SYSTEM not in kinds else "a known action"
+            guessed = self.pseudo is None and _holds(plan, [PSEUDO])
             raise UserError(
                 f"{self.root}: none of the {len(plan.recordings)} training recordings holds {whose}, and "
-                "only those are learned from; record demonstrations or corrections (bczoo record)"
+                "only those are learned from; "
+                + (
+                    "they hold actions that were read off video, which --data.pseudo true learns from"
+                    if guessed
+                    else "record demonstrations or corrections (bczoo record)"
+                )
             )
         if not len(loader):
             raise UserError(
@@ -254,6 +272,8 @@ class RecordingDataModule(L.LightningDataModule):
                 out[part] = {"recordings": len(recordings), "hours": round(hours, 4)}
         if self.source is not None:
             out["source"] = self.source.describe()
+        if self.pseudo is not None:
+            out["pseudo"] = dataclasses.asdict(self.pseudo)
         return out | {"batch_size": self.batch_size, "augmented": self.augment is not None}
 
     def on_exception(self, exception: BaseException) -> None:
@@ -288,11 +308,14 @@ class RecordingDataModule(L.LightningDataModule):
         """What is trained on, in a few lines."""
         spec = self.input_spec
         index, recordings = self._parts["train"]
-        windows = len(list_windows(index, recordings, spec.window, drop_system=self.supervision == "user")[0])
+        drop_system = self.supervision == "user"
+        windows = len(list_windows(index, recordings, spec.window, None, drop_system, self.pseudo)[0])
         training = summarise(index, recordings, windows, spec.frame_size if "frames" in self.fields else None)
         held_out, validation = self._parts["val"]
         wanted = self.val_root is not None or self.val_fraction > 0
-        return report(training, summarise(held_out, validation) if wanted else None)
+        told = report(training, summarise(held_out, validation) if wanted else None)
+        labels = hours(index, recordings, self.pseudo)
+        return f"{told}\n{labels}" if labels else told
 
     def _evaluation_loader(self, part: str, spread: bool = False) -> WindowLoader | list[WindowLoader]:
         loader = self._loader(part, shuffle=False, spread=spread)
@@ -321,12 +344,14 @@ class RecordingDataModule(L.LightningDataModule):
             spread=spread,
             drop_system=self.supervision == "user",
             open_recordings=self.open_recordings,
+            pseudo=self.pseudo if part == "train" else None,
         )
         require_room(plan)
         pin = self.pin_memory
         if pin is None:
             pin = trainer is not None and torch.device(trainer.strategy.root_device).type == "cuda"
-        dataset = WindowDataset(index, spec.window, spec.frame_size, self.strict, spec.resize, self.fields)
+        sizes = (spec.window, spec.frame_size)
+        dataset = WindowDataset(index, *sizes, self.strict, spec.resize, self.fields, plan.pseudo)
         self._close(part)  # trainers may ask for new loaders every few epochs
         self._loaders[part] = WindowLoader(dataset, plan, self.num_workers, pin)
         return self._loaders[part]

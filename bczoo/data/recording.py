@@ -494,7 +494,7 @@ class RecordingWriter:
             (expert, annotation.expert_action),
         ):
             if values is not None:
-                _write_action(values, action)
+                write_action(values, action)
         self._write_text(annotation, text, text_embedding)
 
     def close(self) -> None:
@@ -566,7 +566,7 @@ class RecordingWriter:
             self._text.duration = (end - self._text_since + 0.5) / self.fps
 
 
-def _write_action(values: Mapping[str, Any], action: Any) -> None:
+def write_action(values: Mapping[str, Any], action: Any) -> None:
     """Write values by group into a LowLevelAction."""
     action.is_known = True
     for group, value in values.items():

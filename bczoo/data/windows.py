@@ -27,6 +27,7 @@ import numpy as np
 from bczoo.core.errors import UserError
 from bczoo.core.spec import FILL
 from bczoo.data.index import Index, name_hash
+from bczoo.data.pseudo import PseudoLabels
 
 Key = tuple[int, int]  # (recording, start)
 
@@ -49,9 +50,11 @@ def mix(hashes: np.ndarray, *salt: int) -> np.ndarray:
 def split(index: Index, val_fraction: float) -> tuple[np.ndarray, np.ndarray]:
     """Training and validation recordings, chosen by name, so that adding recordings moves none.
 
-    With two or more recordings and a fraction above 0 both sides get at least one.
+    With two or more recordings and a fraction above 0 both sides get at least one. Recordings with actions that a model
+    has read off video are all for training: validation never counts those.
     """
-    usable = index.usable
+    guessed = np.array([index.has_guesses(int(r)) for r in index.usable], bool)
+    usable = index.usable[~guessed]
     chance = mix(index.hashes[usable], _SPLIT)
     validation = chance < np.uint64(min(int(val_fraction * 2.0**64), 2**64 - 1))
     if len(usable) > 1 and val_fraction > 0:
@@ -59,7 +62,7 @@ def split(index: Index, val_fraction: float) -> tuple[np.ndarray, np.ndarray]:
             validation[chance.argmin()] = True
         elif validation.all():
             validation[chance.argmax()] = False
-    return usable[~validation], usable[validation]
+    return np.sort(np.concatenate([usable[~validation], index.usable[guessed]])), usable[validation]
 
 
 def subset(index: Index, recordings: np.ndarray, fraction: float) -> np.ndarray:
@@ -106,6 +109,7 @@ def list_windows(
     window: int,
     first: np.ndarray | None = None,
     drop_system: bool = True,
+    pseudo: PseudoLabels | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(W,) recordings and (W,) first frames of all windows, in order.
 
@@ -115,12 +119,16 @@ def list_windows(
         window: steps T.
         first: (R,) start of each recording's first window.
         drop_system: leave out full windows of nothing but the policy's own actions.
+        pseudo: which guesses are learned from; leaves out windows of which less than half is.
     """
     which, start = cut(index.n_frames[recordings], window, first)
     recording = recordings[which]
     if drop_system:
         # Runs end with their recording, so a window that is padded never lies within one.
         keep = ~index.system_only(recording, start + 1, window)
+        recording, start = recording[keep], start[keep]
+    if pseudo is not None:
+        keep = pseudo.half_kept(index, recording, start, window)
         recording, start = recording[keep], start[keep]
     return recording, start
 
@@ -148,6 +156,7 @@ class Plan:
             come from everywhere. Which ones they are depends on their number, not on how it is cut into batches.
         drop_system: leave out full windows of nothing but the policy's own actions.
         open_recordings: of packs, that are shuffled together; their packs are unpacked at the same time.
+        pseudo: which guesses are learned from; leaves out windows of which less than half is.
     """
 
     index: Index
@@ -161,6 +170,7 @@ class Plan:
     spread: bool = False
     drop_system: bool = True
     open_recordings: int = OPEN_RECORDINGS
+    pseudo: PseudoLabels | None = None
 
     def n_windows(self) -> int:
         """Windows of an epoch before any are dropped or filled in (of epoch 0 where shuffled)."""
@@ -226,4 +236,4 @@ class Plan:
     def _windows(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         n_frames, hashes = self.index.n_frames[self.recordings], self.index.hashes[self.recordings]
         first = first_starts(n_frames, self.window, hashes, self.seed, epoch) if self.shuffle else None
-        return list_windows(self.index, self.recordings, self.window, first, self.drop_system)
+        return list_windows(self.index, self.recordings, self.window, first, self.drop_system, self.pseudo)

@@ -116,6 +116,8 @@ def family_of(spec: Any, where: Path, cls: type[Family] | None = None) -> type[F
         family = find_class(spec.get("class_path"), Family)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
+    if cls is not None and cls.kind == "policy" != family.kind:
+        raise UserError(f"{where} holds a {class_path(family)}, which does not act; name a policy")
     if cls is not None and not issubclass(family, cls):
         raise UserError(
             f"{where} holds a {class_path(family)} and no {class_path(cls)}; bczoo.from_pretrained loads any family"

@@ -106,9 +106,10 @@ def _introduction(policy: Family, dtype: torch.dtype | None) -> str:
         for g in (spec.action_space.groups if spec.action_space else ())
     ]
     table = ["", "| group | tokens | choices | what |", "|---|---:|---:|---|", *groups] if groups else []
+    what = "A behaviour cloning policy for video games" if policy.kind == "policy" else "A model that does not act"
     return "\n".join(
         [
-            "A behaviour cloning policy for video games, for the Python package `bczoo`: pixels "
+            f"{what}, for the Python package `bczoo`: pixels "
             f"{'and an optional instruction ' if spec.text_dim else ''}in, actions out. {_architecture(policy)}",
             "",
             f"- {counts.pop('total'):,} parameters: {', '.join(f'{part} {n:,}' for part, n in counts.items())}; saved "
@@ -131,6 +132,14 @@ def _architecture(policy: Family) -> str:
 
 
 def _use(name: str, policy: Family) -> str:
+    if policy.kind != "policy":
+        return f"""## How to use
+
+```python
+import bczoo
+
+model = bczoo.Model.from_pretrained("{name}")  # path of this folder, or org/{name} on the Hub
+```"""
     size = policy.input_spec.frame_size
     text = ', text="go to the red door"' if policy.input_spec.text_dim else ""
     space = policy.input_spec.action_space

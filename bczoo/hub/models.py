@@ -34,6 +34,7 @@ ZOO, ARCHITECTURES = "zoo.yaml", "architectures.json"
 WEIGHTS, ARCHITECTURE, CONVERTIBLE = "weights", "architecture", "to convert"
 PLURAL = {ARCHITECTURE: "architectures", CONVERTIBLE: "sets of weights to convert"}
 UNKNOWN = "-"
+NO_POLICIES = ("FineTune", "InverseDynamics")  # of themselves: one trains another's, the other does not act
 _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|)\s*")
 
 
@@ -292,6 +293,6 @@ def architecture_names() -> list[str]:
     out = []
     for name in configs.names():
         model = (yaml.safe_load(configs.find(name).read_text(encoding="utf-8")) or {}).get("model") or {}
-        if "/" not in name and "class_path" in model and not model["class_path"].endswith("FineTune"):
+        if "/" not in name and "class_path" in model and not model["class_path"].endswith(NO_POLICIES):
             out.append(name)
     return out

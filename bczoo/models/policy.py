@@ -28,7 +28,7 @@ from bczoo.core import arguments
 from bczoo.core.actions import ActionSpace
 from bczoo.core.errors import UserError
 from bczoo.core.parts import build_part
-from bczoo.core.spec import FILL, Batch, InputSpec, loss_mask, targets
+from bczoo.core.spec import FILL, Batch, InputSpec, loss_mask, step_weights, targets
 from bczoo.models.model import Model, reference_optimizer
 from bczoo.models.session import Session, WindowSession
 from bczoo.nn.actions import ActionRows, Logits
@@ -262,8 +262,9 @@ class Policy(Model):
     def loss(self, batch: Batch) -> BCLoss:
         """The behaviour cloning loss of the steps that :attr:`supervision` names, a person's by default."""
         mask = loss_mask(batch, self.supervision)
-        steps = self.mean_over_processes(mask.sum())
-        return bc_loss(self.logits(batch), targets(batch), mask, self.z_loss, steps, self.loss_scales)
+        steps = self.mean_over_processes(step_weights(batch, mask).sum())
+        logits, weight = self.logits(batch), batch.get("weight")
+        return bc_loss(logits, targets(batch), mask, self.z_loss, steps, self.loss_scales, weight)
 
     def evaluate(self, batch: Batch, stage: str) -> dict[str, Any]:
         """Add a batch to the metrics; what was encoded and the logits are for callbacks, so that they need no pass."""

@@ -58,6 +58,7 @@ def bc_loss(
     z_weight: float = 1e-4,
     steps: Tensor | None = None,
     scales: Mapping[str, float] | None = None,
+    weight: Tensor | None = None,
 ) -> BCLoss:
     """Loss of logits (B, T, n, V) against ids (B, T, n) on the steps of the mask (B, T).
 
@@ -72,15 +73,20 @@ def bc_loss(
             their gradients give how many count in a process on average: the mean of their losses is then the loss of
             all their batches together, even where one process has few steps that count, or none.
         scales: per group what its cross-entropy is divided by before they are summed; ln(choices) if left out.
+        weight: (B, T), how much each step counts in the cross-entropies; ``steps`` is the sum of these then.
     """
-    steps = mask.sum() if steps is None else steps
+    if steps is None:
+        steps = mask.sum() if weight is None else (mask * weight).sum()
     steps = torch.where(steps > 0, steps, 1)
     total = torch.zeros((), device=mask.device)
     cross_entropy, z = {}, {}
     for name, group in logits.items():
         group = group.float()
         targets = labels(actions[name], mask)
-        ce = F.cross_entropy(group.flatten(0, -2), targets.flatten(), ignore_index=IGNORED, reduction="sum")
+        reduction = "sum" if weight is None else "none"
+        ce = F.cross_entropy(group.flatten(0, -2), targets.flatten(), ignore_index=IGNORED, reduction=reduction)
+        if weight is not None:
+            ce = (ce.view_as(targets) * weight[..., None]).sum()
         ce = ce / (steps * group.shape[-2])
         normaliser = group.logsumexp(dim=-1).square() * mask[..., None]
         cross_entropy[name], z[name] = ce, normaliser.mean()

@@ -58,7 +58,9 @@ def test_every_shipped_config_parses_and_names_itself(name, capsys):
         bczoo("fit", *under, "--config", name, *init_from, "--print_config")
     assert exit.value.code == 0
     config = yaml.safe_load(capsys.readouterr().out)
-    family = {"finetune": "FineTune", "bc_cnn": "CNNPolicy", "bc_cnn_quickstart": "CNNPolicy"}.get(name, "BCPolicy")
+    families = {"finetune": "FineTune", "bc_cnn": "CNNPolicy", "bc_cnn_quickstart": "CNNPolicy"}
+    families |= dict.fromkeys(("idm", "idm_doom"), "InverseDynamics")
+    family = families.get(name, "BCPolicy")
     assert config["model"]["class_path"] == f"bczoo.{family}"
     assert config["trainer"]["default_root_dir"] == f"runs/{name.split('/')[-1]}"
     if name.startswith("experiments/"):

@@ -242,6 +242,9 @@ class Names:
         self.pack_of = np.full(len(names), -1)
         self.packs = []
 
+    def has_guesses(self, recording):
+        return False
+
     def system_only(self, recording, first, steps):
         return np.zeros(len(recording), bool)
 

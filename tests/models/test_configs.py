@@ -7,7 +7,7 @@ import torch
 import yaml
 from torch.utils.data import DataLoader
 
-from bczoo import BCPolicy, CNNPolicy, ConvNeXtEncoder, Policy
+from bczoo import BCPolicy, CNNPolicy, ConvNeXtEncoder, InverseDynamics, Model
 from bczoo.core import configs
 from bczoo.core.configs import merge
 from bczoo.models.cnn.encoder import count_without_projection
@@ -20,7 +20,11 @@ WITH_MODEL = [name for name, model in LAID.items() if model and name not in TRAI
 
 
 def reduced(family, init_args):
-    """Overrides under which a policy of this configuration is tiny; what else it says stays."""
+    """Overrides under which a model of this configuration is tiny; what else it says stays."""
+    if family is InverseDynamics:
+        sizes = {"frame_size": tiny.SIZE, "channels": [4, 8], "blocks": 1}
+        encoder = {"class_path": "bczoo.MotionEncoder", "init_args": sizes}
+        return {"width": 32, "layers": 2, "heads": 4, "window": 5, "encoder": encoder}
     if family is CNNPolicy:
         sizes = {"frame_size": tiny.SIZE, "channels": [4, 8, 8], "blocks": 1, "embedding": 16}
         encoder = {"class_path": "bczoo.ConvNeXtEncoder", "init_args": sizes}
@@ -37,8 +41,8 @@ def test_it_builds_and_takes_a_step(name, tmp_path):
     model = merge(LAID.get(BASE.get(name, "")) or {}, LAID[name])
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump({"model": model}))
-    family = {"bczoo.CNNPolicy": CNNPolicy, "bczoo.BCPolicy": BCPolicy}[model["class_path"]]
-    policy = Policy.from_config(str(path), pretrained=False, **reduced(family, model["init_args"]))
+    family = {f"bczoo.{cls.__name__}": cls for cls in (CNNPolicy, BCPolicy, InverseDynamics)}[model["class_path"]]
+    policy = Model.from_config(str(path), pretrained=False, **reduced(family, model["init_args"]))
     assert type(policy) is family
     before = {k: v.clone() for k, v in policy.named_parameters()}
     batches = DataLoader([tiny.tiny_batch(policy)], batch_size=None)
