@@ -97,6 +97,11 @@ FUNCTIONS = {
         "bczoo.imports.command:import_recordings",
         ("format", "source", "out"),
     ),
+    ("data", "export"): (
+        "turn recordings into a dataset of LeRobot",
+        "bczoo.exports.command:export_recordings",
+        ("format", "recordings", "out"),
+    ),
     ("data", "formats"): ("list the formats that import reads", "bczoo.imports.command:formats", ()),
     ("doctor",): ("say what of this installation works, and what mends the rest", "bczoo.doctor.command:doctor", ()),
     ("completion",): (

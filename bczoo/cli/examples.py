@@ -53,6 +53,7 @@ EXAMPLES: dict[tuple[str, ...], tuple[str, ...]] = {
         "bczoo data import owamcap recordings my_game",
         "bczoo data import video clips my_game --fit letterbox",
     ),
+    ("data", "export"): ("bczoo data export lerobot my_game my_dataset",),
     ("data", "formats"): ("bczoo data formats",),
     ("doctor",): ("bczoo doctor", "bczoo doctor --json true"),
     ("completion",): (
