@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +30,15 @@ from bczoo.exports.lerobot import DatasetWriter, Episode
 LARGEST_PX = 4096
 OFF_S = 5e-5  # half of what LeRobot allows a frame to be off its time
 USUAL_PX = 192
+
+
+@dataclass(frozen=True)
+class _Frames:
+    """Height and width of the frames, whether others are brought to it, and the quality of what is encoded anew."""
+
+    shape: tuple[int, int]
+    resize: bool
+    crf: int
 
 
 @dataclass
@@ -119,14 +127,14 @@ def export_recordings(
     if not len(index.usable):
         raise UserError(f"{recordings}: all {len(index)} recordings are broken; bczoo data check lists what is wrong")
     report.fps = fps or _usual_rate(index)
-    shape = _shape(index, int(index.usable[0])) if size is None else (size, size)
+    frames = _Frames(_shape(index, int(index.usable[0])) if size is None else (size, size), size is not None, crf)
     sweep(Path(out).parent, Path(out).name)
     with write_errors(out):
         writer = DatasetWriter(Path(out), report.fps, _names(space), space.name)
         try:
             for recording in Progress(index.usable.tolist(), "Exporting", len(index.usable), disable=None):
                 try:
-                    _export(index, recording, space, writer, report, shape, crf)
+                    _export(index, recording, space, writer, report, frames)
                 except RecordingError as error:
                     writer.next_video.unlink(missing_ok=True)
                     report.problems[str(index.names[recording])] = error.reason
@@ -165,8 +173,7 @@ def _export(
     space: ActionSpace,
     writer: DatasetWriter,
     report: ExportReport,
-    shape: tuple[int, int],
-    crf: int,
+    wanted: _Frames,
 ) -> None:
     """Append a recording to the dataset, or raise a RecordingError and leave it as it is."""
     folder, fps = index.folder(recording), report.fps
@@ -196,7 +203,7 @@ def _export(
         "user": metadata.user,
         "task": task,
     }
-    start, copied = _write_video(index.video(recording, shape[0]), writer.next_video, n, fps, shape, crf)
+    start, copied = _write_video(index.video(recording, wanted.shape[0]), writer.next_video, n, fps, wanted)
     writer.add(Episode(actions, known, [text or task for text in (*texts[1:], texts[-1])], start, about))
     report.episodes, report.steps = report.episodes + 1, report.steps + n
     report.copied, report.not_learned = report.copied + copied, report.not_learned + int((~known).sum())
@@ -225,7 +232,7 @@ def _numbers(values: Values, space: ActionSpace) -> list[float]:
     return numbers
 
 
-def _write_video(source: Path, target: Path, n: int, fps: int, shape: Sequence[int], crf: int) -> tuple[float, bool]:
+def _write_video(source: Path, target: Path, n: int, fps: int, wanted: _Frames) -> tuple[float, bool]:
     """Copy a video, or encode it anew where size or times are not those of the dataset.
 
     Returns:
@@ -234,18 +241,17 @@ def _write_video(source: Path, target: Path, n: int, fps: int, shape: Sequence[i
     info, times = probe(source), frame_times(source)
     if len(times) != n:
         raise RecordingError(source, f"{source.name}: {len(times)} of {n} frames are there")
-    fits = (info.height, info.width) == tuple(shape)
+    fits = (info.height, info.width) == wanted.shape
     if fits and all(abs(time - times[0] - i / fps) < OFF_S for i, time in enumerate(times)):
         shutil.copyfile(source, target)
         return times[0], True
-    if not fits and shape[0] != shape[1]:
-        raise RecordingError(
-            source,
-            f"frames of {info.width}x{info.height}, the dataset has {shape[1]}x{shape[0]}; --size makes them alike",
-        )
-    with VideoWriter(target, fps, crf=crf) as video:
+    if not fits and not wanted.resize:
+        height, width = wanted.shape
+        reason = f"frames of {info.width}x{info.height}, the dataset has {width}x{height}; --size makes them alike"
+        raise RecordingError(source, reason)
+    with VideoWriter(target, fps, crf=wanted.crf) as video:
         for frame in iterate_frames(source):
-            video.add(frame if fits else resize(frame, shape[0]))
+            video.add(frame if fits else resize(frame, wanted.shape[0]))
         if video.n_frames != n:
             raise RecordingError(source, f"{source.name}: {video.n_frames} of {n} frames can be decoded")
     return 0.0, False
