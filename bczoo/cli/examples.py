@@ -48,6 +48,7 @@ EXAMPLES: dict[tuple[str, ...], tuple[str, ...]] = {
     ("study", "confusion"): ("bczoo study confusion --size smoke",),
     ("study", "redraw"): ("bczoo study redraw runs/toy",),
     ("data", "check"): ("bczoo data check my_game", "bczoo data check my_game --json report.json"),
+    ("data", "stats"): ("bczoo data stats my_game --out stats.png", "bczoo data stats my_game --json stats.json"),
     ("data", "view"): ("bczoo data view my_game/REC --out clip.mp4",),
     ("data", "import"): (
         "bczoo data import owamcap recordings my_game",
