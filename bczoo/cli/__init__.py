@@ -91,12 +91,12 @@ FUNCTIONS = {
         "bczoo.data.check:check",
         ("root",),
     ),
+    ("data", "view"): ("draw the actions of a recording into its video", "bczoo.data.view:view", ("recording",)),
     ("data", "stats"): (
         "count hours, games, keys, motions, and look at frames",
         "bczoo.data.stats:stats",
         ("recordings",),
     ),
-    ("data", "view"): ("draw the actions of a recording into its video", "bczoo.data.view:view", ("recording",)),
     ("data", "import"): (
         "turn recordings of another recorder into recordings to train on",
         "bczoo.imports.command:import_recordings",

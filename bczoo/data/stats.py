@@ -107,10 +107,11 @@ class Stats:
 
     def __str__(self) -> str:
         counts, sample = self.counts, self.frames
+        recordings = sum(game.recordings for game in self.games.values())
         learned = counts.user_steps + counts.labelled_steps
         total = max(counts.frames, 1)
         lines = [
-            f"{counts.root}: {counts.recordings - len(counts.broken):,} recordings, {counts.hours:.2f} h, "
+            f"{counts.root}: {recordings:,} recordings, {counts.hours:.2f} h, "
             f"{counts.frames:,} steps of {self.fps:g} a second",
             "",
             markdown_table(
@@ -131,19 +132,19 @@ class Stats:
             ]
             lines += [markdown_table(rows), ""]
         lines += [f"{group:<13}still in {share:.1%} of the steps" for group, share in self.still.items()]
-        unseen = counts.texts_without_embedding
+        unseen, plural = counts.texts_without_embedding, "s" * (self.instructions != 1)
         lines += [
-            f"text         in {counts.text_steps / total:.1%} of the steps; {self.instructions:,} instructions"
+            f"text         in {counts.text_steps / total:.1%} of the steps; {self.instructions:,} instruction{plural}"
             + (f", half of them no longer than {self.instruction_s:.1f} s" if self.instructions else "")
             + (f"; {unseen:,} others have no embedding, so no policy sees them" if unseen else "")
         ]
         if sample.frames:
-            same = sample.unchanged / max(sample.pairs, 1)
+            same, still = sample.unchanged / max(sample.pairs, 1), len(sample.still)
             lines += [
                 f"brightness   {np.mean(sample.brightness):.0f} of 255 on average; {sample.black / sample.frames:.1%} "
                 f"of the frames are black (of {sample.frames:,} frames of {sample.recordings:,} recordings)",
                 f"duplicates   {same:.1%} of the frames show the same as the one before",
-                f"frozen       {len(sample.still):,} recordings whose picture never changes"
+                f"frozen       {still:,} recording{'s' * (still != 1)} whose picture never changes"
                 + (f": {', '.join(sample.still[:10])}" if sample.still else ""),
             ]
         if counts.unknown_names:
