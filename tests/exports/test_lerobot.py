@@ -9,9 +9,10 @@ import pyarrow.parquet as pq
 
 from bczoo.cli import main
 from bczoo.core.actions import ActionSpace
+from bczoo.data.errors import RecordingError
 from bczoo.data.index import open_index
 from bczoo.data.recording import LEARNED, RecordingWriter
-from bczoo.data.video import iterate_frames
+from bczoo.data.video import iterate_frames, sample_frames
 from bczoo.exports import lerobot
 from bczoo.exports.command import export_recordings
 from bczoo.imports.command import import_recordings
@@ -126,6 +127,21 @@ def test_what_cannot_be_exported_gets_a_line(tmp_path, capsys):
     assert len(list((tmp_path / "set").glob("videos/*/*/*.mp4"))) == 2
     assert main(["data", "export", "lerobot", str(tmp_path / "in"), str(tmp_path / "set")]) == 1
     assert "OUT" in (error := capsys.readouterr().err) and "never overwritten" in error
+
+
+def test_a_video_that_fails_late_leaves_no_file(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        write(tmp_path / "in" / name)
+
+    def sample(path, *arguments):
+        if path.name == "file-001.mp4":
+            raise RecordingError(path, "broken")
+        return sample_frames(path, *arguments)
+
+    monkeypatch.setattr(lerobot, "sample_frames", sample)
+    report = export_recordings("lerobot", str(tmp_path / "in"), str(tmp_path / "set"))
+    assert report.problems == {"b": "broken"} and report.episodes == 1
+    assert [path.name for path in (tmp_path / "set").glob("videos/*/*/*.mp4")] == ["file-000.mp4"]
 
 
 def test_a_size_is_encoded_anew_where_needed(tmp_path):
