@@ -23,7 +23,8 @@ through the modules::
            '--> exported folders, cards, the Hub (bczoo.hub)        returns, latency, corrections (bczoo.record)
 
 What the parts rest on is in bczoo.core (action spaces, specifications, files, errors), what families share in bczoo.nn,
-whether a policy acts on what it sees in bczoo.causality, and whole experiments in bczoo.studies.
+whether a policy acts on what it sees in bczoo.causality, how its loss falls with size, data and compute in
+bczoo.scaling, and whole experiments in bczoo.studies.
 
 Importing this module is light; the names below load their modules on first use.
 """
@@ -79,6 +80,7 @@ _EXPORTED, __getattr__ = lazy_exports(
         "ActionMetrics": "bczoo.train.metrics",
         "CausalityMetrics": "bczoo.causality.metrics",
         "RunRecord": "bczoo.train.callbacks.run_record",
+        "ScalingLog": "bczoo.train.callbacks.scaling",
         "WritePredictions": "bczoo.train.callbacks.predictions",
         "WarmupCosine": "bczoo.train.schedules",
         "bc_loss": "bczoo.train.loss",
@@ -131,6 +133,7 @@ if TYPE_CHECKING:
     from bczoo.train.callbacks.play import PlayGame as PlayGame
     from bczoo.train.callbacks.predictions import WritePredictions as WritePredictions
     from bczoo.train.callbacks.run_record import RunRecord as RunRecord
+    from bczoo.train.callbacks.scaling import ScalingLog as ScalingLog
     from bczoo.train.callbacks.throughput import Throughput as Throughput
     from bczoo.train.finetune.lora import LoRA as LoRA
     from bczoo.train.finetune.policy import FineTune as FineTune

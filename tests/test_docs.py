@@ -18,7 +18,10 @@ from pages import REPOSITORY, block, blocks
 
 from bczoo.cli import main
 
-PACKAGES = ["bczoo", "bczoo.data", "bczoo.games", "bczoo.imports", "bczoo.play", "bczoo.record", "bczoo.serve"]
+PACKAGES = [
+    *("bczoo", "bczoo.data", "bczoo.games", "bczoo.imports", "bczoo.play", "bczoo.record"),
+    *("bczoo.scaling", "bczoo.serve"),
+]
 
 
 def test_the_python_page_runs(tmp_path):

@@ -23,6 +23,11 @@ FUNCTIONS = {
         "bczoo.serve.client:client_test",
         (),
     ),
+    ("bench", "data"): (
+        "measure how fast recordings are read, by part, and what holds it up",
+        "bczoo.data.bench:data",
+        ("root",),
+    ),
     ("bench", "latency"): (
         "measure the latency of a policy or size, by stage",
         "bczoo.play.bench:latency",
@@ -56,6 +61,16 @@ FUNCTIONS = {
         ("runs",),
     ),
     ("plot",): ("plot curves of runs", "bczoo.compare.plot:plot", ("runs",)),
+    ("scaling", "fit"): (
+        "fit a scaling law: best size, data and loss over compute",
+        "bczoo.scaling.command:fit",
+        ("sources",),
+    ),
+    ("scaling", "plan"): (
+        "say what to train with a budget, by a fitted scaling law",
+        "bczoo.scaling.planning:plan",
+        ("fit",),
+    ),
     ("zoo", "list"): ("list the policies there are: weights and architectures", "bczoo.hub.models:zoo_list", ()),
     ("zoo", "info"): ("say what is known of a policy of the zoo", "bczoo.hub.models:zoo_info", ("name",)),
     ("zoo", "replay"): (
@@ -108,6 +123,11 @@ FUNCTIONS = {
         ("format", "recordings", "out"),
     ),
     ("data", "formats"): ("list the formats that import reads", "bczoo.imports.command:formats", ()),
+    ("data", "download"): (
+        "download recordings of the public Pixels2Play dataset",
+        "bczoo.hub.datasets:download",
+        ("name",),
+    ),
     ("doctor",): ("say what of this installation works, and what mends the rest", "bczoo.doctor.command:doctor", ()),
     ("completion",): (
         "print a script that completes commands and options in a shell",

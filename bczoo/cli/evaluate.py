@@ -21,7 +21,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from bczoo.cli.trainer import TrainerCLI, run_trainer
 from bczoo.core.errors import UserError
-from bczoo.data.index import as_paths
+from bczoo.data.index import as_roots
 from bczoo.hub.source import Source, locate
 from bczoo.models.policy import Policy
 from bczoo.nn.text import where_untold
@@ -122,7 +122,7 @@ def _recordings(folder: str | None, trained_on: Any, command: str) -> list[str]:
     if folder is None or folder.startswith("bczoo."):
         return [] if folder is None else ["--data", folder]
     none_recorded = ["--data.source", "null", "--data.val_source", "null"]
-    own = [Path(path).resolve() for path in as_paths(trained_on or [])]
+    own = [Path(path).resolve() for path in as_roots(trained_on or [])]
     if [Path(folder).resolve()] == own:
         print(f"{command}: the recordings of {folder} that were held out in training")
         return none_recorded

@@ -25,6 +25,7 @@ EXAMPLES: dict[tuple[str, ...], tuple[str, ...]] = {
     ),
     ("serve",): ("bczoo serve checkpoints/doom", "bczoo serve checkpoints/doom --tcp 127.0.0.1:8089"),
     ("client-test",): ("bczoo client-test --recording my_game/REC",),
+    ("bench", "data"): ("bczoo bench data my_game", "bczoo bench data my_game --window 32 --workers 8"),
     ("bench", "latency"): ("bczoo bench latency checkpoints/doom", "bczoo bench latency 150m --dtype bfloat16"),
     ("bench", "train"): (
         "bczoo bench train doom --batch 4",
@@ -41,6 +42,14 @@ EXAMPLES: dict[tuple[str, ...], tuple[str, ...]] = {
     ("zoo", "table"): ("bczoo zoo table", "bczoo zoo table --check true"),
     ("compare",): ("bczoo compare runs/a runs/b", "bczoo compare runs/quickstart-seed*"),
     ("plot",): ("bczoo plot runs/a runs/b --metric val/loss --out curves.png",),
+    ("scaling", "fit"): (
+        "bczoo scaling fit runs/size* --out fit.json",
+        "bczoo scaling fit points.csv --method parametric --columns params=N,tokens=D",
+    ),
+    ("scaling", "plan"): (
+        "bczoo scaling plan fit.json --flops 1e21",
+        "bczoo scaling plan fit.json --gpus 8 --hours 70 --mfu 0.4 --device H100 --data my_game",
+    ),
     ("causality",): ("bczoo causality checkpoints/doom --data my_game",),
     ("attention",): ("bczoo attention checkpoints/doom --data my_game",),
     ("gap",): ("bczoo gap checkpoints/doom --env doom/defend_the_center",),
@@ -49,7 +58,11 @@ EXAMPLES: dict[tuple[str, ...], tuple[str, ...]] = {
     ("study", "redraw"): ("bczoo study redraw runs/toy",),
     ("data", "check"): ("bczoo data check my_game", "bczoo data check my_game --json report.json"),
     ("data", "stats"): ("bczoo data stats my_game --out stats.png", "bczoo data stats my_game --json stats.json"),
-    ("data", "view"): ("bczoo data view my_game/REC --out clip.mp4",),
+    ("data", "view"): (
+        "bczoo data view my_game/REC --out clip.mp4",
+        "bczoo data view p2p/dataset/batch_00001.tar.gz/dataset/REC --out clip.mp4",
+    ),
+    ("data", "download"): ("bczoo data download p2p-toy", "bczoo data download p2p --batches 1-5 --out p2p"),
     ("data", "import"): (
         "bczoo data import owamcap recordings my_game",
         "bczoo data import video clips my_game --fit letterbox",
@@ -67,7 +80,7 @@ GROUPS = {  # of the commands, in the order in which a user meets them
     "train": ("fit", "validate", "test", "predict"),
     "play": ("play", "serve", "client-test", "bench"),
     "data": ("record", "data"),
-    "measure": ("compare", "plot", "causality", "attention", "gap", "study"),
+    "measure": ("compare", "plot", "scaling", "causality", "attention", "gap", "study"),
     "share": ("export", "push", "pull", "convert", "zoo"),
     "this machine": ("doctor", "completion", "help"),
 }

@@ -1,7 +1,8 @@
 """Loggers by one word: ``bczoo fit --logger wandb``.
 
-Place in the pipeline: the trainer's command line. ``metrics.csv`` is written in any case
-(:mod:`bczoo.train.metrics_file`); what is named here comes on top, and so does ``trainer.logger`` of a YAML file.
+Place in the pipeline: the trainer's command line. ``metrics.csv`` (:mod:`bczoo.train.metrics_file`) and files for
+TensorBoard (:mod:`bczoo.train.events_file`) are written in any case; what is named here comes on top, and so does
+``trainer.logger`` of a YAML file.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ PROJECT = "bczoo"  # what runs are grouped under, where a logger groups them
 # word -> (Lightning's class, modules one of which it needs, what to install)
 LOGGERS = {
     "wandb": ("WandbLogger", ("wandb",), "wandb"),
-    "tensorboard": ("TensorBoardLogger", ("tensorboard", "tensorboardX"), "tensorboard"),
     "mlflow": ("MLFlowLogger", ("mlflow", "mlflow_skinny"), "mlflow"),
     "comet": ("CometLogger", ("comet_ml",), "comet-ml"),
 }
+ALWAYS = ("csv", "tensorboard")  # are written without being asked for
 GONE = {"neptune": "Neptune has shut down, and Lightning has no logger for it any more"}
 
 
 def check_loggers(words: str | None) -> list[str]:
     """The loggers of ``--logger a,b``; raises for unknown ones and for those whose package is missing."""
-    named = [word for word in (words or "").replace(" ", "").split(",") if word]
+    named = [word for word in (words or "").replace(" ", "").split(",") if word not in ("", *ALWAYS)]
     for word in named:
         if word in GONE:
             raise UserError(f"--logger {word}: {GONE[word]}; there are {', '.join(LOGGERS)}")
@@ -54,7 +55,6 @@ def make_loggers(words: list[str], run: Path) -> list[Any]:
     where = str(run)
     arguments: dict[str, dict[str, Any]] = {
         "wandb": {"project": PROJECT, "name": run.name, "save_dir": where},
-        "tensorboard": {"save_dir": where, "name": "tensorboard", "version": ""},
         "mlflow": {"experiment_name": PROJECT, "run_name": run.name, "save_dir": str(run / "mlruns")},
         "comet": {"project": PROJECT},
     }

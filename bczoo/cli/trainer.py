@@ -9,6 +9,7 @@ run has the callbacks and the logger that its folder lives from, whatever a conf
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -29,10 +30,11 @@ from bczoo.cli.parser import SuggestingParser
 from bczoo.cli.quiet import quieten
 from bczoo.cli.resume import check_resumable, flat, settings_of
 from bczoo.core.configs import with_config_paths
+from bczoo.core.devices import training_precision
 from bczoo.core.errors import UserError, behind
 from bczoo.core.files import set_aside, write_text
 from bczoo.hub.finite import check_finite
-from bczoo.hub.state import RUN_STATE, load_tensors
+from bczoo.hub.state import RUN_STATE, is_checkpoint, kept_by, load_tensors
 from bczoo.models.model import TRAINING_SETTINGS
 from bczoo.train.callbacks.best import OF_TRAINING
 from bczoo.train.callbacks.checkpoint import ResumableCheckpoint
@@ -42,8 +44,11 @@ from bczoo.train.callbacks.finite import FiniteCheck
 from bczoo.train.callbacks.learning_rate import LogLearningRate
 from bczoo.train.callbacks.play import PlayGame
 from bczoo.train.callbacks.predictions import WritePredictions
+from bczoo.train.callbacks.ranks import Ranks
 from bczoo.train.callbacks.run_record import RunRecord
+from bczoo.train.callbacks.scaling import ScalingLog
 from bczoo.train.callbacks.throughput import Throughput
+from bczoo.train.events_file import EventsFile, can_write_events
 from bczoo.train.metrics_file import MetricsFile
 from bczoo.train.run_record import LAST
 from bczoo.train.sharded import Sharded as Sharded  # so that --trainer.strategy knows its name
@@ -62,7 +67,7 @@ class TrainerCLI(LightningCLI):
                 "--logger",
                 str | None,
                 None,
-                "loggers beside metrics.csv, with commas: wandb, tensorboard, mlflow, comet",
+                "loggers beside metrics.csv and TensorBoard's files, with commas: wandb, mlflow, comet",
             ),
             ("--env", str | None, None, retarget.HELP),
             ("--play", bool, True, "play the closing games that the configuration names (bczoo.PlayGame)"),
@@ -79,6 +84,7 @@ class TrainerCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
+        self._resumed = self._to_resume(config)
         check_loggers(config.logger)
         retarget.retarget(config, sys.argv[1:])
         data = config.get("data")
@@ -88,33 +94,47 @@ class TrainerCLI(LightningCLI):
             arguments = data["init_args"]
             if arguments.get("source") is None:
                 require_recordings(arguments["root"])
-        encoder = (config.model.get("init_args") or {}).get("encoder") if self._from_checkpoint(config) else None
+        encoder = (config.model.get("init_args") or {}).get("encoder") if self._resumed else None
         if isinstance(encoder, Namespace) and "pretrained" in encoder.get("init_args", {}):
             encoder.init_args.pretrained = False  # ImageNet weights would be overwritten; do not download them
 
-    def _from_checkpoint(self, config: Any) -> bool:
-        """Whether the weights will come from a checkpoint."""
+    def _to_resume(self, config: Any) -> str | Path | None:
+        """The checkpoint that the weights will come from; None if they will come from none."""
         if config.get("ckpt_path") != "last" or self.subcommand != "fit":
-            return bool(config.get("ckpt_path"))
+            named: str | None = config.get("ckpt_path") or None
+            return named
         kept = [c for c in config.trainer.callbacks or [] if c.class_path == "bczoo.ResumableCheckpoint"]
         keeper = ResumableCheckpoint(kept[0].init_args.dirpath if kept else None)
         keeper.locate(config.trainer.default_root_dir or ".")
-        return keeper.to_resume() is not None
+        return keeper.to_resume()
+
+    def _choose_precision(self, given: Any) -> None:
+        """Take the numbers that suit the device where neither a configuration nor the command line names any."""
+        if given.precision is not None:
+            return
+        alone = given.devices in (None, "auto", 1, "1") and int(os.environ.get("WORLD_SIZE", 1)) == 1
+        before = kept_by(self._resumed, RUN_STATE).get("precision") if self._resumed else None
+        given.precision, why = training_precision(given.accelerator, 1 if alone else 2, before)
+        if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+            print(f"precision {given.precision}: {why} (--trainer.precision takes another)")
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Lightning's trainer with what belongs to every run, and the plain progress bar of all long stages."""
         given = self._get(self.config_init, "trainer")
+        self._choose_precision(given)
         run, fitting = Path(given.default_root_dir or "."), self.subcommand == "fit"
         self._metrics = MetricsFile(run)
-        loggers = [self._metrics] if fitting else []
+        loggers: list[Any] = [self._metrics] if fitting else []
+        loggers += [EventsFile(self._metrics)] if fitting and can_write_events() else []
         loggers += make_loggers(check_loggers(self._get(self.config, "logger")), run) + _listed(given.logger)
         callbacks = _listed(given.callbacks)
         if fitting and not self._get(self.config, "play"):
             callbacks = [c for c in callbacks if not isinstance(c, PlayGame)]
         if fitting:  # before RunRecord, which notes whether a validation follows
-            callbacks = _lacking([ValidateAtEnd, LogLearningRate, Throughput], callbacks) + callbacks
+            callbacks = _lacking([ValidateAtEnd, LogLearningRate, Throughput, ScalingLog], callbacks) + callbacks
         keepers = [ResumableCheckpoint] if given.enable_checkpointing is not False else []
         callbacks += _lacking([FiniteCheck, RunRecord, *keepers], callbacks)  # behind the games, which are recorded
+        callbacks.insert(0, Ranks())  # it hears of an error first
         if self.subcommand == "predict" and not any(isinstance(c, BasePredictionWriter) for c in callbacks):
             callbacks.append(WritePredictions(str(run / "predictions.safetensors")))
         try:
@@ -148,20 +168,23 @@ class TrainerCLI(LightningCLI):
 
     def fit(self, model: L.LightningModule, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Train, behind a validation that the run to be resumed had not come to after its last step."""
-        if ckpt_path and Path(ckpt_path).is_file():
-            saved, keeper = load_tensors(ckpt_path), self._keeper
-            owes = self._record.owes_validation(self.trainer, saved)
-            if keeper is not None and Path(ckpt_path) == keeper.path:
-                again = [name for name, due in (("val/", owes), ("play/", not keeper.finished)) if due]
-                self._metrics.go_on_from(saved["global_step"], tuple(again))
-            if owes:
-                print(f"the validation after step {saved['global_step']} is made up for")
-                self._metrics.evaluated_step = saved["global_step"]
-                self.trainer.validate(model, ckpt_path=ckpt_path, verbose=False, **kwargs)
-                self._metrics.evaluated_step = None
-                if keeper is not None:
-                    keeper.take_into_account(self.trainer, saved, self._record.measured)
+        if ckpt_path and is_checkpoint(ckpt_path):
+            self._make_up_for(model, Path(ckpt_path), **kwargs)
         self.trainer.fit(model, ckpt_path=ckpt_path, **kwargs)
+
+    def _make_up_for(self, model: L.LightningModule, path: Path, **kwargs: Any) -> None:
+        saved, keeper = load_tensors(path), self._keeper
+        owes = self._record.owes_validation(self.trainer, saved)
+        if keeper is not None and path == keeper.path:
+            again = [name for name, due in (("val/", owes), ("play/", not keeper.finished)) if due]
+            self._metrics.go_on_from(saved["global_step"], tuple(again))
+        if owes:
+            print(f"the validation after step {saved['global_step']} is made up for")
+            self._metrics.evaluated_step = saved["global_step"]
+            self.trainer.validate(model, ckpt_path=path, verbose=False, **kwargs)
+            self._metrics.evaluated_step = None
+            if keeper is not None:
+                keeper.take_into_account(self.trainer, saved, self._record.measured)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
@@ -171,11 +194,11 @@ class TrainerCLI(LightningCLI):
             self._keeper.claim(self.trainer)  # before it is read what there is to resume
         if kwargs.get("ckpt_path") in ("last", "best"):
             kwargs["ckpt_path"] = self._kept(kwargs["ckpt_path"])
-        elif kwargs.get("ckpt_path") and Path(kwargs["ckpt_path"]).is_dir():
+        elif kwargs.get("ckpt_path") and Path(kwargs["ckpt_path"]).is_dir() and not is_checkpoint(kwargs["ckpt_path"]):
             raise UserError(_no_file(Path(kwargs["ckpt_path"])))
-        elif kwargs.get("ckpt_path") and not _is_checkpoint(kwargs["ckpt_path"]):
+        elif kwargs.get("ckpt_path") and not _is_known(kwargs["ckpt_path"]):
             raise UserError(f"there is no checkpoint {kwargs['ckpt_path']!r}")
-        if kwargs.get("ckpt_path") and Path(kwargs["ckpt_path"]).is_file():
+        if kwargs.get("ckpt_path") and is_checkpoint(kwargs["ckpt_path"]):
             self._check_same_policy(Path(kwargs["ckpt_path"]))
         return kwargs
 
@@ -191,9 +214,9 @@ class TrainerCLI(LightningCLI):
         keeper.locate(self.trainer.default_root_dir)
         if self.subcommand != "fit":
             path = keeper.path if which == "last" else keeper.best_path
-            if not path.is_file():
+            if not is_checkpoint(path):
                 raise UserError(f"there is no {path.name} in {keeper.dirpath}; train first, or give --ckpt_path FILE")
-            best = " (--ckpt_path best takes the best by validation)" if keeper.best_path.is_file() else ""
+            best = " (--ckpt_path best takes the best by validation)" if is_checkpoint(keeper.best_path) else ""
             print(f"{self.subcommand} of {path}{best if which == 'last' else ''}")
             return str(path)
         if which == "best":
@@ -259,13 +282,13 @@ def _listed(value: Any) -> list[Any]:
 
 def _no_file(folder: Path) -> str:
     """What to say to a folder where a checkpoint file is asked for."""
-    inside = [path for path in (folder / LAST, folder / "checkpoints" / LAST) if path.is_file()]
+    inside = [path for path in (folder / LAST, folder / "checkpoints" / LAST) if is_checkpoint(path)]
     instead = f"name the file, --ckpt_path {inside[0]}" if inside else "give it a .ckpt file, or last"
     return f"--ckpt_path {folder} is a folder; {instead}"
 
 
-def _is_checkpoint(path: str) -> bool:
-    """A file, an address, or one of Lightning's own words."""
+def _is_known(path: str) -> bool:
+    """What is there, an address, or one of Lightning's own words."""
     return Path(path).exists() or "://" in path or path == "hpc" or path.startswith("registry")
 
 

@@ -48,6 +48,31 @@ def bfloat16_cost(size: int = 512, rounds: int = 7) -> float:
     return statistics.median(seconds[torch.bfloat16]) / statistics.median(seconds[torch.float32])
 
 
+def training_precision(accelerator: str, processes: int = 1, before: str | None = None) -> tuple[str, str]:
+    """The numbers to train in where nobody named them, as Lightning calls them, and why.
+
+    Args:
+        accelerator: Lightning's name of the kind of device; ``auto`` takes a GPU if there is one.
+        processes: how many train together; on processors they might measure differently, so nothing is measured.
+        before: what the run that goes on was trained in, which stays if the device is still a processor.
+    """
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        name = torch.cuda.get_device_name()
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16-mixed", f"{name} computes in bfloat16"
+        return "32-true", f"{name} does not compute in bfloat16"
+    if accelerator == "mps" or (accelerator in ("auto", "gpu") and torch.backends.mps.is_available()):
+        return "32-true", "bfloat16 was not tried on this GPU"
+    if before in ("32-true", "bf16-mixed"):
+        return before, "the run began so"
+    if processes > 1:
+        return "32-true", "several processes on processors"
+    cost = bfloat16_cost()
+    if cost <= 1:
+        return "bf16-mixed", f"on this processor a product takes {cost:.2f} times as long in bfloat16 as in float32"
+    return "32-true", f"on this processor a product takes {cost:.1f} times as long in bfloat16"
+
+
 def play_threads(policy: torch.nn.Module, threads: int | None = None) -> int:
     """Set the processor threads of torch for play, and tell how many they are.
 

@@ -52,13 +52,14 @@ class PartialPath:
 
     Args:
         target: where the file or folder will be. Its folder is created if there is none.
+        over_folder: a file may take the place of a folder with all that is in it.
 
     Attributes:
         path: where to write, a file or a folder; nothing is there yet.
     """
 
-    def __init__(self, target: str | Path) -> None:
-        self.target = Path(target)
+    def __init__(self, target: str | Path, over_folder: bool = False) -> None:
+        self.target, self._over_folder = Path(target), over_folder
         folder = self.target.parent
         folder.mkdir(parents=True, exist_ok=True)
         self.path = _beside(self.target, "writing")
@@ -74,6 +75,8 @@ class PartialPath:
             flush(self.path)
             if self.path.is_dir():
                 _rename_folder(self.path, self.target)
+            elif self._over_folder and self.target.is_dir():
+                self.exchange()
             else:
                 os.replace(self.path, self.target)
             flush_entry(self.target.parent)
@@ -84,7 +87,7 @@ class PartialPath:
         _active.discard(self.path.absolute())
 
     def exchange(self, keep: Iterable[str] = ()) -> None:
-        """Flush a folder and give it its name; an older folder there is replaced as a whole, then removed.
+        """Flush what was written and give it its name; an older folder there is replaced as a whole, then removed.
 
         Whoever has opened or mapped files of the older folder keeps them. A shell whose current folder it is has to
         enter it again; this process does.
@@ -94,11 +97,12 @@ class PartialPath:
         """
         try:
             flush(self.path)
-            if self.target.is_dir():
+            if self.target.exists():
                 current = _current_folder()
                 for name in keep:
-                    _link(self.target / name, self.path / name)
-                shutil.copymode(self.target, self.path)
+                    link(self.target / name, self.path / name)
+                if self.target.is_dir() and self.path.is_dir():
+                    shutil.copymode(self.target, self.path)
                 flush_entry(self.path)
                 _swap(self.path, self.target)
                 if current is not None and current.is_relative_to(self.target.resolve()):
@@ -322,12 +326,12 @@ def _current_folder() -> Path | None:
     return None
 
 
-def _link(source: Path, target: Path) -> None:
+def link(source: Path, target: Path) -> None:
     """Give a file, or all that is in a folder, a second name; a copy where the file system has no second names."""
     if source.is_dir() and not source.is_symlink():
         target.mkdir()
         for entry in source.iterdir():
-            _link(entry, target / entry.name)
+            link(entry, target / entry.name)
         shutil.copystat(source, target)
         return
     try:

@@ -20,6 +20,12 @@ LETTERBOX = "letterbox"  # the whole picture in its own proportions, by hamming,
 RESIZES = (*FILTERS, LETTERBOX)
 
 
+def check_filter(filter: str) -> None:
+    """Raise a UserError if there is no filter of this name."""
+    if filter not in RESIZES:
+        raise UserError(f"resize filter {filter!r} is not one of {', '.join(RESIZES)}")
+
+
 def resize(frame: np.ndarray, size: int, filter: str = "hamming") -> np.ndarray:
     """Bring a frame to ``size`` x ``size`` pixels: squashed into the square, or between black bars.
 
@@ -31,8 +37,7 @@ def resize(frame: np.ndarray, size: int, filter: str = "hamming") -> np.ndarray:
     Returns:
         (size, size, 3) uint8; the frame itself if it already has this size.
     """
-    if filter not in RESIZES:
-        raise UserError(f"resize filter {filter!r} is not one of {', '.join(RESIZES)}")
+    check_filter(filter)
     if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
         what = f"{frame.dtype} array of shape {frame.shape}" if isinstance(frame, np.ndarray) else type(frame)
         raise ValueError(f"a frame is a uint8 array (height, width, 3) in RGB, got {what}")

@@ -6,9 +6,8 @@ Whole units are resampled with replacement, since the steps inside one resemble 
 percentiles.
 
 Why not ``scipy.stats.bootstrap``: for a mean over steps it gives the same ends to the last digit in the same time, and
-it would be the only use of SciPy, whose 140 MB nothing else here brings along. For a report it fits less: one matrix of
-multinomial counts serves all metrics of :func:`bootstrap`, some of which are matrices, and a metric that a few
-resamples lack still has an interval, where SciPy's is not a number.
+for a report it fits less: one matrix of multinomial counts serves all metrics of :func:`bootstrap`, some of which are
+matrices, and a metric that a few resamples lack still has an interval, where SciPy's is not a number.
 
 Shape legend: R units that are resampled, K resamples.
 """

@@ -23,6 +23,6 @@ def tune_for_cpu() -> None:
         try:
             libc = ctypes.CDLL("libc.so.6")
             libc.mallopt(M_MMAP_MAX, 0)
-            libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+            libc.mallopt(M_TRIM_THRESHOLD, -1)  # never: a step of the 150m takes several GB and gives them back
         except (OSError, AttributeError):  # another C library: nothing to tune
             return

@@ -13,6 +13,7 @@ __all__, __getattr__ = lazy_exports(
         "RecordingSource": "source",
         "RecordingWriter": "recording",
         "RecordingError": "recording",
+        "Cache": "cache",
         "Index": "index",
         "open_index": "index",
         "WindowDataset": "dataset",
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from bczoo.data.augment import ClipAugment as ClipAugment
     from bczoo.data.augment import PublishedAugmentations as PublishedAugmentations
     from bczoo.data.augment import ReferenceAugmentations as ReferenceAugmentations
+    from bczoo.data.cache import Cache as Cache
     from bczoo.data.check import Report as Report
     from bczoo.data.dataset import WindowDataset as WindowDataset
     from bczoo.data.index import Index as Index

@@ -31,6 +31,7 @@ from bczoo.data.summary import summarise
 from bczoo.data.video import iterate_frames
 
 LOOK_SIZE = 192  # pixels of the frames that a sample is taken of
+_shared: Index | None = None  # of a process that decodes
 
 
 @dataclass
@@ -127,7 +128,7 @@ def check(
     Prints a report; the exit status is 1 if a recording is broken.
 
     Args:
-        root: folder of recordings, or one recording.
+        root: folder of recordings or of archives of them, an archive, a URL of either, or one recording.
         decode: decode every frame; without it only headers are read.
         json: file to write the report to as JSON.
         action_space: name of the action space to map actions to, or its dict.
@@ -205,30 +206,43 @@ def _bin_name(group: BinnedGroup, i: int) -> str:
 def _decode_all(index: Index, processes: int) -> Iterator[tuple[int, str]]:
     """Decode all videos; yields every recording's number and what is wrong, or ""."""
     recordings = index.usable.tolist()
-    videos = [[str(path) for path in index.videos(r)] for r in recordings]
     frames = index.n_recorded[recordings].tolist()
     bar = Progress(total=sum(frames), desc="Decoding", unit="frame", disable=None)
     with bar:
         if processes < 2 or len(recordings) < 2:
-            for recording, paths, n in zip(recordings, videos, frames, strict=True):
-                yield recording, _decode(paths, n)
+            for recording, n in zip(recordings, frames, strict=True):
+                yield recording, _decode(index, recording)
                 bar.update(n)
             return
         context = multiprocessing.get_context(start_method())
-        with ProcessPoolExecutor(min(processes, len(recordings)), mp_context=context) as pool:
-            results = pool.map(_decode, videos, frames)
+        count = min(processes, len(recordings))
+        with ProcessPoolExecutor(count, context, initializer=_share, initargs=(index,)) as pool:
+            results = pool.map(_decode_shared, recordings)
             for recording, n, reason in zip(recordings, frames, results, strict=True):
                 yield recording, reason
                 bar.update(n)
 
 
-def _decode(videos: list[str], n_frames: int) -> str:
+def _share(index: Index) -> None:
+    """Give a process of the pool the index, once instead of with every recording."""
+    global _shared
+    _shared = index
+
+
+def _decode_shared(recording: int) -> str:
+    assert _shared is not None
+    return _decode(_shared, recording)
+
+
+def _decode(index: Index, recording: int) -> str:
     """Decode all frames of a recording's videos; what is wrong with them, or ""."""
-    for video in videos:
-        try:
-            decoded = sum(1 for _ in iterate_frames(video))
-        except RecordingError as error:
-            return f"{Path(video).name}: {error.reason}"
-        if decoded != n_frames:
-            return f"{Path(video).name}: {decoded} of {n_frames} frames can be decoded"
+    n_frames = int(index.n_recorded[recording])
+    with index.reading(recording) as folder:
+        for video in index.video_names(recording):
+            try:
+                decoded = sum(1 for _ in iterate_frames(folder / video))
+            except RecordingError as error:
+                return f"{video}: {error.reason}"
+            if decoded != n_frames:
+                return f"{video}: {decoded} of {n_frames} frames can be decoded"
     return ""

@@ -20,9 +20,10 @@ from torch.utils.data import Dataset
 
 from bczoo.core.spec import FIELDS, FILL, Batch
 from bczoo.data.errors import FrameReadError
+from bczoo.data.handover import FrameMemory
 from bczoo.data.index import Index
 from bczoo.data.recording import LABELLED, LEARNED, SYSTEM
-from bczoo.data.video import read_numbered
+from bczoo.data.video import read_into
 from bczoo.data.windows import Key
 
 
@@ -57,6 +58,7 @@ class WindowDataset(Dataset[Batch]):
         self.strict = strict
         self.resize = resize
         self.fields = tuple(fields)
+        self._memory = FrameMemory()
         self._unreadable = multiprocessing.Value("q", 0)
         self._warned = torch.zeros(len(index), dtype=torch.uint8).share_memory_()
 
@@ -73,13 +75,15 @@ class WindowDataset(Dataset[Batch]):
         """A batch of windows; a recording of -1 gives an empty window of invalid steps."""
         B, T, size = len(keys), self.window, self.frame_size
         target = self.index.target
-        frames = np.zeros((B, T, size, size, 3), np.uint8) if "frames" in self.fields else None
+        frames, handed = self._memory.take(B, T, 3, size, size) if "frames" in self.fields else (None, None)
         ids = np.zeros((B, T, target.tokens), np.int64)
         labels = np.zeros_like(ids) if self.index.has_labels else None
         kind, valid = np.zeros((B, T), np.uint8), np.zeros((B, T), bool)
         text = None if target.text_dim is None else np.zeros((B, T, target.text_dim), np.float32)
         for b, (recording, start) in enumerate(keys):
             if recording == FILL:
+                if frames is not None:
+                    frames[b] = 0
                 continue
             steps = min(T, int(self.index.n_frames[recording]) - 1 - start)
             all_ids, all_kinds = self.index.steps(recording)
@@ -87,7 +91,8 @@ class WindowDataset(Dataset[Batch]):
             ids[b, :steps], kind[b, :steps] = all_ids[taken], all_kinds[taken]
             if labels is not None:
                 labels[b, :steps] = self.index.labels(recording)[taken]
-            valid[b, : steps if frames is None else self._read_frames(frames[b], recording, start, steps)] = True
+            seen = steps if frames is None else self._read_frames(frames[b].numpy(), recording, start, steps)
+            valid[b, :seen] = True
             if text is not None:
                 self._paint_text(text[b], recording, start)
         batch = Batch(
@@ -100,28 +105,27 @@ class WindowDataset(Dataset[Batch]):
         )
         if labels is not None:
             batch["labels"] = {name: torch.from_numpy(labels[..., s]).contiguous() for name, s in target.slices.items()}
-        if frames is not None:
-            batch["frames"] = torch.from_numpy(frames).permute(0, 1, 4, 2, 3).contiguous()  # (B, T, 3, H, W)
+        if handed is not None:
+            batch["frames"] = handed  # type: ignore[typeddict-item]  # a tensor when it has arrived
         if text is not None:
             batch["text"] = torch.from_numpy(text)
         return batch
 
     def _read_frames(self, out: np.ndarray, recording: int, start: int, steps: int) -> int:
-        """Fill ``out`` (T, H, W, 3), padding with the last frame; returns how many steps are valid."""
-        count = min(steps + 1, len(out))  # a padded window shows the recording's last frame, which has no action
+        """Fill ``out`` (T, 3, H, W), padding with the last frame; returns how many steps are valid."""
+        count = read = min(steps + 1, len(out))  # a padded window shows the recording's last frame, without an action
         try:
-            video = self.index.video(recording, self.frame_size)
             numbers = self.index.video_frames(recording, start, count)
-            read = read_numbered(video, numbers, self.frame_size, filter=self.resize)
+            with self.index.reading(recording) as folder:
+                video = folder / self.index.video_name(recording, self.frame_size)
+                read_into(out[:count], video, numbers, filter=self.resize)
         except FrameReadError as error:
             if self.strict:
                 raise
-            read = error.frames
-            self._count_unreadable(recording, error.reason, steps - min(len(read), steps))
-        out[: len(read)] = read
-        if len(read):
-            out[len(read) :] = read[-1]
-        return min(len(read), steps)
+            read = len(error.frames)
+            self._count_unreadable(recording, error.reason, steps - min(read, steps))
+        out[read:] = out[read - 1] if read else 0
+        return min(read, steps)
 
     def _count_unreadable(self, recording: int, reason: str, steps: int) -> None:
         with self._unreadable.get_lock():

@@ -2,7 +2,7 @@
 
 Place in the pipeline: `open_index` brings the cached index up to date (`index_build.py`) and serves steps and
 texts to `windows.py` and `dataset.py`. Recordings are numbered through all roots. Worker processes share the
-mapped pages.
+mapped pages. :meth:`Index.reading` is where a recording becomes a folder: its own, or one in the cache (`cache.py`).
 
 Shape legend: R recordings, n steps of one, A action tokens per step, E text events of one, D text width, W
 windows.
@@ -13,18 +13,22 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bczoo.core.actions import ActionSpace
+from bczoo.data.cache import Cache, Pack
 from bczoo.data.errors import NoRecordingsError, RecordingError
-from bczoo.data.index_build import update, walk_recordings
+from bczoo.data.index_build import update
 from bczoo.data.index_files import Build, Target, open_arrays, total_unknown
+from bczoo.data.listing import base, exists, walk_recordings
 from bczoo.data.recording import PSEUDO
 from bczoo.data.resample import Resampling
+from bczoo.data.stores import Root, is_url
 from bczoo.data.video import choose_video
 
 
@@ -36,59 +40,60 @@ def open_index(
     scan: bool = True,
     processes: int = 0,
     verify: bool = False,
+    cache: Cache | None = None,
 ) -> Index:
-    """The index of all recordings under one or several folders.
+    """The index of all recordings under one or several roots.
 
     Args:
-        roots: folders of recordings.
+        roots: folders of recordings or of archives of them, archives, and URLs of either (``hf://``, ``s3://``, ...).
         space: action space that actions are mapped to; None reads only whose the actions are.
         fps: steps per second that recordings are brought to.
         text_dim: values of a text embedding; None reads no text.
         scan: look for new and changed recordings; False takes the last index as it is, if there is one.
         processes: parallel processes for parsing new recordings.
         verify: compare the index on disk with its checksums first.
+        cache: where archives and recordings of stores are unpacked; the default one if left out.
 
     Raises:
         NoRecordingsError: a root does not exist or holds no recording; says how to get some.
+        UserError: a store cannot be read.
     """
-    target = Target(space, fps, text_dim)
+    target, cache = Target(space, fps, text_dim), cache or Cache()
     builds = []
-    for root in as_paths(roots):
+    for root in as_roots(roots):
         build = None if scan else Build.open(root, target, verify)
-        if build is None and root.is_dir():
-            build = update(root, target, processes, verify)
+        if build is None and exists(root):
+            build = update(root, target, processes, verify, cache)
         if build is None:
             raise _no_recordings(root)
         builds.append((root, build))
-    return Index(builds, target)
+    return Index(builds, target, cache)
 
 
-def as_paths(roots: str | Path | Sequence[str | Path]) -> list[Path]:
-    """One or several folders as a list."""
-    return [Path(roots)] if isinstance(roots, str | Path) else [Path(root) for root in roots]
+def as_roots(roots: str | Path | Sequence[str | Path]) -> list[Root]:
+    """One or several roots as a list: paths, and URLs as they are."""
+    listed = [roots] if isinstance(roots, str | Path) else roots
+    return [root if isinstance(root, str) and is_url(root) else Path(root) for root in listed]
 
 
 def require_recordings(roots: str | Path | Sequence[str | Path]) -> None:
     """Raise a NoRecordingsError that says how to get recordings, unless every root has some.
 
-    Looks no further than the first recording of each.
+    Looks no further than the first recording of each, and not into stores, which are listed when they are indexed.
     """
-    for root in as_paths(roots):
-        if not root.is_dir() or next(walk_recordings(root), None) is None:
+    for root in as_roots(roots):
+        if not is_url(root) and (not exists(root) or next(walk_recordings(root), None) is None):
             raise _no_recordings(root)
 
 
-def _no_recordings(root: Path) -> NoRecordingsError:
-    if packed := sorted(root.glob("*.tar.gz")):
-        return NoRecordingsError(
-            f"{root} holds {len(packed)} packed batches ({packed[0].name}, ...), which are not read. "
-            f"Unpack them first: for f in {root}/*.tar.gz; do tar -xzf $f -C {root}; done"
-        )
+def _no_recordings(root: Root) -> NoRecordingsError:
+    if isinstance(root, str):
+        return NoRecordingsError(f"{root} holds neither recordings nor archives of them (*.tar, *.tar.gz)")
     what = "holds no recordings" if root.is_dir() else "(data.root) is not a folder"
     return NoRecordingsError(
         f"{root} {what}. Record some: "
         f"bczoo record --env doom/defend_the_center --agent expert --episodes 20 --out {root}; "
-        "or unpack batches of the public Pixels2Play dataset (8,300 h, on the Hugging Face Hub) there."
+        f"or bring some of the public Pixels2Play dataset: bczoo data download p2p-toy --out {root}"
     )
 
 
@@ -105,10 +110,14 @@ class Index:
         hashes: (R,) uint64, from the folder's own name, so that moving batches of recordings changes nothing.
         unknown: names that the action space lacks, and how many steps hold them.
         without_embedding: instructions without a usable embedding.
+        packs: what has to be brought as a whole before its recordings can be read.
+        pack_of: (R,) int64, number of a recording's pack; -1 where the recording lies in a folder of this computer.
+        cache: where packs are unpacked.
     """
 
-    def __init__(self, builds: Sequence[tuple[Path, Build]], target: Target) -> None:
+    def __init__(self, builds: Sequence[tuple[Root, Build]], target: Target, cache: Cache) -> None:
         self.target = target
+        self.cache = cache
         rows = [row for _, build in builds for row in build.rows]
         self.names = np.array([row.name for row in rows])
         self.problems = np.array([row.problem for row in rows])
@@ -124,6 +133,14 @@ class Index:
         self._folders = [build.folder for _, build in builds]
         self._arrays = [build.arrays for _, build in builds]
         self._part = np.repeat(np.arange(len(builds)), [len(build.rows) for _, build in builds])
+        self._bytes = np.array([row.n_bytes for row in rows], np.int64)
+        packs: dict[tuple[int, str], tuple[int, Pack]] = {}
+        for part, row in zip(self._part.tolist(), rows, strict=True):
+            if row.pack:
+                packs.setdefault((part, row.pack), (len(packs), Pack(base(self._roots[part]), row.pack, row.stamp)))
+        self.packs = [pack for _, pack in packs.values()]
+        numbers = [packs.get((int(part), row.pack), (-1,))[0] for part, row in zip(self._part, rows, strict=True)]
+        self.pack_of = np.array(numbers, np.int64)
 
         def starts(counts: list[np.ndarray]) -> np.ndarray:
             """Where each recording begins in the arrays of its own root."""
@@ -151,14 +168,36 @@ class Index:
         """Numbers of the recordings without a problem."""
         return np.flatnonzero(self.n_frames > 0)
 
-    def folder(self, recording: int) -> Path:
-        """The folder of a recording."""
-        return self._roots[self._part[recording]] / str(self._paths[recording])
+    @contextmanager
+    def reading(self, recording: int) -> Iterator[Path]:
+        """The folder of a recording, which stays as long as the block runs; its pack is brought if it is not there.
 
-    def video(self, recording: int, size: int) -> Path:
-        """The video to read frames of ``size`` pixels from."""
-        name = choose_video(str(self._videos[recording]).split("/"), size)
-        return self.folder(recording) / (name or "")
+        Raises:
+            UserError: the pack cannot be brought.
+        """
+        path, number = str(self._paths[recording]), int(self.pack_of[recording])
+        if number < 0:
+            yield Path(self._roots[self._part[recording]]) / path
+            return
+        pack = self.packs[number]
+        with self.cache.hold(pack) as folder:
+            yield folder / path.removeprefix(pack.path).lstrip("/")
+
+    def at_hand(self, recordings: np.ndarray) -> np.ndarray:
+        """Those of the recordings that can be read without bringing a pack first."""
+        there = np.array([self.cache.has(pack) for pack in self.packs] + [True])  # the last one is number -1
+        return recordings[there[self.pack_of[recordings]]]
+
+    def pack_sizes(self) -> tuple[np.ndarray, np.ndarray]:
+        """Recordings and bytes of every pack once it is unpacked, each (P,)."""
+        packed, count = self.pack_of >= 0, len(self.packs)
+        where = self.pack_of[packed]
+        recordings = np.bincount(where, minlength=count)
+        return recordings, np.bincount(where, self._bytes[packed], count).astype(np.int64)
+
+    def video_name(self, recording: int, size: int) -> str:
+        """The file of a recording to read frames of ``size`` pixels from."""
+        return choose_video(self.video_names(recording), size) or ""
 
     def video_frames(self, recording: int, start: int, count: int) -> Sequence[int]:
         """Numbers of the frames in the video that steps ``start .. start + count - 1`` show."""
@@ -175,9 +214,9 @@ class Index:
             for fps, n in sorted(counts.items())
         ]
 
-    def videos(self, recording: int) -> list[Path]:
+    def video_names(self, recording: int) -> list[str]:
         """All videos of a recording."""
-        return [self.folder(recording) / name for name in str(self._videos[recording]).split("/")]
+        return str(self._videos[recording]).split("/")
 
     def steps(self, recording: int) -> tuple[np.ndarray, np.ndarray]:
         """Action ids (n, A) and kinds (n,) by annotation."""

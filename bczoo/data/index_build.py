@@ -1,9 +1,10 @@
-"""Builds the index of one folder of recordings: finds them, parses what is new, writes flat arrays.
+"""Builds the index of one root of recordings: parses what is new, writes flat arrays.
 
-Place in the pipeline: `index.py` asks here for an up-to-date index and serves it to training; `index_files.py` says how
-it lies on disk and opens it. Annotations are parsed once; of videos only headers are read. A build copies what is
-unchanged from the build before, writes into a folder of its own and then switches the file ``current`` over to it, so
-readers never see half an index.
+Place in the pipeline: `index.py` asks here for an up-to-date index and serves it to training; `listing.py` finds what
+there is, `index_files.py` says how the index lies on disk and opens it. Annotations are parsed once; of videos only
+headers are read. An archive is read once, too: it is unpacked into the cache (`cache.py`), where a training that starts
+soon still finds it. A build copies what is unchanged from the build before, writes into a folder of its own and then
+switches the file ``current`` over to it, so readers never see half an index.
 
 Shape legend: S system runs.
 """
@@ -27,90 +28,16 @@ import numpy as np
 from bczoo.core.errors import UserError
 from bczoo.core.files import PartialPath, remove, sweep, write_text
 from bczoo.core.progress import Progress
+from bczoo.data.cache import Cache, Pack
 from bczoo.data.errors import RecordingError, printable
 from bczoo.data.index_files import Build, Row, Target, cache_folders, layout, write_table
+from bczoo.data.listing import base, find_recordings
 from bczoo.data.recording import ANNOTATION_FILE, SYSTEM, Steps, parse_steps, read_annotation
-from bczoo.data.video import ANY_SIZE_NAME, SIZED_NAME, probe
+from bczoo.data.stores import Root
+from bczoo.data.video import ANY_SIZE_NAME, probe
 
 KEEP_SECONDS = 3600  # for which a build stays at least
-DEEPEST = 4  # levels of folders below the root in which recordings are looked for
-MISSING = [-1, 0]  # size and time of a file that is listed but not there, such as a link to nothing
-
-
-def find_recordings(root: Path) -> list[Row]:
-    """Rows (files only) of all recordings, broken ones too, in order of their paths.
-
-    Raises:
-        RecordingError: the root cannot be read.
-    """
-    return sorted(walk_recordings(root), key=lambda row: row.path)
-
-
-def walk_recordings(root: Path) -> Iterator[Row]:
-    """The same one by one, as they are found; who only asks whether there are any stops at the first.
-
-    A recording is a folder with an annotation. A video alone is one that lost its annotation, unless it lies
-    among the recordings: in the root or beside other folders. A folder that cannot be read counts as a broken
-    recording, since there may be some below. Links are followed, but not into a folder that they lie in.
-
-    Raises:
-        RecordingError: the root cannot be read.
-    """
-    pending: list[tuple[Path, tuple[tuple[int, int], ...]]] = [(root, ())]  # a folder and the identities of those above
-    while pending:
-        folder, above = pending.pop()
-        stamp, videos, below = [], [], []
-        try:
-            identity = _identity(folder)
-            if identity in above:
-                continue
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    if entry.name == ANNOTATION_FILE or SIZED_NAME.fullmatch(entry.name) or entry.name == ANY_SIZE_NAME:
-                        stamp.append([entry.name, *_stamp(entry)])
-                        if entry.name != ANNOTATION_FILE:
-                            videos.append(entry.name)
-                    elif not entry.name.startswith(".") and len(above) < DEEPEST and _may_be_folder(entry):
-                        below.append((Path(entry.path), (*above, identity)))
-        except OSError as error:
-            if folder == root:
-                raise RecordingError(root, f"the folder cannot be read ({error.strerror})") from error
-            if os.path.lexists(folder):  # or it was removed a moment ago
-                yield _found(root, folder, [], [])
-            continue
-        annotated = len(stamp) > len(videos)
-        if annotated or (videos and not below and folder != root):
-            yield _found(root, folder, videos, stamp)
-        else:
-            pending += below
-
-
-def _found(root: Path, folder: Path, videos: list[str], stamp: list[list]) -> Row:
-    path = folder.relative_to(root).as_posix()
-    return Row(path, printable(root.resolve().name if folder == root else path), sorted(videos), sorted(stamp))
-
-
-def _identity(folder: Path) -> tuple[int, int]:
-    """The same for all paths to one folder."""
-    stat = folder.stat()
-    return stat.st_dev, stat.st_ino
-
-
-def _stamp(entry: os.DirEntry) -> list[int]:
-    """Size and time of a file."""
-    try:
-        stat = entry.stat()
-    except OSError:
-        return MISSING
-    return [stat.st_size, stat.st_mtime_ns]
-
-
-def _may_be_folder(entry: os.DirEntry) -> bool:
-    """Whether an entry is a folder, or a link of which nobody can tell."""
-    try:
-        return entry.is_dir() or (entry.is_symlink() and not os.path.exists(entry.path))
-    except OSError:
-        return True
+FEW = 64  # recordings that are parsed without further processes
 
 
 def index_recording(root: Path, row: Row, target: Target) -> tuple[Row, Steps | None]:
@@ -149,60 +76,96 @@ def _parse(folder: Path, row: Row, target: Target) -> Steps:
     return parse_steps(annotation, target.space, target.fps, target.text_dim, folder, unstated_fps)
 
 
-def update(root: Path, target: Target, processes: int = 0, verify: bool = False) -> Build | None:
+def index_pack(root: Root, row: Row, target: Target, cache: Cache) -> list[tuple[Row, Steps | None]]:
+    """Parse all recordings of an archive or of a store's folder; what is wrong with the whole makes one broken row.
+
+    Raises:
+        UserError: it cannot be brought now, which says nothing about what it holds.
+    """
+    try:
+        with cache.hold(Pack(base(root), row.pack, row.stamp)) as folder:
+            found = find_recordings(folder)
+            results = [index_recording(folder, inner, target) for inner in found]
+    except RecordingError as error:
+        row.problem = printable(error.reason)
+        return [(row, None)]
+    if not results:
+        row.problem = "the archive holds no recording"
+        return [(row, None)]
+    for inner, _ in results:
+        inner.n_bytes = sum(size for _, size, _ in inner.stamp)
+        inner.path = row.pack if inner.path == "." else f"{row.pack}/{inner.path}"
+        inner.name = row.name if inner.path == row.pack else printable(inner.path)
+        inner.pack, inner.stamp = row.pack, row.stamp
+    return results
+
+
+def update(
+    root: Root, target: Target, processes: int = 0, verify: bool = False, cache: Cache | None = None
+) -> Build | None:
     """An index of the root as it is now, or None if it holds no recording; only new and changed ones are parsed.
 
     Args:
-        root: folder of recordings.
+        root: folder of recordings, archive, or URL of either.
         target: what to bring them to.
         processes: parallel processes; 0 parses in this one.
         verify: read all arrays of the index on disk and compare them with their checksums.
+        cache: where archives are unpacked; the default one if left out.
 
     Raises:
         RecordingError: the root cannot be read.
-        UserError: the index can be written neither in the root nor in the user's cache.
+        UserError: the index can be written neither in the root nor in the user's cache; a store cannot be read.
     """
     found = find_recordings(root)
     if not found:
         return None
     old = Build.open(root, target, verify)
-    if old and [(r.path, r.stamp) for r in old.rows] == [(r.path, r.stamp) for r in found]:
+    if old and list(dict.fromkeys(map(_unit, old.rows))) == [_unit(row) for row in found]:
         return old
     refused = []
-    for cache in cache_folders(root, target):
+    for place in cache_folders(root, target):
         try:
-            return _build(root, found, old, cache, target, processes)
+            return _build(root, found, old, place, target, processes, cache or Cache())
         except OSError as error:  # of the cache; what is wrong with a recording is in its row
-            refused.append(f"{cache} ({error.strerror or error})")
+            refused.append(f"{place} ({error.strerror or error})")
     raise UserError(
         f"the index of {root} can be written neither to {' nor to '.join(refused)}; free some space, or name a folder "
         "that can be written in XDG_CACHE_HOME"
     )
 
 
-def _build(root: Path, found: list[Row], old: Build | None, cache: Path, target: Target, processes: int) -> Build:
-    """Write a build to a cache folder and make it the valid one."""
-    kept = {(entry[0].path, str(entry[0].stamp)): entry for entry in old.slices()} if old else {}
-    todo = [row for row in found if (row.path, str(row.stamp)) not in kept]
+def _unit(row: Row) -> tuple[str, str]:
+    """The same for all recordings that are read together as long as nothing changes: a folder's, or an archive's."""
+    return row.pack or row.path, str(row.stamp)
+
+
+def _build(
+    root: Root, found: list[Row], old: Build | None, place: Path, target: Target, processes: int, cache: Cache
+) -> Build:
+    """Write a build to a folder for indexes and make it the valid one."""
+    kept: dict[tuple[str, str], list[tuple[Row, dict[str, slice]]]] = {}
+    for entry in old.slices() if old else ():
+        kept.setdefault(_unit(entry[0]), []).append(entry)
+    todo = [row for row in found if _unit(row) not in kept]
     name = f"{time.time_ns():x}-{uuid.uuid4().hex[:8]}"
-    with PartialPath(cache / name) as partial:
-        sweep(cache)
+    with PartialPath(place / name) as partial:
+        sweep(place)
         partial.path.mkdir()
         with (
-            _parsed(root, todo, target, processes) as fresh,
+            _parsed(root, todo, target, processes, cache) as fresh,
             _ArrayWriter(partial.path, target) as writer,
         ):
             rows = []
             for row in found:
-                if entry := kept.get((row.path, str(row.stamp))):
+                if entries := kept.get(_unit(row)):
                     assert old is not None
-                    rows.append(writer.copy(old, *entry))
+                    rows += [writer.copy(old, *entry) for entry in entries]
                 else:
-                    rows.append(writer.add(*next(fresh)))
+                    rows += [writer.add(*result) for result in next(fresh)]
         write_table(partial.path, rows, writer.checksums)
-    write_text(cache / "current", name)
-    _remove_old_builds(cache)
-    return Build.read(cache / name, target)
+    write_text(place / "current", name)
+    _remove_old_builds(place)
+    return Build.read(place / name, target)
 
 
 def _remove_old_builds(cache: Path) -> None:
@@ -222,36 +185,48 @@ def _remove_old_builds(cache: Path) -> None:
 
 @contextmanager
 def _parsed(
-    root: Path, rows: list[Row], target: Target, processes: int
-) -> Iterator[Iterator[tuple[Row, Steps | None]]]:
-    """The parsed recordings, in order, with a progress bar."""
+    root: Root, rows: list[Row], target: Target, processes: int, cache: Cache
+) -> Iterator[Iterator[list[tuple[Row, Steps | None]]]]:
+    """What each row gives, in order, with a progress bar: itself, parsed, or the recordings of its archive."""
+    packed = any(row.pack for row in rows)
 
-    def with_bar(results: Iterable[tuple[Row, Steps | None]]) -> Iterator[tuple[Row, Steps | None]]:
-        quiet = None if len(rows) > 20 else True  # None: quiet unless there is a terminal
-        yield from Progress(results, f"Indexing {root}", len(rows), unit="recording", disable=quiet)
+    def with_bar(results: Iterable[list[tuple[Row, Steps | None]]]) -> Iterator[list[tuple[Row, Steps | None]]]:
+        quiet = None if packed or len(rows) > 20 else True  # None: quiet unless there is a terminal
+        unit = "archive or folder" if packed else "recording"
+        yield from Progress(results, f"Indexing {root}", len(rows), unit=unit, disable=quiet)
 
-    if processes < 2 or len(rows) < 64:
-        yield with_bar(index_recording(root, row, target) for row in rows)
+    if processes < 2 or len(rows) < (2 if packed else FEW):
+        yield with_bar(_index(root, row, target, cache) for row in rows)
         return
-    yield with_bar(_parsed_apart(root, rows, target, processes))
+    yield with_bar(_parsed_apart(root, rows, target, processes, cache))
 
 
-def _parsed_apart(root: Path, rows: list[Row], target: Target, processes: int) -> Iterator[tuple[Row, Steps | None]]:
+def _index(root: Root, row: Row, target: Target, cache: Cache) -> list[tuple[Row, Steps | None]]:
+    if row.pack:
+        return index_pack(root, row, target, cache)
+    assert isinstance(root, Path)
+    return [index_recording(root, row, target)]
+
+
+def _parsed_apart(
+    root: Root, rows: list[Row], target: Target, processes: int, cache: Cache
+) -> Iterator[list[tuple[Row, Steps | None]]]:
     """Parse recordings in other processes; one that ends its process is named by trying those left one by one."""
     context = multiprocessing.get_context(start_method())
     done = 0
     with suppress(BrokenProcessPool), ProcessPoolExecutor(processes, mp_context=context) as pool:
         n = len(rows)
-        for result in pool.map(index_recording, [root] * n, rows, [target] * n, chunksize=8):
+        chunk = 1 if any(row.pack for row in rows) else 8
+        for result in pool.map(_index, [root] * n, rows, [target] * n, [cache] * n, chunksize=chunk):
             done += 1
             yield result
     for row in rows[done:]:
         try:
             with ProcessPoolExecutor(1, mp_context=context) as pool:
-                result = pool.submit(index_recording, root, row, target).result()
+                result = pool.submit(_index, root, row, target, cache).result()
         except BrokenProcessPool:
             row.problem = "ends the process that reads it: it needs too much memory, or upsets the video library"
-            result = row, None
+            result = [(row, None)]
         yield result
 
 

@@ -37,6 +37,7 @@ from bczoo.core.actions import ActionSpace
 from bczoo.core.errors import UserError
 from bczoo.data.errors import printable
 from bczoo.data.reading import open_regular
+from bczoo.data.stores import Root
 
 FORMAT = 5
 ARRAYS = ("ids", "kind", "text_start", "text_steps", "text", "system_runs", "labels", "confidence")
@@ -84,10 +85,10 @@ class Target:
 class Row:
     """One recording of the table."""
 
-    path: str  # folder below the root, "." for the root itself
+    path: str  # folder below the root, "." for the root itself; within an archive behind the archive's path
     name: str  # the same, printable
     videos: list[str]
-    stamp: list[list]  # [file, bytes, mtime in ns] of every file that counts
+    stamp: list[list]  # [file, bytes, mtime in ns or a store's tag] of every file that counts, or of the archive
     n_frames: int = 0  # at the wanted rate; 0 if there is a problem
     n_texts: int = 0
     n_runs: int = 0
@@ -98,14 +99,18 @@ class Row:
     unknown: dict[str, int] = field(default_factory=dict)
     n_recorded: int = 0  # frames of the videos
     recorded_fps: float = 0.0  # rate from which the recording was resampled; 0 if it was not
+    pack: str = ""  # path of the archive, or of the store's folder, that has to be brought; "" where nothing has to
+    n_bytes: int = 0  # of a packed recording's files once they are brought
 
 
-def cache_folders(root: Path, target: Target) -> list[Path]:
-    """Where the index of a root may lie: in the root, or in the user's cache if the root cannot be written."""
-    inside = root / ".bczoo" / "index" / target.key
+def cache_folders(root: Root, target: Target) -> list[Path]:
+    """Where the index of a root may lie: in the root, or in the user's cache if the root is no folder to write to."""
     user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    root_id = hashlib.blake2b(os.fsencode(root.resolve()), digest_size=8).hexdigest()
-    return [inside, user_cache / "bczoo" / "index" / root_id / target.key]
+    name = root.encode() if isinstance(root, str) else os.fsencode(root.resolve())
+    outside = user_cache / "bczoo" / "index" / hashlib.blake2b(name, digest_size=8).hexdigest() / target.key
+    if isinstance(root, str) or root.is_file():
+        return [outside]
+    return [root / ".bczoo" / "index" / target.key, outside]
 
 
 @dataclass
@@ -117,11 +122,11 @@ class Build:
     folder: Path
 
     @classmethod
-    def open(cls, root: Path, target: Target, verify: bool = False) -> Build | None:
+    def open(cls, root: Root, target: Target, verify: bool = False) -> Build | None:
         """The newest valid build, or None if there is none; warns of a damaged one.
 
         Args:
-            root: folder of recordings.
+            root: of the recordings.
             target: what they were brought to.
             verify: compare all arrays with their checksums, also those that look untouched.
         """

@@ -24,6 +24,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from bczoo.core.spec import Batch
+from bczoo.data.ahead import Ahead
 from bczoo.data.dataset import WindowDataset, as_batch
 from bczoo.data.windows import Key, Plan
 
@@ -37,7 +38,14 @@ class _Batches:
         self.first_batch = 0
 
     def __iter__(self) -> Iterator[list[Key]]:
-        return self.plan.batches(self.epoch, self.first_batch)
+        batches = self.plan.batches(self.epoch, self.first_batch)
+        if not self.plan.index.packs:
+            yield from batches
+            return
+        with Ahead(self.plan, self.epoch) as ahead:
+            for keys in batches:
+                ahead.reach(keys)
+                yield keys
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -100,7 +108,7 @@ class WindowLoader:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved position."""
         identity = self._identity()
-        if changed := [f"{k} {state[k]} -> {v}" for k, v in identity.items() if state.get(k) != v]:
+        if changed := [f"{k} {state.get(k)} -> {v}" for k, v in identity.items() if state.get(k) != v]:
             warnings.warn(
                 f"the data is not what it was when the checkpoint was saved ({', '.join(changed)}); "
                 f"training goes on at batch {state['batch']} of epoch {state['epoch']} of the new order",
@@ -111,7 +119,8 @@ class WindowLoader:
 
     def _identity(self) -> dict[str, int]:
         plan = self.plan
-        return {
+        packed = {"open_recordings": plan.open_recordings} if plan.index.packs else {}
+        return packed | {
             "recordings": len(plan.recordings),
             "frames": int(plan.index.n_frames[plan.recordings].sum()),
             "window": plan.window,

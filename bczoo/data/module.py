@@ -1,4 +1,4 @@
-"""The data module: recordings in folders become batches for a trainer.
+"""The data module: recordings in folders, archives and stores become batches for a trainer.
 
 Place in the pipeline: `bczoo fit --config ...` builds it from the ``data`` section of a configuration. It
 asks the model which input it needs (:class:`bczoo.core.spec.InputSpec`, ``supervision`` and ``fields`` of
@@ -22,28 +22,31 @@ from bczoo.core import arguments
 from bczoo.core.actions import ActionSpace
 from bczoo.core.errors import UserError
 from bczoo.core.spec import FIELDS, SUPERVISION, Batch, InputSpec
+from bczoo.data.ahead import require_room
 from bczoo.data.augment import ClipAugment
+from bczoo.data.cache import Cache
 from bczoo.data.dataset import WindowDataset
-from bczoo.data.index import Index, as_paths, open_index
+from bczoo.data.index import Index, as_roots, open_index
 from bczoo.data.loader import WindowLoader
 from bczoo.data.proportions import mismatch
 from bczoo.data.recording import LEARNED, SYSTEM
 from bczoo.data.source import RecordingSource
 from bczoo.data.summary import report, summarise
-from bczoo.data.windows import Plan, list_windows, split, subset
+from bczoo.data.windows import OPEN_RECORDINGS, Plan, list_windows, split, subset
 
 
 class RecordingDataModule(L.LightningDataModule):
     """Windows of recordings for training, validation, test and prediction.
 
     Args:
-        root: folder of recordings, or several.
+        root: folder of recordings or of archives of them (*.tar, *.tar.gz), an archive, a URL of either
+            (hf://datasets/org/name, s3://bucket/path, ...), or several of these.
         batch_size: windows per batch and process.
         window: steps of a window; asked from the model if left out.
         frame_size: height and width of the frames in pixels; asked from the model if left out.
         action_space: name of an action space, or its dict; asked from the model if left out.
-        val_root: folder of validation recordings; if left out, a part of root is kept for validation.
-        test_root: folder of test recordings; if left out, tests run on the validation recordings.
+        val_root: of validation recordings, as root; if left out, a part of root is kept for validation.
+        test_root: of test recordings, as root; if left out, tests run on the validation recordings.
         val_fraction: share of root's recordings kept for validation, chosen by name, where val_root is left out.
         fraction: share of the training frames to use; smaller shares are parts of larger ones.
         seed: of the order of windows and of augmentations.
@@ -54,6 +57,10 @@ class RecordingDataModule(L.LightningDataModule):
         source: produces recordings in root before training, if they are not there yet.
         val_source: the same for val_root.
         pin_memory: page-locked batches; if left out, where the trainer uses a GPU.
+        cache_gb: gigabytes that unpacked archives and recordings of stores may take on this computer;
+            BCZOO_CACHE_GB or 50 if left out.
+        cache_dir: folder of these; BCZOO_CACHE_DIR or bczoo/recordings in the user's cache if left out.
+        open_recordings: recordings of archives or stores that are shuffled together, and lie in the cache at once.
     """
 
     def __init__(
@@ -74,6 +81,9 @@ class RecordingDataModule(L.LightningDataModule):
         source: RecordingSource | None = None,
         val_source: RecordingSource | None = None,
         pin_memory: bool | None = None,
+        cache_gb: float | None = None,
+        cache_dir: str | None = None,
+        open_recordings: int = OPEN_RECORDINGS,
     ) -> None:
         super().__init__()
         if not 0 <= val_fraction < 1:
@@ -82,6 +92,7 @@ class RecordingDataModule(L.LightningDataModule):
             raise UserError(f"fraction is a share of the training frames above 0 and up to 1, got {fraction}")
         arguments.whole("batch_size", batch_size, 1)
         arguments.whole("num_workers", num_workers, 0)
+        arguments.whole("open_recordings", open_recordings, 1)
         for name, number in (("window", window), ("frame_size", frame_size)):
             if number is not None:
                 arguments.whole(name, number, 1)
@@ -101,6 +112,8 @@ class RecordingDataModule(L.LightningDataModule):
         self.source = source
         self.val_source = val_source
         self.pin_memory = pin_memory
+        self.cache = Cache(cache_dir, cache_gb)
+        self.open_recordings = open_recordings
         self._parts: dict[str, tuple[Index, np.ndarray]] = {}
         self._loaders: dict[str, WindowLoader] = {}  # the last one of each part
         self._unreadable = 0  # steps, of loaders that are closed
@@ -148,12 +161,14 @@ class RecordingDataModule(L.LightningDataModule):
         for source, root in ((self.source, self.root), (self.val_source, self.val_root)):
             if source is None:
                 continue
-            roots = as_paths(root or [])
+            roots = as_roots(root or [])
             if len(roots) != 1:
                 raise UserError(f"a source fills one root, but data.root or data.val_root lists {len(roots)}")
+            if not isinstance(roots[0], Path):
+                raise UserError(f"a source fills a folder, not {roots[0]}; --data.source null trains on what is there")
             source.prepare(roots[0])
         wanted = [root for root in (self.root, self.val_root, self.test_root) if root is not None]
-        for path in dict.fromkeys(path for root in wanted for path in as_paths(root)):
+        for path in dict.fromkeys(path for root in wanted for path in as_roots(root)):
             self._open(path, scan=True)
 
     def setup(self, stage: str | None = None) -> None:
@@ -232,7 +247,7 @@ class RecordingDataModule(L.LightningDataModule):
 
     def describe(self) -> dict[str, Any]:
         """What is trained and validated on, as plain JSON: folders, recordings, hours."""
-        out: dict[str, Any] = {"root": [str(p) for p in as_paths(self.root)], "fraction": self.fraction}
+        out: dict[str, Any] = {"root": [str(p) for p in as_roots(self.root)], "fraction": self.fraction}
         for part, (index, recordings) in self._parts.items():
             if part != "test":
                 hours = float(index.n_frames[recordings].sum()) / index.target.fps / 3600
@@ -253,7 +268,7 @@ class RecordingDataModule(L.LightningDataModule):
         if unreadable:
             warnings.warn(
                 f"{unreadable} steps had no readable frame and were not learned from; "
-                f"`bczoo data check {' '.join(str(p) for p in as_paths(self.root))}` lists broken recordings",
+                f"`bczoo data check {' '.join(str(p) for p in as_roots(self.root))}` lists broken recordings",
                 stacklevel=2,
             )
 
@@ -267,7 +282,7 @@ class RecordingDataModule(L.LightningDataModule):
 
     def _open(self, root: str | list[str] | Path, scan: bool) -> Index:
         spec = self.input_spec
-        return open_index(root, spec.action_space, spec.fps, spec.text_dim, scan, self.num_workers)
+        return open_index(root, spec.action_space, spec.fps, spec.text_dim, scan, self.num_workers, cache=self.cache)
 
     def _summary(self) -> str:
         """What is trained on, in a few lines."""
@@ -305,7 +320,9 @@ class RecordingDataModule(L.LightningDataModule):
             world_size=world_size,
             spread=spread,
             drop_system=self.supervision == "user",
+            open_recordings=self.open_recordings,
         )
+        require_room(plan)
         pin = self.pin_memory
         if pin is None:
             pin = trainer is not None and torch.device(trainer.strategy.root_device).type == "cuda"

@@ -21,16 +21,19 @@ MOST = 64  # recordings that are looked at
 def mismatch(index: Index, frame_size: int, resize: str) -> str | None:
     """What is wrong with pairing recordings and a policy; None if nothing is, or nothing is known.
 
-    Looks at some of the recordings.
+    Looks at some of the recordings that need not be brought first.
 
     Args:
         index: of the recordings.
         frame_size: height and width in pixels of the policy's frames.
         resize: how the policy brings frames to it.
     """
-    some = index.usable[:: max(1, len(index.usable) // MOST)]
-    found = (_mismatch(index.video(int(recording), frame_size), resize) for recording in some)
-    return next((wrong for wrong in found if wrong), None)
+    near = index.at_hand(index.usable)
+    for recording in near[:: max(1, len(near) // MOST)].tolist():
+        with index.reading(recording) as folder:
+            if wrong := _mismatch(folder / index.video_name(recording, frame_size), resize):
+                return wrong
+    return None
 
 
 def _mismatch(video: Path, resize: str) -> str | None:

@@ -39,6 +39,7 @@ DRAWN = 14  # names in the picture
 LEVELS = 16  # bars of the histogram of brightness
 PICTURES = (".png", ".svg", ".pdf")
 NO_GAME = "no game named"
+PACKED = "not read, in archives"  # of recordings that would have to be unpacked for their game's name
 
 
 @dataclass
@@ -170,7 +171,7 @@ def stats(
     The exit status is 1 if a recording is broken; it is named, and the others are counted.
 
     Args:
-        recordings: folder of recordings, or one recording.
+        recordings: folder of recordings or of archives of them, an archive, or one recording.
         json: file to write the numbers to as JSON, with all histograms.
         out: picture to write, such as stats.png.
         action_space: name of the action space to map actions to, or its dict.
@@ -211,8 +212,9 @@ def count_all(index: Index, root: str, videos: int = 64) -> Stats:
     lengths: list[np.ndarray] = []  # of instructions
     holds = {group.name: np.zeros((_names(group), LONGEST_HOLD + 1), np.int64) for group in space.groups}
     games: dict[str, Game] = {}
+    near = set(index.at_hand(index.usable).tolist())
     for recording in index.usable.tolist():
-        game = games.setdefault(_game(index, recording), Game())
+        game = games.setdefault(_game(index, recording) if recording in near else PACKED, Game())
         game.recordings += 1
         game.hours += float(index.n_frames[recording]) / fps / 3600
         lengths.append(index.texts(recording)[1])
@@ -241,7 +243,8 @@ def count_all(index: Index, root: str, videos: int = 64) -> Stats:
 
 
 def _game(index: Index, recording: int) -> str:
-    env = read_metadata(index.folder(recording) / ANNOTATION_FILE).env
+    with index.reading(recording) as folder:
+        env = read_metadata(folder / ANNOTATION_FILE).env
     return printable("/".join(filter(None, (env.env, env.env_subtype)))) or NO_GAME
 
 

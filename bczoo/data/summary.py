@@ -1,8 +1,9 @@
 """What recordings hold, in a few lines, and what of it nobody can learn from.
 
 Place in the pipeline: the data module prints a summary when a training starts, ``bczoo data check`` at its end.
-Counts come from the index. Frames are looked at in a bounded sample, a few of at most eight recordings, so that a
-start is not delayed by more than about a second; the summary says how large the sample was.
+Counts come from the index. Frames are looked at in a bounded sample, a few of at most eight recordings, none of which
+has to be brought first, so that a start is not delayed by more than about a second; the summary says how large the
+sample was.
 
 Shape legend: n steps of a recording, A action tokens per step.
 """
@@ -155,7 +156,8 @@ def summarise(
     summary.resampled = index.resampled(recordings)
     _count_actions(index, recordings, summary)
     if frame_size is not None:
-        summary.sample = _look(index, _spread(recordings, videos), frame_size, time.monotonic() + seconds)
+        near = _spread(index.at_hand(recordings), videos)
+        summary.sample = _look(index, near, frame_size, time.monotonic() + seconds)
     return summary
 
 
@@ -235,10 +237,11 @@ def _look(index: Index, recordings: np.ndarray, frame_size: int, deadline: float
 
 def _runs(index: Index, recording: int, frame_size: int, deadline: float) -> Iterator[list[np.ndarray]]:
     try:
-        for run in sample_frames(index.video(recording, frame_size), PLACES, RUN):
-            yield run
-            if time.monotonic() > deadline:
-                return
+        with index.reading(recording) as folder:
+            for run in sample_frames(folder / index.video_name(recording, frame_size), PLACES, RUN):
+                yield run
+                if time.monotonic() > deadline:
+                    return
     except RecordingError:
         return
 

@@ -4,7 +4,7 @@ Place in the pipeline: `index.py` probes headers, `dataset.py` reads the frames 
 writes. Decoding is single-threaded unless asked otherwise, because data loaders run one process per worker;
 files are closed after every call and nothing is kept.
 
-Shape legend: n frames, H, W height and width in pixels; frames are (n, H, W, 3) uint8, RGB.
+Shape legend: n frames, H, W height and width in pixels; frames are uint8, RGB, (n, H, W, 3), planes (n, 3, H, W).
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from typing import Any, Literal, NamedTuple
 import av
 import av.error
 import numpy as np
-from av.video.reformatter import VideoReformatter
 
 from bczoo.core.errors import UserError
 from bczoo.core.files import PartialPath
-from bczoo.core.frames import resize
+from bczoo.core.frames import check_filter, resize
+from bczoo.data.colour import ToRGB
 from bczoo.data.errors import FrameReadError, RecordingError
 from bczoo.data.reading import open_regular
 
@@ -85,7 +85,7 @@ def probe(path: str | Path) -> VideoInfo:
 
 
 def _probe(path: Path) -> VideoInfo:
-    with _opened(path) as (container, stream):
+    with opened(path) as (container, stream):
         entries = stream.index_entries if stream.frames else ()
         if len(entries):  # frames that an edit list hides are in the file but never shown
             n_frames = sum(not entry.is_discard for entry in entries)
@@ -115,40 +115,70 @@ def read_frames(
     Raises:
         FrameReadError: a wanted frame is missing or broken; holds the frames before it.
     """
-    return read_numbered(path, range(start, start + count), size, threads, filter)
+    planes = np.empty((count, 3, size, size), np.uint8)
+    read_into(planes, path, range(start, start + count), threads, filter)
+    return np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
 
 
-def read_numbered(
-    path: str | Path, numbers: Sequence[int], size: int, threads: int = 1, filter: str = "hamming"
-) -> np.ndarray:
-    """The same for frames of any numbers, in ascending order; a number may come several times."""
-    count, start = len(numbers), numbers[0] if len(numbers) else 0
-    frames = np.empty((count, size, size, 3), np.uint8)
+def read_into(
+    out: np.ndarray, path: str | Path, numbers: Sequence[int], threads: int = 1, filter: str = "hamming"
+) -> None:
+    """The same for frames of any numbers, written as planes to where they are wanted.
+
+    Args:
+        out: (n, 3, size, size) uint8.
+        path: the video file.
+        numbers: (n,) numbers of the frames, in ascending order; a number may come several times.
+        threads: decoder threads.
+        filter: resize filter for videos of another size.
+
+    Raises:
+        FrameReadError: as of :func:`read_frames`.
+    """
+    count, size, start = len(out), out.shape[-1], numbers[0] if len(numbers) else 0
+    check_filter(filter)
     done = 0
     try:
-        for number, frame in enumerate(iterate_frames(path, start, threads), start):
+        to_rgb = ToRGB()
+        for number, frame in enumerate(decoded(path, start, threads), start):
             if done == count:
                 break
             if number == numbers[done]:
-                frames[done] = resize(frame, size, filter)
+                if (frame.width, frame.height) == (size, size):
+                    to_rgb.planes(frame, out[done])
+                else:
+                    out[done] = resize(to_rgb.pixels(frame), size, filter).transpose(2, 0, 1)
                 done += 1
             while done < count and number == numbers[done]:
-                frames[done] = frames[done - 1]
+                out[done] = out[done - 1]
                 done += 1
     except RecordingError as error:
-        raise FrameReadError(path, error.reason, frames[:done]) from error
+        raise FrameReadError(path, error.reason, _read(out, done)) from error
     except UserError:  # of the arguments, not of the file
         raise
     except Exception as error:
         reason = f"frame {numbers[done]} cannot be read ({type(error).__name__}: {error})"
-        raise FrameReadError(path, reason, frames[:done]) from error
+        raise FrameReadError(path, reason, _read(out, done)) from error
     if done < count:
-        raise FrameReadError(path, f"the video ends before frame {numbers[done]}", frames[:done])
-    return frames
+        raise FrameReadError(path, f"the video ends before frame {numbers[done]}", _read(out, done))
+
+
+def _read(planes: np.ndarray, done: int) -> np.ndarray:
+    """The frames that were read before an error, (done, size, size, 3)."""
+    return planes[:done].transpose(0, 2, 3, 1)
 
 
 def iterate_frames(path: str | Path, start: int = 0, threads: int = 1) -> Iterator[np.ndarray]:
     """Yield frame ``start`` and all after it as (H, W, 3) uint8.
+
+    Raises:
+        RecordingError: a frame is missing or broken; the reason names it.
+    """
+    return map(ToRGB().pixels, decoded(path, start, threads))
+
+
+def decoded(path: str | Path, start: int, threads: int = 1) -> Iterator[av.VideoFrame]:
+    """Decode frame ``start`` and all after it.
 
     Frames are found by their time: with evenly spaced frames, number i is shown at ``first + i * step``.
     Files that turn out not to be even (variable rate, frames cut out) are read again with all times measured.
@@ -158,7 +188,7 @@ def iterate_frames(path: str | Path, start: int = 0, threads: int = 1) -> Iterat
     """
     number = start
     try:
-        for frame in _iterate_frames(path, start, threads):
+        for frame in _attempts(path, start, threads):
             yield frame
             number += 1
     except RecordingError:
@@ -167,19 +197,19 @@ def iterate_frames(path: str | Path, start: int = 0, threads: int = 1) -> Iterat
         raise RecordingError(path, f"frame {number} cannot be read ({type(error).__name__}: {error})") from error
 
 
-def _iterate_frames(path: str | Path, start: int, threads: int) -> Iterator[np.ndarray]:
+def _attempts(path: str | Path, start: int, threads: int) -> Iterator[av.VideoFrame]:
     number = start
     measured, strict = False, True
     while True:
-        with _opened(path, threads, strict) as (container, stream):
+        with opened(path, threads, strict) as (container, stream):
             times = None if measured else _even_times(stream)
             if times is None:
                 times, measured = _measured_times(container, stream), True
             if number >= len(times):
                 return
             try:
-                for frame, pts in _decoded_from(container, stream, times[number], number == 0):
-                    if pts != times[number]:
+                for frame in _decoded_from(container, stream, times[number], number == 0, skip=not measured):
+                    if frame.pts != times[number]:
                         break  # not where an even file shows it, or missing
                     yield frame
                     number += 1
@@ -213,7 +243,7 @@ def sample_frames(path: str | Path, places: int, run: int) -> Iterator[list[np.n
     """
     begun: set[int | None] = set()
     try:
-        with _opened(path, strict=False) as (container, stream):
+        with opened(path, strict=False) as (container, stream):
             start, length = stream.start_time or 0, stream.duration or 0
             for place in range(places):
                 container.seek(start + length * place // places, stream=stream, backward=True)
@@ -233,7 +263,7 @@ def frame_times(path: str | Path) -> list[float]:
     Raises:
         RecordingError: the video cannot be read.
     """
-    with _opened(path) as (container, stream):
+    with opened(path) as (container, stream):
         return [float(time * stream.time_base) for time in _measured_times(container, stream)]
 
 
@@ -327,7 +357,7 @@ class VideoWriter:
 
 
 @contextmanager
-def _opened(path: str | Path, threads: int = 1, strict: bool = True) -> Iterator[tuple[Any, Any]]:
+def opened(path: str | Path, threads: int = 1, strict: bool = True) -> Iterator[tuple[Any, Any]]:
     """The container and video stream of a file; a strict decoder reports all that it could conceal."""
     with ExitStack() as stack:
         try:
@@ -367,12 +397,12 @@ def _measured_times(container: Any, stream: Any) -> Sequence[int]:
         raise RecordingError(container.name, f"the video cannot be read ({error.strerror})") from error
 
 
-def _decoded_from(container: Any, stream: Any, time: int, from_start: bool) -> Iterator[tuple[np.ndarray, int]]:
-    """Decode from the nearest keyframe shown at or before ``time``; yields (H, W, 3) uint8 frames and their
-    times.
+def _decoded_from(container: Any, stream: Any, time: int, from_start: bool, skip: bool) -> Iterator[av.VideoFrame]:
+    """Decode from the nearest keyframe shown at or before ``time``; yields the frames shown from then on.
 
     Containers seek by decoding time, which runs ahead of display time where there are B-frames, and may so
-    land on a keyframe that is shown too late. Then the seek starts further back.
+    land on a keyframe that is shown too late. Then the seek starts further back. With ``skip``, earlier frames that
+    no other frame refers to, about half, are not decoded.
     """
     back = 0
     reach = max(int(8 / (stream.base_rate or 20) / stream.time_base), 1)
@@ -385,12 +415,13 @@ def _decoded_from(container: Any, stream: Any, time: int, from_start: bool) -> I
         if target == begin or (packet.is_keyframe and packet.pts is not None and packet.pts <= time):
             break
         back = max(reach, back * 8)
-    to_rgb = VideoReformatter()
     while packet is not None:
+        early = packet.pts is not None and packet.pts < time
+        stream.codec_context.skip_frame = "NONREF" if skip and early else "DEFAULT"
         for frame in packet.decode():
             if frame.pts is None or frame.pts < time:
                 continue
             if frame.is_corrupt:
                 raise av.error.InvalidDataError(0, "Corrupted frame", str(container.name))
-            yield to_rgb.reformat(frame, format="rgb24").to_ndarray(), frame.pts
+            yield frame
         packet = next(packets, None)

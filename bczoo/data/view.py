@@ -14,8 +14,9 @@ from bczoo.core.actions import Decision
 from bczoo.core.errors import UserError
 from bczoo.core.files import require_file_target
 from bczoo.core.progress import Progress
+from bczoo.data.cache import located
 from bczoo.data.errors import RecordingError, printable
-from bczoo.data.index_build import find_recordings
+from bczoo.data.listing import find_recordings
 from bczoo.data.reading import Frames
 from bczoo.data.recording import (
     LABELLED,
@@ -41,7 +42,7 @@ def view(recording: str, out: str, start: int = 0, frames: int | None = None) ->
     """Write a recording with its actions and instructions drawn in as a video.
 
     Args:
-        recording: folder of the recording.
+        recording: folder of the recording, its folder in an archive (batches/batch_1.tar.gz/REC), or a URL of either.
         out: video file to write.
         start: first frame.
         frames: how many frames; all if left out.
@@ -49,9 +50,15 @@ def view(recording: str, out: str, start: int = 0, frames: int | None = None) ->
     Returns:
         The path of the video.
     """
+    with located(recording) as folder:
+        _draw(folder, out, start, frames)
+    return out
+
+
+def _draw(folder: Path, out: str, start: int, frames: int | None) -> None:
+    """Write what :func:`view` writes of the recording in a folder."""
     from bczoo.games.render import render_decision
 
-    folder = Path(recording)
     rows = find_recordings(folder) if folder.is_dir() else []
     if [row.path for row in rows] != ["."]:
         raise RecordingError(folder, "not the folder of one recording (annotation.proto and a video)")
@@ -77,7 +84,6 @@ def view(recording: str, out: str, start: int = 0, frames: int | None = None) ->
             caption = f"{i / fps:.1f} s  {WHO[kind]}  {captions[min(i + 1, len(steps) - 1)]}"
             writer.add(render_decision(image, Decision(values), caption.strip()))
     print(f"wrote {printable(out)}, {stop - start} frames")
-    return out
 
 
 def _check_out(out: str) -> None:

@@ -10,7 +10,11 @@ A recording of n frames is cut, from its first window's start on, into windows o
       frames   0 1 2 3 4 5 6 7 8 9          n = 10, T = 4
       windows  [0 1 2 3][4 5 6 7][8 .]      the last has 1 valid step (frame 8), then shows frame 9
 
-Shape legend: R recordings, W windows.
+Recordings that lie in packs (archives, or in a store; see `cache.py`) are shuffled in two steps, because not all packs
+can be unpacked at once. The packs are dealt, in a random order, into groups of a few; the windows of a group are
+shuffled among each other, and one group comes after the other. Recordings in folders are spread over all groups.
+
+Shape legend: R recordings, W windows, P packs.
 """
 
 from __future__ import annotations
@@ -22,11 +26,12 @@ import numpy as np
 
 from bczoo.core.errors import UserError
 from bczoo.core.spec import FILL
-from bczoo.data.index import Index
+from bczoo.data.index import Index, name_hash
 
 Key = tuple[int, int]  # (recording, start)
 
-_SPLIT, _ORDER, _OFFSET, _WINDOW = 1, 2, 3, 4  # independent random numbers from one name
+_SPLIT, _ORDER, _OFFSET, _WINDOW, _PACK = 1, 2, 3, 4, 5  # independent random numbers from one name
+OPEN_RECORDINGS = 800  # of packs, that are shuffled together: eight batches of the public dataset
 
 
 def mix(hashes: np.ndarray, *salt: int) -> np.ndarray:
@@ -142,6 +147,7 @@ class Plan:
         spread: without shuffle, take the windows in a random order that names and starts fix, so that the first ones
             come from everywhere. Which ones they are depends on their number, not on how it is cut into batches.
         drop_system: leave out full windows of nothing but the policy's own actions.
+        open_recordings: of packs, that are shuffled together; their packs are unpacked at the same time.
     """
 
     index: Index
@@ -154,6 +160,7 @@ class Plan:
     world_size: int = 1
     spread: bool = False
     drop_system: bool = True
+    open_recordings: int = OPEN_RECORDINGS
 
     def n_windows(self) -> int:
         """Windows of an epoch before any are dropped or filled in (of epoch 0 where shuffled)."""
@@ -179,16 +186,42 @@ class Plan:
             # Random first windows make epochs differ by a few windows. All get as many as epoch 0, because
             # trainers fix the length of an epoch at the start; where windows are missing, some come twice.
             order = np.random.default_rng((self.seed, epoch)).permutation(len(start))
-            pick = np.resize(order, wanted)
+            pick = self._by_group(recording, np.resize(order, wanted), self.groups(epoch))
             recording, start = recording[pick], start[pick]
         else:
             if self.spread:
                 order = np.argsort(window_hashes(self.index.hashes[recording], start), kind="stable")
+                order = self._by_group(recording, order, self.groups(epoch))
                 recording, start = recording[order], start[order]
             fill = wanted - len(start)
             recording = np.concatenate([recording, np.full(fill, FILL)])
             start = np.concatenate([start, np.zeros(fill, np.int64)])
         return recording.reshape(shape)[:, self.rank], start.reshape(shape)[:, self.rank]
+
+    def groups(self, epoch: int) -> list[np.ndarray]:
+        """The packs that are open together, a group after the other: numbers, each (P of the group,)."""
+        if not self.index.packs:
+            return []
+        used = np.unique(self.index.pack_of[self.recordings])
+        used = used[used >= 0]
+        if not self.shuffle and not self.spread:
+            return [used[i : i + 1] for i in range(len(used))]  # in order, one by one
+        hashes = np.array([name_hash(self.index.packs[pack].path) for pack in used], np.uint64)
+        used = used[np.argsort(mix(hashes, _PACK, *((self.seed, epoch) if self.shuffle else ())), kind="stable")]
+        count = self.index.pack_sizes()[0][used]
+        group = (np.cumsum(count) - count) // self.open_recordings
+        return [used[group == number] for number in np.unique(group)]
+
+    def _by_group(self, recording: np.ndarray, order: np.ndarray, groups: list[np.ndarray]) -> np.ndarray:
+        """(W,) an order of windows, with those of a group's packs in its turn and those in folders all over."""
+        if len(groups) < 2:
+            return order
+        group_of = np.full(len(self.index.packs) + 1, -1)  # the last one is pack number -1
+        for number, packs in enumerate(groups):
+            group_of[packs] = number
+        turn = group_of[self.index.pack_of[recording[order]]]
+        anywhere = np.arange(len(order)) * len(groups) // len(order)
+        return order[np.argsort(np.where(turn < 0, anywhere, turn), kind="stable")]
 
     def _windows(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         n_frames, hashes = self.index.n_frames[self.recordings], self.index.hashes[self.recordings]

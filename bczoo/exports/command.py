@@ -103,7 +103,7 @@ def export_recordings(
 
     Args:
         format: lerobot, version 3 of LeRobot's datasets.
-        recordings: folder of recordings, or one recording.
+        recordings: folder of recordings or of archives of them, an archive, or one recording.
         out: folder to write; must not exist, or be empty.
         fps: steps per second of the dataset, which has one rate; recordings of another are left out. That of most
             recordings if left out.
@@ -134,7 +134,8 @@ def export_recordings(
         try:
             for recording in Progress(index.usable.tolist(), "Exporting", len(index.usable), disable=None):
                 try:
-                    _export(index, recording, space, writer, report, frames)
+                    with index.reading(recording) as folder:
+                        _export(index, recording, folder, space, writer, report, frames)
                 except RecordingError as error:
                     writer.next_video.unlink(missing_ok=True)
                     report.problems[str(index.names[recording])] = error.reason
@@ -163,20 +164,22 @@ def _rate(index: Index, recording: int) -> float:
 
 def _shape(index: Index, recording: int) -> tuple[int, int]:
     """Height and width of a recording's video."""
-    info = probe(index.video(recording, USUAL_PX))
+    with index.reading(recording) as folder:
+        info = probe(folder / index.video_name(recording, USUAL_PX))
     return info.height, info.width
 
 
 def _export(
     index: Index,
     recording: int,
+    folder: Path,
     space: ActionSpace,
     writer: DatasetWriter,
     report: ExportReport,
     wanted: _Frames,
 ) -> None:
     """Append a recording to the dataset, or raise a RecordingError and leave it as it is."""
-    folder, fps = index.folder(recording), report.fps
+    fps = report.fps
     if (rate := _rate(index, recording)) != fps:
         raise RecordingError(folder, f"has {rate:g} steps per second, the dataset {fps}; export it with --fps {rate:g}")
     annotation = read_annotation(folder)
@@ -203,7 +206,9 @@ def _export(
         "user": metadata.user,
         "task": task,
     }
-    start, copied = _write_video(index.video(recording, wanted.shape[0]), writer.next_video, n, fps, wanted)
+    start, copied = _write_video(
+        folder / index.video_name(recording, wanted.shape[0]), writer.next_video, n, fps, wanted
+    )
     writer.add(Episode(actions, known, [text or task for text in (*texts[1:], texts[-1])], start, about))
     report.episodes, report.steps = report.episodes + 1, report.steps + n
     report.copied, report.not_learned = report.copied + copied, report.not_learned + int((~known).sum())

@@ -58,7 +58,7 @@ def fetch(
     """
     from huggingface_hub import HfApi, snapshot_download
 
-    with _told(repository, revision):
+    with told(repository, revision):
         given: Any = {"revision": revision, "token": token, "local_files_only": local_files_only}
         where: Any = {"local_dir": out, "cache_dir": cache_dir}
         # the config first: many repositories have weights of these names, and not everyone's are wanted
@@ -108,7 +108,7 @@ def push(
     require_repository(repository)
     exported = read_folder(folder)
     api = HfApi(token=token)
-    with _told(repository, revision, writing=True):
+    with told(repository, revision, writing=True):
         api.create_repo(repository, private=private, exist_ok=True)
         if revision:
             api.create_branch(repository, branch=revision, exist_ok=True)
@@ -124,7 +124,7 @@ def push(
 
 
 @contextmanager
-def _told(repository: str, revision: str | None, writing: bool = False) -> Iterator[None]:
+def told(repository: str, revision: str | None, writing: bool = False) -> Iterator[None]:
     """huggingface_hub's errors in words that say what to do."""
     from huggingface_hub import errors
 

@@ -23,7 +23,7 @@ from bczoo.hub.build import check_spec, described, family_of, fill
 from bczoo.hub.folder import CONFIG, ExportedFolder, load_folder, read_folder, read_weights
 from bczoo.hub.models import shipped_weights
 from bczoo.hub.remote import fetch, is_repository
-from bczoo.hub.state import Checkpoint, of_one_run, read_checkpoint
+from bczoo.hub.state import Checkpoint, is_checkpoint, of_one_run, read_checkpoint
 from bczoo.train.run_record import BEST, EXPORTED_RECORD, LAST, read_record, records_of_runs, weights_step
 
 Loaded = TypeVar("Loaded", bound=Family)
@@ -43,7 +43,7 @@ class Source:
 
     @property
     def exported(self) -> bool:
-        return self.path.is_dir()
+        return not is_checkpoint(self.path)
 
     @cached_property
     def _content(self) -> ExportedFolder | Checkpoint:
@@ -133,7 +133,7 @@ class Source:
         known = {**measured, **self.record.get("metrics", {})}
         loss = f", val/loss {known['val/loss']:.4f}" if known.get("step") == step and "val/loss" in known else ""
         name, kind = (LAST, "last") if self.path.name == BEST else (BEST, "best")
-        other = f"; the {kind} one is {self.path.with_name(name)}" if self.path.with_name(name).is_file() else ""
+        other = f"; the {kind} one is {self.path.with_name(name)}" if is_checkpoint(self.path.with_name(name)) else ""
         what = "the best by validation" if self.path.name == BEST else "the last one"
         return f"{self.path}: {what}, step {step}{loss}{other}"
 
@@ -141,9 +141,9 @@ class Source:
 def _checkpoint_in(folder: Path) -> Path | None:
     """The best checkpoint of the run that a folder holds the last one of, or that one; None if there is neither."""
     last, best = folder / LAST, folder / BEST
-    if best.is_file() and (not last.is_file() or of_one_run(best, last)):
+    if is_checkpoint(best) and (not is_checkpoint(last) or of_one_run(best, last)):
         return best
-    return last if last.is_file() else None
+    return last if is_checkpoint(last) else None
 
 
 def chosen_step(checkpoint: Path) -> int | None:
@@ -176,7 +176,7 @@ def locate(
     restore(path)
     if not path.exists() and (shipped := shipped_weights(path)) is not None:
         return Source(shipped)
-    if path.is_file():
+    if is_checkpoint(path):
         return Source(path)
     if path.is_dir():
         if (path / CONFIG).is_file():

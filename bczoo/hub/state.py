@@ -1,8 +1,10 @@
 """State dicts under their plain names, whatever was wrapped around the policy while it trained.
 
 Place in the pipeline: everything that is exported passes here, so that compiled, LoRA-trained and plainly trained
-policies are exported under the same names. ``torch.compile`` adds ``_orig_mod.`` to names; peft keeps a layer's own
-weight as ``base_layer`` beside two small matrices, which are merged here.
+policies are exported under the same names. A checkpoint is a file, or a folder that several processes wrote
+(:mod:`bczoo.hub.checkpoint_folder`); whoever reads one comes here and need not know. ``torch.compile`` adds
+``_orig_mod.`` to names; peft keeps a layer's own weight as ``base_layer`` beside two small matrices, which are merged
+here.
 """
 
 from __future__ import annotations
@@ -21,6 +23,13 @@ from torch import Tensor
 
 from bczoo.core.errors import UserError
 from bczoo.core.parts import Family
+from bczoo.hub.checkpoint_folder import (
+    damaged_file,
+    folder_fingerprint,
+    is_folder_checkpoint,
+    read_folder_checkpoint,
+    read_rest,
+)
 from bczoo.hub.finite import check_finite
 from bczoo.hub.names import Header, plain_entries, some
 
@@ -63,7 +72,7 @@ class Checkpoint(NamedTuple):
     """What a checkpoint of a training run holds of the policy.
 
     Args:
-        path: the file.
+        path: the file or folder.
         spec: family and arguments of the model.
         raw: weights as they were trained.
         lora_scale: of their LoRA matrices.
@@ -96,23 +105,35 @@ class Checkpoint(NamedTuple):
         return state
 
 
-def load_tensors(path: str | Path) -> dict[str, Any]:
-    """A file of ``torch.save``, without executing anything that is in it, and without tensors that claim to be more
-    than the file holds.
+def is_checkpoint(path: str | Path) -> bool:
+    """Whether a checkpoint lies at a path: a file, or a folder that several processes wrote."""
+    return Path(path).is_file() or is_folder_checkpoint(path)
+
+
+def load_tensors(path: str | Path, optimizer: bool = False) -> dict[str, Any]:
+    """What a checkpoint holds, without executing anything that is in it, and without tensors that claim to be more
+    than it holds.
 
     ``torch.load(mmap=True)`` looks at no checksum, so those of the file are checked here, once per process as long as
     the file stays the same. That reads the whole file: about a second per gigabyte from memory, as long as the disk
-    takes otherwise; the weights are mapped from the same pages afterwards.
+    takes otherwise; the weights are mapped from the same pages afterwards. Of a folder they are copied.
+
+    Args:
+        path: a file of ``torch.save``, or a folder.
+        optimizer: read the state of the optimiser from a folder too; a file has it anyway.
     """
     if (wrong := damaged_part(path)) is not None:
         raise UserError(f"{path} is damaged: its checksum of {wrong} does not match. {_others(Path(path))}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if is_folder_checkpoint(path):
+            content = read_folder_checkpoint(Path(path), optimizer)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a damaged file fails in any way
         if isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.EACCES, errno.EISDIR):
             raise
         reason = " ".join((str(error) or repr(error)).split())
-        if not zipfile.is_zipfile(path):  # its table of contents is at the end
+        if not zipfile.is_zipfile(path) and not is_folder_checkpoint(path):  # its table of contents is at the end
             raise UserError(
                 f"{path} is cut off, damaged or no checkpoint at all: {reason}. {_others(Path(path))}"
             ) from error
@@ -131,9 +152,9 @@ def load_tensors(path: str | Path) -> dict[str, Any]:
 
 def _others(path: Path) -> str:
     """What can be taken instead of a damaged checkpoint."""
-    beside = [p for p in path.parent.glob("*.ckpt") if p.name != path.name and p.is_file()]
+    beside = [p for p in path.parent.glob("*.ckpt") if p.name != path.name and is_checkpoint(p)]
     for other in sorted(beside, key=lambda p: (not p.name.startswith("best"), p.stat().st_mtime), reverse=True):
-        if zipfile.is_zipfile(other) and damaged_part(other) is None:
+        if (zipfile.is_zipfile(other) or other.is_dir()) and damaged_part(other) is None:
             if other.name.startswith("best"):
                 return f"{other} beside it is whole; it can be played and exported, but no training goes on from it"
             return f"{other} beside it is whole; give that one (--ckpt_path in training)"
@@ -141,16 +162,19 @@ def _others(path: Path) -> str:
 
 
 def damaged_part(path: str | Path) -> str | None:
-    """The part of a ``torch.save`` file whose checksum does not match; None if all match, or it is another file."""
+    """The part of a checkpoint whose checksum does not match; None if all match, or it is another file."""
     path = Path(path)
-    if not path.is_file():
+    if not is_checkpoint(path):
         return None
-    stat = path.stat()
-    return _damaged_part(path.absolute(), (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
+    stats = [file.stat() for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
+    identity = tuple((s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in stats)
+    return _damaged_part(path.absolute(), identity)
 
 
 @lru_cache(maxsize=64)
-def _damaged_part(path: Path, identity: tuple[int, ...]) -> str | None:
+def _damaged_part(path: Path, identity: tuple[tuple[int, ...], ...]) -> str | None:
+    if path.is_dir():
+        return damaged_file(path)
     if not zipfile.is_zipfile(path):
         return None  # cut off, or of a format without checksums; torch.load says so
     try:
@@ -173,6 +197,8 @@ def fingerprint(path: str | Path) -> str:
     It stays the same when the file is copied, and costs as little for a large file as for a small one.
     """
     try:
+        if is_folder_checkpoint(path):
+            return folder_fingerprint(Path(path))
         with zipfile.ZipFile(path) as archive:
             entries = sorted((entry.filename, entry.CRC, entry.file_size) for entry in archive.infolist())
     except Exception:  # a damaged file fails in any way
@@ -198,11 +224,18 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 def kept_by(path: str | Path, callback: str) -> dict[str, Any]:
     """What a callback keeps in a checkpoint; empty if that is not known. No weights are read, nor checked."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        state = content["callbacks"][callback]
+        state = without_weights(path)["callbacks"][callback]
     except Exception:  # a damaged file fails in any way, and whoever loads it says so
         return {}
     return state if isinstance(state, dict) else {}
+
+
+def without_weights(path: str | Path) -> dict[str, Any]:
+    """What a checkpoint holds beside its weights, which are not read, nor checked."""
+    if is_folder_checkpoint(path):
+        return read_rest(Path(path))
+    content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return content
 
 
 def of_one_run(one: str | Path, other: str | Path) -> bool:

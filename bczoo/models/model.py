@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Self
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -51,11 +52,13 @@ class Model(Family):
             any action, also a policy's own (``any``), or all (``none``), also in recordings without actions. The data
             module follows it, and so does :func:`bczoo.core.spec.loss_mask`.
         fields: what is read from recordings only if it is asked for; without ``frames`` no video is decoded.
+        tokens_per_step: positions that a step takes in the sequence of the transformer, by which speed is told.
     """
 
     template = True
     supervision: ClassVar[str] = "user"
     fields: ClassVar[tuple[str, ...]] = FIELDS
+    tokens_per_step: int = 1
     unsaved_arguments: ClassVar[tuple[str, ...]] = ("optimizer", "lr_scheduler")  # of the constructor
 
     def __init__(
@@ -298,8 +301,20 @@ class Model(Family):
         """What the optimiser gets: parameters, or groups of them as torch's optimisers take them."""
         return [p for p in self.parameters() if p.requires_grad]
 
-    def configure_optimizers(self) -> Any:
+    def make_optimizer(self) -> Optimizer:
+        """The optimiser of this model; Adam and AdamW in one pass over the weights (fused), unless told otherwise.
+
+        Weights that are spread over processes keep torch's choice: not every sharding has the fused step.
+        """
         optimizer = self.optimizer(self.parameter_groups())
+        for group in optimizer.param_groups if isinstance(optimizer, torch.optim.Adam) else ():
+            free = group["fused"] is None and group["foreach"] is None and not group["differentiable"]
+            # in the group: Lightning clips no gradients in 16-mixed where the constructor was given fused=True
+            group["fused"] = (free and not any(isinstance(p, DTensor) for p in group["params"])) or group["fused"]
+        return optimizer
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.make_optimizer()
         if self.lr_scheduler is None:
             return optimizer
         steps = self.trainer.estimated_stepping_batches

@@ -20,6 +20,8 @@ Sinks = tuple[Tensor, Tensor] | None  # keys and values (M, K, H), visible to ev
 Attend = Callable[[Tensor, Tensor, Tensor, Sinks], Tensor]  # q (B,N,L,H), k and v (B,M,L,H) -> (B,N,L,H)
 Backend = Literal["auto", "sdpa", "flex"]
 
+ROWS = 256  # queries at a time on a CPU; fewer skip more of the mask, but take more calls
+
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """Scaled-dot-product attention with a boolean mask; fewer key/value heads than heads are shared in groups."""
@@ -52,18 +54,40 @@ def prepend_sinks(k: Tensor, v: Tensor, sinks: Sinks) -> tuple[Tensor, Tensor]:
 class WindowAttention:
     """Attention over a window under one fixed mask. Built once per window length, device and history.
 
+    FlexAttention leaves out what a mask hides. A dense mask does not, so on a CPU the queries come some rows at a time,
+    each with the keys from the first to the last that any of them sees: for a causal mask half of the work.
+
     Args:
-        mask: dense (L, K + L) for ``sdpa``, a BlockMask for ``flex``.
+        mask: dense (..., L, K + L) for ``sdpa``, a BlockMask for ``flex``.
         run: :func:`sdpa` or :func:`flex`.
     """
 
     def __init__(self, mask: Any, run: Callable[[Tensor, Tensor, Tensor, Any], Tensor]) -> None:
         self.mask = mask
         self.run = run
+        self.parts: list[tuple[slice, slice]] = []  # rows, and the keys that they see
+        if isinstance(mask, Tensor) and mask.device.type == "cpu" and mask.shape[-2] >= 2 * ROWS:
+            self.parts = [(rows, _seen(mask[..., rows, :])) for rows in _rows(mask.shape[-2])]
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, sinks: Sinks) -> Tensor:
         k, v = prepend_sinks(k, v, sinks)
-        return self.run(q, k, v, self.mask)
+        if not self.parts:
+            return self.run(q, k, v, self.mask)
+        mixed = [
+            self.run(q[:, :, rows], k[:, :, keys], v[:, :, keys], self.mask[..., rows, keys])
+            for rows, keys in self.parts
+        ]
+        return torch.cat(mixed, dim=2)
+
+
+def _rows(length: int) -> list[slice]:
+    return [slice(first, min(first + ROWS, length)) for first in range(0, length, ROWS)]
+
+
+def _seen(mask: Tensor) -> slice:
+    """From the first to the last key that rows (..., r, K + L) see."""
+    keys = mask.flatten(0, -2).any(dim=0).nonzero()
+    return slice(int(keys[0]), int(keys[-1]) + 1)
 
 
 def resolve_backend(backend: Backend, device: torch.device) -> Literal["sdpa", "flex"]:

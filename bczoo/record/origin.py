@@ -15,7 +15,7 @@ from typing import Any
 
 from bczoo.core.errors import UserError
 from bczoo.data.errors import RecordingError, printable
-from bczoo.data.index_build import walk_recordings
+from bczoo.data.listing import walk_recordings
 from bczoo.data.reading import read_metadata
 from bczoo.data.recording import ANNOTATION_FILE
 
@@ -58,6 +58,8 @@ def check_origin(folder: Path, games: Collection[str], env: str, advice: str) ->
     if not folder.is_dir():
         return
     for row in walk_recordings(folder):
+        if row.pack:  # an archive, which nobody unpacks for this
+            continue
         game = _game_at(folder / row.path)
         if game in games or (game == UNKNOWN_GAME and Path(row.path).name.startswith(f"{game_slug(env)}_")):
             continue

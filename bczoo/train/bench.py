@@ -8,6 +8,7 @@ whole step is timed without them.
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -34,7 +35,8 @@ class StepReport:
         parts: seconds of the stages of a step, by name.
         flops: operations of a step, see :func:`bczoo.train.flops.flops_per_window`.
         peak: operations a second of the device; None if that is not known.
-        memory: most bytes taken on the device; None on a CPU.
+        memory: most bytes taken on the device; on a CPU by this process since it began; None if that is not known.
+        tokens_per_step: positions that a step takes in the transformer's sequence.
     """
 
     batch: int
@@ -43,7 +45,13 @@ class StepReport:
     flops: float
     peak: float | None = None
     memory: int | None = None
+    tokens_per_step: int = 1
     parts: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> float:
+        """Tokens of the transformer a second."""
+        return self.batch * self.steps * self.tokens_per_step / self.seconds
 
     def lines(self) -> list[str]:
         """What the command prints."""
@@ -53,14 +61,14 @@ class StepReport:
         out = [
             markdown_table(rows),
             "",
-            f"a step takes {1e3 * self.seconds:.1f} ms: {self.batch / self.seconds:.2f} windows or "
-            f"{self.batch * self.steps / self.seconds:.1f} frames a second, {self.flops / self.seconds / 1e9:,.0f} "
-            "GFLOP/s",
+            f"a step takes {1e3 * self.seconds:.1f} ms: {self.batch / self.seconds:.2f} windows, "
+            f"{self.batch * self.steps / self.seconds:.1f} frames or {self.tokens:,.0f} tokens a second, "
+            f"{self.flops / self.seconds / 1e9:,.0f} GFLOP/s",
         ]
         if self.peak:
             out.append(f"that is {100 * self.flops / self.seconds / self.peak:.1f} % of the device's peak (MFU)")
         if self.memory:
-            out.append(f"most memory taken: {self.memory / 1e9:.2f} GB")
+            out.append(f"most memory of this process: {self.memory / 1e9:.2f} GB")
         return out
 
 
@@ -122,8 +130,7 @@ class _Step:
     def __init__(self, model: Model, device: torch.device, dtype: torch.dtype) -> None:
         self.model, self.device = model, device
         self.autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-        configured: Any = model.optimizer(model.parameter_groups())
-        self.optimizer: torch.optim.Optimizer = configured
+        self.optimizer = model.make_optimizer()
 
     def measure(self, batch: int, steps: int, rounds: int) -> StepReport:
         data = random_batch(self.model.input_spec, batch, self.device, steps)
@@ -138,7 +145,8 @@ class _Step:
             seconds=statistics.median(seconds),
             flops=batch * flops_per_window(self.model, steps),
             peak=peak_flops(self.device),
-            memory=torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None,
+            memory=self._peak_memory(),
+            tokens_per_step=self.model.tokens_per_step,
             parts=self._stages(data, rounds),
         )
 
@@ -181,6 +189,16 @@ class _Step:
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+    def _peak_memory(self) -> int | None:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        try:
+            import resource
+        except ImportError:  # Windows
+            return None
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most if sys.platform == "darwin" else 1024 * most
 
 
 class _Clock:

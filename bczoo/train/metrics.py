@@ -25,7 +25,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot, pad
+from torch.nn.functional import pad
 from torchmetrics import Metric
 
 from bczoo.core.actions import ActionSpace
@@ -91,7 +91,7 @@ def action_measures(logits: Mapping[str, Tensor], actions: Mapping[str, Tensor],
             f"repeat_accuracy/{name}": (again, followed),
             f"change_repeat_accuracy/{name}": (again, changed),
             f"persistence/{name}": (put_on_again - again, followed),
-            f"marginal/{name}": (one_hot(ids, group.shape[-1]).float(), mask),
+            f"marginal/{name}": (torch.zeros_like(log_p).scatter_(-1, ids[..., None], 1), mask),
         }
     return out
 

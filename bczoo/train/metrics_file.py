@@ -90,7 +90,7 @@ class MetricsFile(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         row = {name: _plain(value) for name, value in metrics.items()}
-        self._waiting.append({**row, "step": self._step(step)})
+        self._waiting.append({**row, "step": self.step_of(step)})
 
     @rank_zero_only
     def save(self) -> None:
@@ -111,8 +111,8 @@ class MetricsFile(Logger):
     def finalize(self, status: str) -> None:
         self.save()
 
-    def _step(self, step: int | None) -> int:
-        """Lightning counts from 0 what a checkpoint and the record of a run count from 1."""
+    def step_of(self, step: int | None) -> int:
+        """Steps that the weights have seen; Lightning counts from 0 what checkpoints and records count from 1."""
         if self.evaluated_step is not None:
             return self.evaluated_step
         return self.trainer.global_step if self.trainer is not None else step or 0

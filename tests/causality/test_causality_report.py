@@ -248,7 +248,8 @@ def test_a_recording_alone_is_swapped_with_its_own_far_end(policy, root):
 def test_windows_that_cannot_be_read_are_no_donors(policy, root, here):
     shutil.copytree(root, here / "broken")
     index = open_index(here / "broken", SPACE, 20.0, None)
-    index.video(1, tiny.SIZE).write_bytes(b"no video")
+    with index.reading(1) as folder:
+        (folder / index.video_name(1, tiny.SIZE)).write_bytes(b"no video")
     loader = loader_of(policy, here / "broken")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

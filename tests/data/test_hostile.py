@@ -346,7 +346,7 @@ def test_a_pipe_is_not_waited_for(tmp_path):
 
 
 @pytest.mark.parametrize("error", [MemoryError("frame"), ValueError("plane"), OSError(5, "Input/output error")])
-@pytest.mark.parametrize("where", ["_decoded_from", "resize"])
+@pytest.mark.parametrize("where", ["_decoded_from", "ToRGB"])
 def test_any_exception_while_frames_are_read_is_the_recordings_own(tmp_path, monkeypatch, where, error):
     write_recordings(tmp_path, 2, 12)
     index = open_index(tmp_path, KEYBOARD, text_dim=None)

@@ -93,10 +93,10 @@ def test_frames_alone_are_learned_from(tmp_path):
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_without_frames_no_video_is_decoded(tmp_path, monkeypatch, num_workers):
-    def read_numbered(*arguments, **options):
+    def read_into(*arguments, **options):
         raise AssertionError("a video was opened")
 
-    monkeypatch.setattr(dataset_module, "read_numbered", read_numbered)
+    monkeypatch.setattr(dataset_module, "read_into", read_into)
     model = ActionPrior()
     fit(model, write_recordings(tmp_path / "recordings"), num_workers=num_workers)
     assert "frames" not in model.seen[0] and model.seen[0]["valid"].any()

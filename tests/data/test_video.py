@@ -155,7 +155,7 @@ def test_any_error_while_probing_is_the_files_own(tmp_path, monkeypatch, error):
 
 def test_header_without_an_index(tmp_path, monkeypatch):
     path = write_video(tmp_path / "video.mp4", 20)
-    opened = video._opened
+    opened = video.opened
 
     class WithoutIndex:
         def __init__(self, stream):
@@ -171,7 +171,7 @@ def test_header_without_an_index(tmp_path, monkeypatch):
             opened_demux = stream.container.demux
             yield container, WithoutIndex(stream)
 
-    monkeypatch.setattr(video, "_opened", without_index)
+    monkeypatch.setattr(video, "opened", without_index)
     assert probe(path) == (20, SIZE, SIZE, 20.0)
 
 

@@ -239,6 +239,8 @@ class Names:
         self.hashes = np.array([name_hash(n) for n in names], np.uint64)
         self.n_frames = np.full(len(names), 100) if n_frames is None else n_frames
         self.usable = np.arange(len(names))
+        self.pack_of = np.full(len(names), -1)
+        self.packs = []
 
     def system_only(self, recording, first, steps):
         return np.zeros(len(recording), bool)

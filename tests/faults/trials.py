@@ -133,7 +133,8 @@ def read_all(root: Path) -> dict[str, dict[str, np.ndarray]]:
         index.report()
         dataset = WindowDataset(index, WINDOW, SIZE)
         for i in range(len(index)):
-            name = index.folder(i).name  # index.names may be written in another way
+            with index.reading(i) as folder:
+                name = folder.name  # index.names may be written in another way
             out[name] = {}
             if index.n_frames[i] == 0:
                 assert index.problems[i], f"{name!r} is broken without a reason"

@@ -1,10 +1,11 @@
-"""A small Hub for tests: what the Hugging Face Hub answers to its client about model repositories.
+"""A small Hub for tests: what the Hugging Face Hub answers to its client about models, and to readers of datasets.
 
 Place in the tests: subprocesses run the real ``huggingface_hub`` against it, with the environment of ``HubServer.env``
 (the client reads its endpoint when it is imported). Everything is kept in memory and served from loopback.
 
-Not here, and refused: datasets and Spaces, pull requests, Xet storage, uploads in several parts, deletion of branches
-and repositories. Large files are sent from the same address; the real Hub redirects to another host.
+Models and datasets share one list of names. Not here, and refused: Spaces, uploads of datasets, pull requests, Xet
+storage, uploads in several parts, deletion of branches and repositories. Large files are sent from the same address;
+the real Hub redirects to another host.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ LFS_BYTES = 10_000_000  # from here on any file is a large one
 PAGE = 5  # entries of a listing per answer: few, so that tests turn pages
 NAME = r"(?P<name>[^/]+/[^/]+)"
 REVISION = r"(?P<revision>[^/]+)"
+KIND = "(?:models|datasets)"
 
 
 class Refused(Exception):
@@ -145,16 +147,16 @@ ROUTES = [
     ("who_am_i", "GET", True, "/api/whoami-v2"),
     ("validate_card", "POST", False, "/api/validate-yaml"),
     ("create_repo", "POST", True, "/api/repos/create"),
-    ("repo_info", "GET", False, f"/api/models/{NAME}(?:/revision/{REVISION})?"),
-    ("list_tree", "GET", False, f"/api/models/{NAME}/tree/{REVISION}(?:/(?P<folder>.+))?"),
-    ("paths_info", "POST", False, f"/api/models/{NAME}/paths-info/{REVISION}"),
-    ("create_ref", "POST", True, f"/api/models/{NAME}/(?P<kind>branch|tag)/(?P<at>[^/]+)"),
-    ("choose_upload_modes", "POST", True, f"/api/models/{NAME}/preupload/{REVISION}"),
+    ("repo_info", "GET", False, f"/api/{KIND}/{NAME}(?:/revision/{REVISION})?"),
+    ("list_tree", "GET", False, f"/api/{KIND}/{NAME}/tree/{REVISION}(?:/(?P<folder>.+))?"),
+    ("paths_info", "POST", False, f"/api/{KIND}/{NAME}/paths-info/{REVISION}"),
+    ("create_ref", "POST", True, f"/api/{KIND}/{NAME}/(?P<kind>branch|tag)/(?P<at>[^/]+)"),
+    ("choose_upload_modes", "POST", True, f"/api/{KIND}/{NAME}/preupload/{REVISION}"),
     ("offer_uploads", "POST", True, rf"/{NAME}\.git/info/lfs/objects/batch"),
     ("take_large_file", "PUT", False, "/large-files/(?P<oid>[0-9a-f]{64})"),
     ("verify_large_file", "POST", True, rf"/{NAME}\.git/info/lfs/objects/verify"),
-    ("make_commit", "POST", True, f"/api/models/{NAME}/commit/{REVISION}"),
-    ("download", "GET", False, f"/{NAME}/resolve/{REVISION}/(?P<path>.+)"),
+    ("make_commit", "POST", True, f"/api/{KIND}/{NAME}/commit/{REVISION}"),
+    ("download", "GET", False, f"(?:/datasets)?/{NAME}/resolve/{REVISION}/(?P<path>.+)"),
 ]
 
 
@@ -246,7 +248,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def repo_info(self, repo: Repo, name: str, revision: str) -> Reply:
         commit = repo.find(revision or "main")
-        siblings = [{"rfilename": path} for path in sorted(repo.commits[commit])]
+        files = sorted(repo.commits[commit].items())
+        sized = "blobs" in self.query
+        siblings = [{"rfilename": path} | ({"size": len(file.data)} if sized else {}) for path, file in files]
         state = {"private": repo.private, "gated": "manual" if repo.gated else False, "disabled": False}
         return reply_json({"id": name, "modelId": name, "sha": commit, "tags": [], "siblings": siblings} | state)
 

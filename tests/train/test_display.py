@@ -63,6 +63,10 @@ def test_without_a_terminal_there_are_few_lines(tmp_path, capsys):
     assert "Epoch 4: 10 of 10 batches" in out and "step=50" in out and "train/loss=" in out
 
 
+def test_the_time_left_is_told_in_hours_and_minutes():
+    assert [display._duration(h) for h in (0.001, 0.99, 3.08)] == ["1min", "1h 00min", "3h 05min"]
+
+
 def test_a_bar_that_is_switched_off_says_nothing(tmp_path, capsys):
     bar = TrainingProgress()
     bar.disable()

@@ -18,6 +18,7 @@ from bczoo.hub.source import locate
 from bczoo.train.callbacks.best import Best
 from bczoo.train.callbacks.checkpoint import ResumableCheckpoint
 from bczoo.train.callbacks.play import PlayGame, _best_weights
+from bczoo.train.events_file import can_write_events
 from bczoo.train.metrics_file import read_metrics
 
 RUN = Path("runs/tiny")
@@ -61,7 +62,8 @@ def test_everything_lies_in_the_run_folder(recordings, here, monkeypatch, capsys
     assert fit(recordings, *more) == 0
     assert [path.name for path in here.iterdir()] == ["elsewhere"]
     run = Path("elsewhere")
-    assert sorted(path.name for path in run.iterdir()) == ["checkpoints", "config.yaml", "metrics.csv", "record.json"]
+    written = ["checkpoints", "config.yaml", "metrics.csv", "record.json", "scaling.csv"]
+    assert sorted(path.name for path in run.iterdir()) == written + ["tensorboard"] * can_write_events()
     columns, rows = read_metrics("elsewhere/metrics.csv")
     assert columns[:3] == ["step", "epoch", "lr"] and {"train/loss", "val/loss"} < set(columns)
     assert [row["step"] for row in rows if row["train/loss"]] == ["2", "4", "6"]

@@ -49,8 +49,9 @@ def fit(recordings, *callbacks, **options):
 
 
 def test_what_is_logged_belongs_together(recordings):
-    _, trainer, logged, _ = fit(recordings, Throughput())
-    assert logged.keys() == {"speed/windows", "speed/frames", "speed/waiting", "speed/hours"}
+    policy, trainer, logged, _ = fit(recordings, Throughput())
+    assert logged.keys() == {f"speed/{n}" for n in ("windows", "frames", "tokens", "waiting", "hours", "hours_left")}
+    assert logged["speed/tokens"] == pytest.approx(policy.layout.length * logged["speed/frames"], rel=1e-4)
     assert logged["speed/frames"] == pytest.approx(WINDOW * logged["speed/windows"], rel=1e-4)
     assert 0 <= logged["speed/waiting"] < 1
     assert logged["speed/hours"] == pytest.approx(trainer.global_step * BATCH * WINDOW / 20 / 3600)
@@ -142,7 +143,11 @@ def test_the_cost_of_a_step_by_stage(capsys):
     model = Model.from_config("tiny", pretrained=False)
     assert report.flops == 2 * flops_per_window(model, 3) and report.seconds > 0
     said = capsys.readouterr().out
-    assert "tiny, " in said and "float32, batch 2, windows of 3 steps" in said and "frames a second" in said
+    assert "tiny, " in said and "float32, batch 2, windows of 3 steps" in said and "frames or" in said
+    assert (
+        f"{report.tokens:,.0f} tokens a second" in said and report.tokens == 6 * model.tokens_per_step / report.seconds
+    )
+    assert report.memory > 1e8 and "most memory of this process" in said
     assert main(["bench", "train", "tiny", "--largest_batch", "true"]) == 1
     assert "needs a device whose memory can be full without harm" in capsys.readouterr().err
 
@@ -153,3 +158,19 @@ def test_noise_is_a_batch_of_the_model_s_kind():
         batch = random_batch(model.input_spec, 3, steps=4)
         assert batch["frames"].shape == (3, 4, 3, tiny.SIZE, tiny.SIZE)
         assert model.loss(batch).total.isfinite()
+
+
+def test_the_time_left_is_that_of_the_steps_left(recordings):
+    seen = []
+
+    class Left(L.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            logged = trainer.callback_metrics
+            if "speed/hours_left" in logged:
+                seen.append((trainer.global_step, float(logged["speed/hours_left"] * logged["speed/windows"])))
+
+    fit(recordings, Throughput(), Left(), max_steps=6, log_every_n_steps=2)
+    for step, hours in seen:
+        logged_at = step - step % 2
+        assert hours == pytest.approx((6 - logged_at) * BATCH / 3600, rel=1e-3)
+    assert seen[-1][0] == 6

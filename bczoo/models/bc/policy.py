@@ -106,6 +106,7 @@ class BCPolicy(Policy):
             causal_actions=actions.in_backbone,
             past_actions=past_actions,
         )
+        self.tokens_per_step = self.layout.length
         self.tokens = StepTokens(width, self.layout, space, text_dim)
         self.action_embedding = ActionEmbedding(width, space)
         check_size(self.transformer, self.layout, window)

@@ -19,7 +19,7 @@ from typing import Any
 
 from bczoo.core import arguments
 from bczoo.core.errors import UserError
-from bczoo.hub.state import KEEPER_STATE, kept_by
+from bczoo.hub.state import KEEPER_STATE, is_checkpoint, kept_by
 
 VALIDATED = "validated"
 MODES = ("min", "max")
@@ -94,5 +94,5 @@ def best_in(path: Path, run: str) -> Best | None:
         path: of ``best.ckpt``.
         run: mark of the run.
     """
-    state = kept_by(path, KEEPER_STATE) if path.is_file() else {}
+    state = kept_by(path, KEEPER_STATE) if is_checkpoint(path) else {}
     return Best.of(state.get("best")) if state.get("run") == run else None

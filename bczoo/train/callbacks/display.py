@@ -6,6 +6,7 @@ Place in the pipeline: the command line puts these in the place of Lightning's b
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Any
 
@@ -78,7 +79,14 @@ class TrainingProgress(TQDMProgressBar):
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         metrics = {k: v for k, v in super().get_metrics(trainer, pl_module).items() if k != "v_num"}
-        return {"step": str(trainer.global_step), **metrics} if trainer.state.fn == "fit" else metrics
+        if trainer.state.fn != "fit":
+            return metrics
+        left = trainer.callback_metrics.get("speed/hours_left")  # bczoo.Throughput's; the bar's own is of the epoch
+        return {
+            "step": str(trainer.global_step),
+            **metrics,
+            **({"left": _duration(float(left))} if left else {}),
+        }
 
 
 class ModelLine(L.Callback):
@@ -106,6 +114,12 @@ def _shown(modules: list[nn.Module]) -> str:
 
 def _count(modules: list[nn.Module], learning: bool = False) -> int:
     return sum(p.numel() for m in modules for p in m.parameters() if p.requires_grad or not learning)
+
+
+def _duration(hours: float) -> str:
+    """``3h 05min``, or ``12min``."""
+    minutes = math.ceil(60 * hours)
+    return f"{minutes // 60}h {minutes % 60:02}min" if minutes >= 60 else f"{minutes}min"
 
 
 def _number(count: int) -> str:

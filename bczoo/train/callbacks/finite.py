@@ -85,7 +85,8 @@ class FiniteCheck(L.Callback):
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Raise rather than have a checkpoint written that is worth nothing."""
         self._raise_if_failed(trainer, all=True)
-        names = not_finite(checkpoint.get("state_dict", {}))
+        state = checkpoint.get("state_dict", {})
+        names = not_finite({k: t.to_local() if isinstance(t, DTensor) else t for k, t in state.items()})
         if not trainer.strategy.reduce_boolean_decision(not names):
             which = f": {some(names)}" if names else " on another process"
             raise NonFiniteError(

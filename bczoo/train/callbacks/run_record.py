@@ -24,7 +24,7 @@ import bczoo
 from bczoo.core.configs import FOLDER, IMPORT
 from bczoo.core.devices import device_name
 from bczoo.core.files import set_aside, write_json
-from bczoo.hub.state import RUN_STATE, kept_by
+from bczoo.hub.state import RUN_STATE, is_checkpoint, kept_by, without_weights
 from bczoo.train.callbacks.checkpoint import ResumableCheckpoint
 from bczoo.train.callbacks.final_validation import validation_due
 from bczoo.train.callbacks.learning_rate import is_learning_rate
@@ -41,6 +41,7 @@ class RunRecord(L.Callback):
         self._started: float | None = None
         self._measured: dict[str, float] = {}  # by the last validation
         self._due = False  # a validation follows on the last step
+        self._precision = ""  # that the run is trained in
         self.settings: dict[str, Any] = {}  # that a resumed run has to have too (bczoo.cli.resume), plain JSON
 
     @property
@@ -55,6 +56,7 @@ class RunRecord(L.Callback):
             "measured": self._measured,
             "validation_due": self._due,
             "settings": self.settings,
+            "precision": self._precision,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -64,7 +66,7 @@ class RunRecord(L.Callback):
         self._seconds_before = float(state_dict["seconds"])
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._started = time.perf_counter()
+        self._started, self._precision = time.perf_counter(), str(trainer.precision)
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         self._due = validation_due(trainer)  # a checkpoint that is written now may be all that is left of a run
@@ -209,9 +211,9 @@ def _metrics(trainer: L.Trainer) -> dict[str, float]:
 
 def _step(trainer: L.Trainer) -> int:
     """Optimiser steps of the weights that are evaluated."""
-    if not trainer.ckpt_path or not Path(trainer.ckpt_path).is_file():
+    if not trainer.ckpt_path or not is_checkpoint(trainer.ckpt_path):
         return trainer.global_step
-    return int(torch.load(trainer.ckpt_path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+    return int(without_weights(trainer.ckpt_path)["global_step"])
 
 
 def _device(trainer: L.Trainer) -> str:

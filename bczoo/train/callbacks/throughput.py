@@ -6,6 +6,7 @@ waiting for the device in any step but those whose numbers are logged.
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from typing import Any
@@ -26,11 +27,12 @@ STEPS_TO_JUDGE = 20  # optimiser steps without validation before that word
 class Throughput(L.Callback):
     """Logs the speed of training, over the steps since it was last logged and all processes together.
 
-    - ``speed/windows``, ``speed/frames``: a second
+    - ``speed/windows``, ``speed/frames``, ``speed/tokens``: a second; tokens are those of the transformer
     - ``speed/waiting``: share of the time in which this process waited for its next batch
     - ``speed/mfu``: model FLOP/s utilisation, where the device's peak is known
     - ``speed/memory_gb``: most memory taken on the device, on a GPU
     - ``speed/hours``: hours of game seen since the training began
+    - ``speed/hours_left``: until the last step at this speed, without validations; where there is a last step
 
     A training that waits for data is told so once, with what to change; so is one in bfloat16 on a processor that is
     slower in it.
@@ -42,7 +44,7 @@ class Throughput(L.Callback):
         self._warned = False
         self._since: float | None = None  # when the steps began that are counted
         self._asked_at: float | None = None  # when the next batch was waited for
-        self._waited, self._windows, self._frames = 0.0, 0, 0
+        self._waited, self._batches, self._windows, self._frames = 0.0, 0, 0, 0
 
     def state_dict(self) -> dict[str, Any]:
         return {"frames": self._seen}
@@ -74,6 +76,7 @@ class Throughput(L.Callback):
         if self._since is None:  # the first batch warms up
             self._since = time.perf_counter()
         else:
+            self._batches += 1
             self._windows += valid.shape[0] * trainer.world_size
             self._frames += valid.numel() * trainer.world_size
         self._seen += valid.numel() * trainer.world_size
@@ -83,7 +86,7 @@ class Throughput(L.Callback):
 
     def _start(self) -> None:
         self._since = self._asked_at = None
-        self._waited, self._windows, self._frames = 0.0, 0, 0
+        self._waited, self._batches, self._windows, self._frames = 0.0, 0, 0, 0
 
     def _log(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert self._since is not None
@@ -95,8 +98,12 @@ class Throughput(L.Callback):
         values = {
             "speed/windows": self._windows / seconds,
             "speed/frames": self._frames / seconds,
+            "speed/tokens": self._frames * getattr(pl_module, "tokens_per_step", 1) / seconds,
             "speed/waiting": self._waited / seconds,
         }
+        if math.isfinite(steps := trainer.estimated_stepping_batches):
+            batches = (steps - trainer.global_step) * trainer.accumulate_grad_batches
+            values["speed/hours_left"] = batches * seconds / self._batches / 3600
         if fps:
             values["speed/hours"] = self._seen / fps / 3600
         if device.type == "cuda":

@@ -36,7 +36,7 @@ def comparison(spec: InputSpec, data: Any) -> str:
 
 def _differences(spec: InputSpec, index: Index) -> list[Line]:
     size = f"{spec.frame_size}x{spec.frame_size}"
-    stored = Counter(index.video(int(r), spec.frame_size).name for r in index.usable)
+    stored = Counter(index.video_name(int(r), spec.frame_size) for r in index.usable)
     sizes = {f"{m[1]}x{m[2]}" if (m := SIZED_NAME.fullmatch(name)) else "any": n for name, n in stored.items()}
     lines: list[Line] = [
         ("frame size", size, f"{found} ({n} recordings)", f"resized ({spec.resize})")
