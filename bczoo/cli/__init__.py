@@ -107,10 +107,20 @@ FUNCTIONS = {
         ("root",),
     ),
     ("data", "view"): ("draw the actions of a recording into its video", "bczoo.data.view:view", ("recording",)),
+    ("data", "stats"): (
+        "count hours, games, keys, motions, and look at frames",
+        "bczoo.data.stats:stats",
+        ("recordings",),
+    ),
     ("data", "import"): (
         "turn recordings of another recorder into recordings to train on",
         "bczoo.imports.command:import_recordings",
         ("format", "source", "out"),
+    ),
+    ("data", "export"): (
+        "turn recordings into a dataset of LeRobot",
+        "bczoo.exports.command:export_recordings",
+        ("format", "recordings", "out"),
     ),
     ("data", "formats"): ("list the formats that import reads", "bczoo.imports.command:formats", ()),
     ("data", "download"): (

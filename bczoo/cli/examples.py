@@ -57,6 +57,7 @@ EXAMPLES: dict[tuple[str, ...], tuple[str, ...]] = {
     ("study", "confusion"): ("bczoo study confusion --size smoke",),
     ("study", "redraw"): ("bczoo study redraw runs/toy",),
     ("data", "check"): ("bczoo data check my_game", "bczoo data check my_game --json report.json"),
+    ("data", "stats"): ("bczoo data stats my_game --out stats.png", "bczoo data stats my_game --json stats.json"),
     ("data", "view"): (
         "bczoo data view my_game/REC --out clip.mp4",
         "bczoo data view p2p/dataset/batch_00001.tar.gz/dataset/REC --out clip.mp4",
@@ -66,6 +67,7 @@ EXAMPLES: dict[tuple[str, ...], tuple[str, ...]] = {
         "bczoo data import owamcap recordings my_game",
         "bczoo data import video clips my_game --fit letterbox",
     ),
+    ("data", "export"): ("bczoo data export lerobot my_game my_dataset",),
     ("data", "formats"): ("bczoo data formats",),
     ("data", "label"): (
         "bczoo data label runs/idm_doom my_videos --out labelled",

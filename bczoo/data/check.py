@@ -145,13 +145,8 @@ def check(
     if json is not None:
         require_file_target(json, "--json", "report.json")
     index = open_index(root, ActionSpace.of(action_space), fps, text_dim, processes=processes, verify=True)
-    report = Report(printable(root), recordings=len(index), decoded=decode)
-    report.broken = {str(index.names[i]): str(index.problems[i]) for i in np.flatnonzero(index.problems != "")}
-    report.unknown_names = dict(index.unknown.most_common())
-    report.texts_without_embedding = index.without_embedding
-    for recording in index.usable:
-        _count(index, int(recording), report)
-    report.hours = report.frames / fps / 3600
+    report = count(index, root)
+    report.decoded = decode
     summary = summarise(index, index.usable, frame_size=LOOK_SIZE)
     report.summary, report.warnings = summary.lines(), summary.warnings()
     if decode:
@@ -162,6 +157,18 @@ def check(
     if json is not None:
         sweep(Path(json).parent)
         write_json(json, dataclasses.asdict(report), indent=1)
+    return report
+
+
+def count(index: Index, root: str) -> Report:
+    """What the index says of all its recordings; ``root`` is what the user called them."""
+    report = Report(printable(root), recordings=len(index))
+    report.broken = {str(index.names[i]): str(index.problems[i]) for i in np.flatnonzero(index.problems != "")}
+    report.unknown_names = dict(index.unknown.most_common())
+    report.texts_without_embedding = index.without_embedding
+    for recording in index.usable:
+        _count(index, int(recording), report)
+    report.hours = report.frames / index.target.fps / 3600
     return report
 
 

@@ -45,6 +45,7 @@ class FrameSample:
         unchanged: how many of the pairs show the same twice.
         black: how many frames are black.
         still: recordings in which all frames of the sample are the same.
+        brightness: mean level of every frame, 0 to 255.
     """
 
     recordings: int = 0
@@ -53,6 +54,7 @@ class FrameSample:
     unchanged: int = 0
     black: int = 0
     still: list[str] = field(default_factory=list)
+    brightness: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -137,6 +139,7 @@ def summarise(
     windows: int | None = None,
     frame_size: int | None = None,
     seconds: float = SECONDS,
+    videos: int = MOST_VIDEOS,
 ) -> Summary:
     """Sum up recordings.
 
@@ -146,13 +149,14 @@ def summarise(
         windows: how many windows they give, if that is of interest.
         frame_size: height and width in pixels of the frames to look at; None looks at none.
         seconds: after which no further frames are looked at.
+        videos: of how many recordings frames are looked at, at most.
     """
     recordings = np.asarray(recordings, np.int64)
     summary = Summary(len(recordings), float(index.n_frames[recordings].sum()) / index.target.fps / 3600, windows)
     summary.resampled = index.resampled(recordings)
     _count_actions(index, recordings, summary)
     if frame_size is not None:
-        near = _spread(index.at_hand(recordings), MOST_VIDEOS)
+        near = _spread(index.at_hand(recordings), videos)
         summary.sample = _look(index, near, frame_size, time.monotonic() + seconds)
     return summary
 
@@ -218,6 +222,7 @@ def _look(index: Index, recordings: np.ndarray, frame_size: int, deadline: float
         changes = False
         for run in _runs(index, recording, frame_size, deadline):
             sample.frames += len(run)
+            sample.brightness += [float(frame.mean()) for frame in run]
             sample.black += sum(int(frame.max()) < BLACK for frame in run)
             same = [_same(a, b) for a, b in pairwise(run)]
             sample.pairs += len(same)

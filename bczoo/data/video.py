@@ -257,6 +257,16 @@ def sample_frames(path: str | Path, places: int, run: int) -> Iterator[list[np.n
         raise RecordingError(path, f"the video cannot be read ({type(error).__name__}: {error})") from error
 
 
+def frame_times(path: str | Path) -> list[float]:
+    """Times in seconds of all frames that are shown, in order, by reading the whole file without decoding it.
+
+    Raises:
+        RecordingError: the video cannot be read.
+    """
+    with opened(path) as (container, stream):
+        return [float(time * stream.time_base) for time in _measured_times(container, stream)]
+
+
 class VideoWriter:
     """Writes RGB frames of one size to an H.264 file, which is there when the writer is closed.
 

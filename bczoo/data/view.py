@@ -74,7 +74,7 @@ def _draw(folder: Path, out: str, start: int, frames: int | None) -> None:
     if not 0 <= start < stop:
         raise RecordingError(folder, f"has frames 0..{len(steps) - 1}, wanted are {start}..{stop - 1}")
     groups = _groups(folder, steps)
-    captions = _captions(folder, steps, fps)
+    captions = instructions(folder, steps, fps)
     with VideoWriter(out, fps) as writer:
         images = iterate_frames(folder / video, start)
         for i, image in Progress(zip(range(start, stop), images, strict=False), "Drawing", stop - start, disable=None):
@@ -116,8 +116,8 @@ def _nothing(groups: tuple[str, ...]) -> dict[str, Any]:
     return {group: [] if group in ("keys", "mouse_buttons", "buttons") else 0 for group in groups}
 
 
-def _captions(folder: Path, steps: Frames, fps: float) -> list[str]:
-    """The instruction that holds at every annotation."""
+def instructions(folder: Path, steps: Frames, fps: float) -> list[str]:
+    """The instruction that holds at every annotation, "" for none."""
     captions = [""] * len(steps)
     for i, step in enumerate(steps):
         for text in step.frame_text_annotation[:1]:

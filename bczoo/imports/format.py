@@ -23,6 +23,7 @@ FORMATS = {  # name -> where its class is
     "owl": "bczoo.imports.owl:Owl",
     "vpt": "bczoo.imports.vpt:Vpt",
     "csgo": "bczoo.imports.csgo:CounterStrike",
+    "lerobot": "bczoo.imports.lerobot:LeRobot",
     "video": "bczoo.imports.video:Video",
 }
 

@@ -6,6 +6,7 @@ finds frames of our own files by number, this takes any container and rate, and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -30,12 +31,18 @@ CONTAINERS = {
     ".ts": "mpegts",
 }
 
+SEEK_EARLIER_S = 1.0  # containers seek by decoding time, which runs ahead of the time at which a frame is shown
 
-def timed_frames(path: str | Path) -> Iterator[tuple[float, Callable[[], np.ndarray]]]:
+
+def timed_frames(
+    path: str | Path, start: float = -math.inf, end: float = math.inf
+) -> Iterator[tuple[float, Callable[[], np.ndarray]]]:
     """Time in seconds and picture of every frame of a video, in the order in which they are shown.
 
     Args:
         path: the file; its suffix says what container it is.
+        start: time in seconds before which frames are left out.
+        end: time from which on they are.
 
     Yields:
         The time, as the file says it, and a function that gives the frame as (H, W, 3) uint8 in RGB.
@@ -56,10 +63,16 @@ def timed_frames(path: str | Path) -> Iterator[tuple[float, Callable[[], np.ndar
                 raise RecordingError(path, "the video has a codec that is not known")
             stream.codec_context.thread_count = 1
             stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}
+            if start > SEEK_EARLIER_S:
+                container.seek(int((start - SEEK_EARLIER_S) / stream.time_base), stream=stream, backward=True)
             for frame in container.decode(stream):
                 if frame.pts is None or frame.is_corrupt:
                     raise RecordingError(path, f"frame {number} cannot be decoded")
-                yield float(frame.pts * stream.time_base), partial(frame.to_ndarray, format="rgb24")
+                time = float(frame.pts * stream.time_base)
+                if time >= end:
+                    return
+                if time >= start:
+                    yield time, partial(frame.to_ndarray, format="rgb24")
                 number += 1
     except RecordingError:
         raise

@@ -88,6 +88,16 @@ def group_of(name: str) -> tuple[str, str]:
     return ("buttons", name) if name in GAMEPAD_BUTTONS else ("keys", name)
 
 
+def input_of(told: str) -> str | None:
+    """The input that a report calls ``keys:w``, ``mouse_buttons:0`` or ``mouse_dx``; None where it is none."""
+    group, _, own = told.partition(":")
+    if group == "mouse_buttons":
+        return {other: name for name, other in _BUTTONS.items()}.get(own)
+    if group in ("keys", "buttons"):
+        return own if own and group_of(own)[0] == group else None
+    return told if told in MOTIONS or told in POSITIONS else None
+
+
 def held_events(times: Iterable[float], held: Iterable[Iterable[str]]) -> list[Event]:
     """Events of a format that says at every frame what is held then.
 
