@@ -106,8 +106,9 @@ def _made_config(found: Source, folder: str | None, command: str) -> Iterator[Pa
     if folder is None and "root" not in data:
         raise UserError(f"{command} of which recordings? Those of the training are not known; give --data FOLDER")
     arguments = {"root": folder or data["root"], "batch_size": data.get("batch_size", 8)}
+    trained_in = found.record.get("training", {}).get("precision", "32-true")  # or the numbers would be others
     content = {
-        "trainer": {"devices": 1},
+        "trainer": {"devices": 1, "precision": trained_in},
         "model": dict(found.spec),
         "data": {"class_path": "bczoo.RecordingDataModule", "init_args": arguments},
     }

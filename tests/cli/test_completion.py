@@ -15,7 +15,7 @@ from bczoo.cli.completion import complete
     ("words", "expected"),
     [
         (["pla"], {"play"}),
-        (["data", ""], {"check", "formats", "import", "view"}),
+        (["data", "i"], {"idm-check", "import"}),
         (["help", "ben"], {"bench"}),
         (["fit", "--config", "ti"], {"tiny"}),
         (["fit", "--config", "=", "fine"], {"finetune"}),

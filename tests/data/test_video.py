@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from contextlib import contextmanager
@@ -200,6 +201,7 @@ def test_no_file_stays_open(tmp_path):
     path = write_video(tmp_path / "video.mp4", 30)
     broken = write_video(tmp_path / "broken.mp4", N)
     damage(broken)
+    gc.collect()  # files of other tests
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(20):
         read_frames(path, 5, 3, SIZE)
