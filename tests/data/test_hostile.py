@@ -166,7 +166,7 @@ def test_links_folders_and_what_vanishes(tmp_path, monkeypatch):
     original = os.scandir
 
     def scandir(folder):
-        if Path(folder) == vanishing and vanishing.exists():
+        if str(folder) == str(vanishing) and vanishing.exists():
             shutil.rmtree(vanishing)
         return original(folder)
 
