@@ -215,7 +215,7 @@ def test_a_format_of_ones_own(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["nope", "in", "out"], "there is no format 'nope'; there are owamcap, owl, vpt, csgo, video"),
+        (["nope", "in", "out"], "there is no format 'nope'; there are owamcap, owl, vpt, csgo, lerobot, video"),
         (["vpt", "gone", "out"], "SOURCE gone does not exist"),
         (["owamcap", "in", "out"], "what is there may be vpt or video"),
         (["vpt", "in", "in/a.mp4"], "OUT in/a.mp4 is a file, where a folder is to be"),
