@@ -89,6 +89,7 @@ def run(
     costs = {size: _cost(grid.config(size)) for size in grid.sizes}
     _tell(grid, costs, workers)
     if not dry_run:
+        _prepare_data(grid.config(next(iter(grid.sizes))))
         _train(grid, costs, workers, gpus)
 
 
@@ -119,6 +120,16 @@ def _cost(config: dict[str, Any]) -> Cost:
     return Cost(counted["params"], tokens, windows * flops_per_window(model), steps * statistics.median(seconds))
 
 
+def _prepare_data(config: dict[str, Any]) -> None:
+    """Have recordings made, where the configuration says how: runs that start together would make them twice."""
+    import lightning as L
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(L.LightningDataModule, "data")
+    parser.instantiate_classes(parser.parse_object({"data": config["data"]})).data.prepare_data()
+
+
 def _tell(grid: Grid, costs: dict[str, Cost], workers: int) -> None:
     """What the whole grid takes; of the sweep the most that it can come to."""
     head = ["size", "params N", "tokens D", "C = 6 N D", "FLOPs counted", "hours a run", "sweep, at most"]
@@ -134,7 +145,7 @@ def _tell(grid: Grid, costs: dict[str, Cost], workers: int) -> None:
     print(markdown_table(rows))
     print(
         f"\nat most {runs} runs, {flops:.3g} FLOPs, {disk / 1e9:.2g} GB, and {seconds / workers / 3600:.2g} hours in "
-        f"{workers} process{'es' if workers > 1 else ''}, as fast as this machine is now and without reading recordings\n"
+        f"{workers} process{'es' if workers > 1 else ''}, at the speed of this machine now, recordings not counted\n"
     )
 
 
@@ -199,14 +210,10 @@ def _table(grid: Grid, costs: dict[str, Cost], running: Sequence[Job], done: Seq
     for job in running:
         share = f"{job.share:.0%}"
         rows.append([str(job.folder), f"{costs[job.size].params:,.0f}", f"{job.rate:g}", share, "-"])
-    left = sum(_left(job, costs) for job in running)
+    steps = {size: grid.main(size, 1.0).steps for size in costs}
+    left = sum((1 - job.share) * costs[job.size].seconds * job.steps / steps[job.size] for job in running)
     whole = {job.size for job in (*done, *running) if job.folder == Path(grid.out) / job.size}
     left += sum(cost.seconds for size, cost in costs.items() if size not in whole)
     ends = time.strftime("%d %b %H:%M", time.localtime(time.time() + left / workers))
-    return f"{markdown_table(rows)}\n{len(whole)} of {len(costs)} sizes begun or done; without the sweep the end is near {ends}"
-
-
-def _left(job: Job, costs: dict[str, Cost]) -> float:
-    cost = costs[job.size]
-    per_step = cost.seconds * (job.steps > 0)
-    return (1 - job.share) * per_step
+    begun = f"{len(whole)} of {len(costs)} sizes begun or done"
+    return f"{markdown_table(rows)}\n{begun}; without the rest of the sweep the end is near {ends}"
