@@ -81,7 +81,7 @@ def test_training_learns():
 
 
 def law_rows(a, split, seed, noise=0.003):
-    law = Law(A=50, B=50, E=1.2, alpha=0.5 * (1 - a), beta=0.5 * a)
+    law = Law(A=50, B=210, E=1.2, alpha=0.5 * (1 - a), beta=0.5 * a)
     rng = np.random.default_rng([split, seed])
     rows = []
     for n in np.geomspace(5e3, 1e6, 6):
