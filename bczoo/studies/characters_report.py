@@ -216,6 +216,7 @@ def plot(rows: Sequence[Mapping[str, Any]], exponents: Mapping[str, Any], path: 
         last.plot(range(len(NAMES)), list(PAPER.values()), "_", color=BLACK, markersize=16, label="paper")
         last.set_xticks(range(len(NAMES)), [name.replace(", ", ",\n") for name in NAMES.values()])
         last.set_title("Exponent a, 95 % intervals")
+        last.set_xlim(-0.5, len(NAMES) - 0.5)
         last.set_ylim(0, 1)
         last.axhline(0.5, color=MUTED, linewidth=0.8, linestyle=DASHES[1])
         last.legend(loc="lower left", ncols=2)
