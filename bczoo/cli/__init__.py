@@ -61,6 +61,11 @@ FUNCTIONS = {
         ("runs",),
     ),
     ("plot",): ("plot curves of runs", "bczoo.compare.plot:plot", ("runs",)),
+    ("scaling", "run"): (
+        "train a grid of sizes for a scaling law",
+        "bczoo.scaling.run:run",
+        (),
+    ),
     ("scaling", "fit"): (
         "fit a scaling law: best size, data and loss over compute",
         "bczoo.scaling.command:fit",
@@ -94,6 +99,11 @@ FUNCTIONS = {
     ("study", "confusion"): (
         "train many policies on Doom and compare measures of causal confusion",
         "bczoo.studies.confusion:study_confusion",
+        (),
+    ),
+    ("study", "characters"): (
+        "train small GPTs on characters: how the targets set the best size",
+        "bczoo.studies.characters:study_characters",
         (),
     ),
     ("study", "redraw"): (

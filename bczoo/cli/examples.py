@@ -42,6 +42,10 @@ EXAMPLES: dict[tuple[str, ...], tuple[str, ...]] = {
     ("zoo", "table"): ("bczoo zoo table", "bczoo zoo table --check true"),
     ("compare",): ("bczoo compare runs/a runs/b", "bczoo compare runs/quickstart-seed*"),
     ("plot",): ("bczoo plot runs/a runs/b --metric val/loss --out curves.png",),
+    ("scaling", "run"): (
+        "bczoo scaling run --config scaling/bc_cnn_doom --dry_run true",
+        "bczoo scaling run --config scaling/bc_cnn_doom --print_commands true > commands.txt",
+    ),
     ("scaling", "fit"): (
         "bczoo scaling fit runs/size* --out fit.json",
         "bczoo scaling fit points.csv --method parametric --columns params=N,tokens=D",
@@ -55,6 +59,7 @@ EXAMPLES: dict[tuple[str, ...], tuple[str, ...]] = {
     ("gap",): ("bczoo gap checkpoints/doom --env doom/defend_the_center",),
     ("study", "toy"): ("bczoo study toy --steps 100000",),
     ("study", "confusion"): ("bczoo study confusion --size smoke",),
+    ("study", "characters"): ("bczoo study characters --size smoke", "bczoo study characters --dry_run true"),
     ("study", "redraw"): ("bczoo study redraw runs/toy",),
     ("data", "check"): ("bczoo data check my_game", "bczoo data check my_game --json report.json"),
     ("data", "stats"): ("bczoo data stats my_game --out stats.png", "bczoo data stats my_game --json stats.json"),

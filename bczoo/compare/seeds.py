@@ -53,9 +53,9 @@ def fit_seeds(argv: Sequence[str]) -> int:
         _, rest = _without(rest, option)
     folders = {seed: f"{str(root).rstrip('/')}-seed{seed}" for seed in range(int(first), int(first) + int(count))}
     commands = {seed: ["fit", *rest, SEED, str(seed), ROOT, folder] for seed, folder in folders.items()}
-    finished = {seed for seed, folder in folders.items() if _finished(Path(folder), commands[seed])}
+    over = {seed for seed, folder in folders.items() if finished(Path(folder), commands[seed])}
     for seed, command in commands.items():
-        if seed in finished:
+        if seed in over:
             print(f"seed {seed}: {folders[seed]} has finished", flush=True)
             continue
         print(f"seed {seed}: {folders[seed]}", flush=True)
@@ -67,7 +67,7 @@ def fit_seeds(argv: Sequence[str]) -> int:
     return 0
 
 
-def _finished(folder: Path, command: Sequence[str]) -> bool:
+def finished(folder: Path, command: Sequence[str]) -> bool:
     """Whether a folder holds a finished run of a command.
 
     Raises:
@@ -131,7 +131,7 @@ def _run(command: Sequence[str]) -> int:
     """
     group: dict[str, Any] = {"process_group": 0} if os.name == "posix" else {}
     children: list[subprocess.Popen] = []
-    with _forwarding(children) as received:
+    with forwarding(children) as received:
         children.append(subprocess.Popen([*BCZOO, *command], **group))
         for number in received:  # came while it was started
             children[0].send_signal(number)
@@ -142,7 +142,7 @@ def _run(command: Sequence[str]) -> int:
 
 
 @contextmanager
-def _forwarding(children: list[subprocess.Popen]) -> Iterator[list[int]]:
+def forwarding(children: list[subprocess.Popen]) -> Iterator[list[int]]:
     """Send children the signals that ask this process to end; yields those that came."""
     received: list[int] = []
 

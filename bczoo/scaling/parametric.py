@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import curve_fit
+from threadpoolctl import threadpool_limits
 
 from bczoo.core.errors import UserError
 from bczoo.scaling.bootstrap import resampled_weights
@@ -30,6 +31,7 @@ EXPLAINED, BY_CHANCE = 0.1, 8.0  # share of the spread of ln L that a law has to
 FAR_OFF = np.array([-2.5, -1.0, -0.7, 1.0, 0.3])  # second start of a resample
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")  # on matrices of five rows threads wait for each other
 def fit_parametric(
     params: ArrayLike,
     tokens: ArrayLike,

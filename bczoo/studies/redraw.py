@@ -1,7 +1,7 @@
 """``bczoo study redraw``: the pictures of a study once more, from the results that it left.
 
-Place in the pipeline: reads toy.json, report.json or gap.json, as the studies of this package and ``bczoo gap`` write
-them, and draws with their own functions. Nothing is trained, played or measured.
+Place in the pipeline: reads toy.json, characters.json, report.json or gap.json, as the studies of this package and
+``bczoo gap`` write them, and draws with their own functions. Nothing is trained, played or measured.
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ from typing import Any
 
 from bczoo.core.errors import UserError
 
+RESULTS = ("toy.json", "characters.json", "report.json", "gap.json")
+
 
 def redraw(results: str, out: str | None = None) -> list[Path]:
     """Draw the pictures of a study again, without measuring anything.
 
     Args:
-        results: what the study wrote: toy.json, report.json (of the study of confusion) or gap.json, or its folder.
+        results: what the study wrote: toy.json, characters.json, report.json (of the study of confusion) or gap.json,
+            or its folder.
         out: folder of the pictures; the one that the results are in if left out.
     """
     path = _find(Path(results))
@@ -44,10 +47,10 @@ def _find(path: Path) -> Path:
         if not path.exists():
             raise UserError(f"there is no {path}; name what a study wrote, such as runs/toy/toy.json")
         return path
-    found = [path / name for name in ("toy.json", "report.json", "gap.json") if (path / name).exists()]
+    found = [path / name for name in RESULTS if (path / name).exists()]
     if len(found) != 1:
         there = "none of them" if not found else " and ".join(one.name for one in found)
-        raise UserError(f"of toy.json, report.json and gap.json, {path} has {there}; name a file of results")
+        raise UserError(f"of {', '.join(RESULTS)}, {path} has {there}; name a file of results")
     return found[0]
 
 
@@ -56,6 +59,13 @@ def _toy(content: Mapping[str, Any], folder: Path) -> list[Path]:
 
     plot(*drawn_from(content), folder / "toy.png")
     return [folder / "toy.png"]
+
+
+def _characters(content: Mapping[str, Any], folder: Path) -> list[Path]:
+    from bczoo.studies.characters_report import plot
+
+    plot(content["runs"], content["exponents"], folder / "characters.png")
+    return [folder / "characters.png"]
 
 
 def _gap(content: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -73,6 +83,7 @@ def _confusion(content: Mapping[str, Any], folder: Path) -> list[Path]:
 
 DRAWN: dict[frozenset[str], Callable[[Mapping[str, Any], Path], list[Path]]] = {  # by the entries that are drawn
     frozenset({"settings", "steps", "correctness"}): _toy,
+    frozenset({"runs", "exponents"}): _characters,
     frozenset({"game", "policies"}): _gap,
     frozenset({"kinds", "findings", "baselines"}): _confusion,
 }
