@@ -66,7 +66,7 @@ class Donors:
             batch = loader.windows[key]
             if not kept or batch["valid"].any():  # the first in any case, so that there is one
                 shown: Any = {k: v for k, v in batch.items() if k in ("frames", "features")}
-                encoded.append(policy.encoded({**batch, **{k: v.to(policy.device) for k, v in shown.items()}}))  # type: ignore[typeddict-item]
+                encoded.append(policy.encoded({**batch, **{k: v.to(policy.device) for k, v in shown.items()}}))
                 kept.append({k: v for k, v in batch.items() if k not in shown})  # the tokens are small, these are not
             if len(kept) == DONORS:
                 break
