@@ -12,6 +12,7 @@ Shape legend: N donors, B batch, T steps, I image tokens, D width, n tokens of a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,12 +61,13 @@ class Donors:
             loader: of the windows that are scored.
         """
         encoded: list[Tensor] = []
-        kept: list[Batch] = []
+        kept: list[Any] = []
         for key in sample_donors(loader.plan):
             batch = loader.windows[key]
             if not kept or batch["valid"].any():  # the first in any case, so that there is one
-                encoded.append(policy.encode(batch["frames"].to(policy.device)))
-                kept.append({**batch, "frames": batch["frames"][:, :0]})  # the tokens are small, the frames are not
+                shown: Any = {k: v for k, v in batch.items() if k in ("frames", "features")}
+                encoded.append(policy.encoded({**batch, **{k: v.to(policy.device) for k, v in shown.items()}}))
+                kept.append({k: v for k, v in batch.items() if k not in shown})  # the tokens are small, these are not
             if len(kept) == DONORS:
                 break
         return cls(

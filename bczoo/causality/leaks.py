@@ -27,7 +27,7 @@ from torch import Tensor
 
 from bczoo.core.actions import ActionSpace
 from bczoo.core.errors import UserError
-from bczoo.core.spec import Batch, window_batch
+from bczoo.core.spec import Batch, pictures, window_batch
 from bczoo.models.bc.layout import StepLayout
 from bczoo.models.bc.policy import BCPolicy
 from bczoo.models.policy import Policy
@@ -111,7 +111,7 @@ def find_leak(policy: Policy, batch: Batch) -> Leak | None:
     """
     with _left_alone(policy):
         if has_layout(policy):
-            leak = find_leak_of_layers(policy, *batch["frames"].shape[:2])  # type: ignore[arg-type]
+            leak = find_leak_of_layers(policy, *batch["valid"].shape)  # type: ignore[arg-type]
             if leak is not None:
                 return leak
         return find_leak_end_to_end(policy, batch)
@@ -266,7 +266,7 @@ def find_leak_end_to_end(policy: Policy, batch: Batch, steps: int = STEPS_END_TO
     A window that is not changed gives the same numbers to the last bit, whatever stands at the places that it does not
     see, because the shapes are the same; should a device not repeat itself, its own noise is allowed.
     """
-    frames = batch["frames"][:1, :steps].clone()
+    frames = pictures(batch)[:1, :steps].clone()
     actions = {name: ids[:1, :steps].clone() for name, ids in batch["actions"].items()}
     text = policy.instructions(batch)
     text = None if text is None else text[:1, :steps].clone()

@@ -66,7 +66,7 @@ def evaluate(
             batch are each other's; then the score depends on what else is in the batch.
     """
     mask = loss_mask(batch)
-    encoded = policy.encode(batch["frames"]) if encoded is None else encoded
+    encoded = policy.encoded(batch) if encoded is None else encoded
     donors = Donors.of_batch(batch, encoded) if donors is None else donors
     kinds = perturb if isinstance(perturb, Mapping) else perturbations(perturb)
     measures: Measures = {}

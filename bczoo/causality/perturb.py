@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bczoo.causality.donors import Donors
 from bczoo.core.errors import UserError
-from bczoo.core.spec import Batch
+from bczoo.core.spec import Batch, pictures
 from bczoo.models.policy import Policy
 
 KINDS = ("swap", "freeze", "blank", "noise", "counterfactual")
@@ -64,7 +64,7 @@ def longest_freeze(steps: int, window: int) -> int:
 
 def blank(policy: Policy, batch: Batch, encoded: Tensor, donors: Donors) -> Replacement:
     """The clip's mean colour."""
-    frames = batch["frames"]
+    frames = pictures(batch)
     colour = frames.float().mean(dim=(1, 3, 4)).round().to(torch.uint8)  # (B, 3)
     flat = colour[:, None, :, None, None].expand(-1, 1, -1, *frames.shape[-2:]).contiguous()
     return Replacement(policy.encode(flat).expand_as(encoded), batch["valid"])
@@ -79,7 +79,7 @@ def noise(policy: Policy, batch: Batch, encoded: Tensor, donors: Donors) -> Repl
 def _random_frames(batch: Batch, row: int) -> Tensor:
     seed = int(batch["recording"][row]) * 1_000_003 + int(batch["start"][row])
     generator = torch.Generator().manual_seed(seed & 0xFFFFFFFF)
-    frames = batch["frames"][row]
+    frames = pictures(batch)[row]
     return torch.randint(0, 256, frames.shape, dtype=torch.uint8, generator=generator).to(frames.device)
 
 

@@ -68,6 +68,7 @@ class Batch(TypedDict):
     """A batch of windows; :func:`loss_mask` says which steps count."""
 
     frames: NotRequired[Tensor]  # (B, T, 3, H, W) uint8, RGB; not there if the model asks for none
+    features: NotRequired[Tensor]  # (B, T, F) of the frames, in their place (data.feature_cache)
     actions: dict[str, Tensor]  # per group (B, T, n) int64, the action taken after seeing the frame; {} without a space
     labels: NotRequired[dict[str, Tensor]]  # the same, what is learned: an expert's actions where others were done
     text: NotRequired[Tensor]  # (B, T, D) float32, all zero where there is no instruction
@@ -99,6 +100,20 @@ def window_batch(frames: Tensor, actions: dict[str, Tensor], text: Tensor | None
         "start": none,
     }
     return batch if text is None else {**batch, "text": text}
+
+
+def pictures(batch: Batch) -> Tensor:
+    """The frames (B, T, 3, H, W) of a batch, for what looks at the pixels themselves.
+
+    Raises:
+        UserError: the batch holds features in their place.
+    """
+    if "frames" not in batch:
+        raise UserError(
+            "what a callback or perturbation does here needs the pictures themselves, and with data.feature_cache no "
+            "video is read: leave it out, or train without the cache (--data.feature_cache null)"
+        )
+    return batch["frames"]
 
 
 def targets(batch: Batch) -> dict[str, Tensor]:

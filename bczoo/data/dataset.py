@@ -1,10 +1,11 @@
 """Windows as tensors: frames from the video, everything else from the index.
 
 Place in the pipeline: `windows.py` says which ``(recording, start)`` pairs make a batch, this module reads
-them, in the data loader's worker processes, into a :class:`bczoo.core.spec.Batch`.
+them, in the data loader's worker processes, into a :class:`bczoo.core.spec.Batch`. With `features.py` the features of a
+frozen encoder come in the place of the frames.
 
 Shape legend: B windows of a batch, T steps, H = W frame size in pixels, A action tokens per step, D text
-width.
+width, F values of a frame's features.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from bczoo.core.spec import FIELDS, FILL, Batch
 from bczoo.data.errors import FrameReadError
-from bczoo.data.handover import FrameMemory
+from bczoo.data.features import Features
+from bczoo.data.handover import FrameMemory, Frames
 from bczoo.data.index import Index
 from bczoo.data.pseudo import PseudoLabels
 from bczoo.data.recording import LABELLED, LEARNED, PSEUDO, SYSTEM
@@ -44,6 +47,7 @@ class WindowDataset(Dataset[Batch]):
         fields: what is read beyond the index; without ``frames`` no video is opened, and batches have none.
         pseudo: which guesses of a model are learned from, and their weight; none if left out. Of the others no batch
             holds anything: they are neutral, as unknown actions are.
+        features: where features lie that are read in the place of frames.
     """
 
     def __init__(
@@ -55,6 +59,7 @@ class WindowDataset(Dataset[Batch]):
         resize: str = "hamming",
         fields: Sequence[str] = FIELDS,
         pseudo: PseudoLabels | None = None,
+        features: Features | None = None,
     ) -> None:
         self.index = index
         self.window = window
@@ -62,12 +67,18 @@ class WindowDataset(Dataset[Batch]):
         self.strict = strict
         self.resize = resize
         self.fields = tuple(fields)
+        self.features = features
         self._memory = FrameMemory()
         self.pseudo = pseudo
         space = index.target.space
         self._neutral = [] if space is None else [i for ids in space.neutral.values() for i in ids]
         self._unreadable = multiprocessing.Value("q", 0)
         self._warned = torch.zeros(len(index), dtype=torch.uint8).share_memory_()
+
+    @property
+    def reads_videos(self) -> bool:
+        """Whether windows are read from the videos of their recordings."""
+        return "frames" in self.fields and self.features is None
 
     @property
     def unreadable_steps(self) -> int:
@@ -80,17 +91,17 @@ class WindowDataset(Dataset[Batch]):
 
     def __getitems__(self, keys: Sequence[Key]) -> Batch:
         """A batch of windows; a recording of -1 gives an empty window of invalid steps."""
-        B, T, size = len(keys), self.window, self.frame_size
+        B, T = len(keys), self.window
         target = self.index.target
-        frames, handed = self._memory.take(B, T, 3, size, size) if "frames" in self.fields else (None, None)
+        shown, handed = self._take(B, T) if "frames" in self.fields else (None, None)
         ids = np.zeros((B, T, target.tokens), np.int64)
         labels = np.zeros_like(ids) if self.index.has_labels else None
         kind, valid, guessed = np.zeros((B, T), np.uint8), np.zeros((B, T), bool), np.zeros((B, T), bool)
         text = None if target.text_dim is None else np.zeros((B, T, target.text_dim), np.float32)
         for b, (recording, start) in enumerate(keys):
             if recording == FILL:
-                if frames is not None:
-                    frames[b] = 0
+                if shown is not None:
+                    shown[b] = 0
                 continue
             steps = min(T, int(self.index.n_frames[recording]) - 1 - start)
             all_ids, all_kinds = self.index.steps(recording)
@@ -105,7 +116,7 @@ class WindowDataset(Dataset[Batch]):
                 ids[b, unlearned] = self._neutral
                 if labels is not None:
                     labels[b, unlearned] = self._neutral
-            seen = steps if frames is None else self._read_frames(frames[b].numpy(), recording, start, steps)
+            seen = steps if shown is None else self._read_shown(shown[b], recording, start, steps)
             valid[b, :seen] = True
             if text is not None:
                 self._paint_text(text[b], recording, start)
@@ -122,19 +133,25 @@ class WindowDataset(Dataset[Batch]):
         if labels is not None:
             batch["labels"] = {name: torch.from_numpy(labels[..., s]).contiguous() for name, s in target.slices.items()}
         if handed is not None:
-            batch["frames"] = handed  # type: ignore[typeddict-item]  # a tensor when it has arrived
+            batch["frames" if self.features is None else "features"] = handed  # type: ignore[typeddict-item]  # a tensor when it has arrived
         if text is not None:
             batch["text"] = torch.from_numpy(text)
         return batch
 
-    def _read_frames(self, out: np.ndarray, recording: int, start: int, steps: int) -> int:
-        """Fill ``out`` (T, 3, H, W), padding with the last frame; returns how many steps are valid."""
+    def _take(self, B: int, T: int) -> tuple[Tensor, Tensor | Frames]:
+        """Memory for the frames of a batch, or for their features, and what to put into the batch."""
+        if self.features is not None:
+            return self._memory.take(B, T, self.features.size, dtype=self.features.dtype)
+        return self._memory.take(B, T, 3, self.frame_size, self.frame_size)
+
+    def _read_shown(self, out: Tensor, recording: int, start: int, steps: int) -> int:
+        """Fill ``out`` (T, 3, H, W) or (T, F), padding with the last frame; returns how many steps are valid."""
         count = read = min(steps + 1, len(out))  # a padded window shows the recording's last frame, without an action
         try:
-            numbers = self.index.video_frames(recording, start, count)
-            with self.index.reading(recording) as folder:
-                video = folder / self.index.video_name(recording, self.frame_size)
-                read_into(out[:count], video, numbers, filter=self.resize)
+            if self.features is not None:
+                self.features.read_into(out[:count], recording, start)
+            else:
+                read_frames_into(out[:count].numpy(), self.index, recording, start, self.resize)
         except FrameReadError as error:
             if self.strict:
                 raise
@@ -163,6 +180,18 @@ class WindowDataset(Dataset[Batch]):
         for event in np.flatnonzero((begins < first + len(out)) & (begins + steps > first)):
             begin = begins[event] - first
             out[max(begin, 0) : max(begin + steps[event], 0)] = embeddings[event]
+
+
+def read_frames_into(out: np.ndarray, index: Index, recording: int, start: int, resize: str) -> None:
+    """Fill ``out`` (T, 3, H, W) with the frames of the steps from ``start`` on.
+
+    Raises:
+        FrameReadError: not all could be decoded.
+    """
+    numbers = index.video_frames(recording, start, len(out))
+    with index.reading(recording) as folder:
+        video = folder / index.video_name(recording, out.shape[-1])
+        read_into(out, video, numbers, filter=resize)
 
 
 def as_batch(batch: Any) -> Any:

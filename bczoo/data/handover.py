@@ -1,4 +1,4 @@
-"""Memory for the frames of batches, which workers and trainer share and use again and again.
+"""Memory for the frames of batches, or their features, which workers and trainer share and use again and again.
 
 Place in the pipeline: `dataset.py` decodes frames to here; a data loader's worker hands them to the trainer without
 a copy. torch would give every batch new memory, and the system hands that out page by page: 22,000 page faults for four
@@ -20,6 +20,7 @@ import torch
 from torch.utils.data import get_worker_info
 
 FREE, TAKEN = 0, 1
+ALIGNED = 64  # bytes, as torch's own memory: matrix products of features round by how these lie
 
 
 class Frames:
@@ -27,15 +28,16 @@ class Frames:
 
     Args:
         piece: where they lie.
-        shape: (B, T, 3, H, W).
+        shape: (B, T, 3, H, W), or (B, T, F) of features.
+        dtype: of the values.
     """
 
-    def __init__(self, piece: _Piece, shape: tuple[int, ...]) -> None:
-        self.tensor = torch.frombuffer(piece.memory, dtype=torch.uint8, count=math.prod(shape)).view(shape)
-        self._piece, self._shape = piece, shape
+    def __init__(self, piece: _Piece, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        self.tensor = torch.frombuffer(piece.memory, dtype=dtype, count=math.prod(shape)).view(shape)
+        self._piece, self._shape, self._dtype = piece, shape, dtype
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _received, (DupFd(self._piece.file), self._piece.bytes, self._shape)
+        return _received, (DupFd(self._piece.file), self._piece.bytes, self._shape, self._dtype)
 
 
 class FrameMemory:
@@ -44,18 +46,21 @@ class FrameMemory:
     def __init__(self) -> None:
         self._pieces: list[_Piece] = []
 
-    def take(self, *shape: int) -> tuple[torch.Tensor, torch.Tensor | Frames]:
-        """A uint8 tensor, and what to put into the batch: it, or in a worker what becomes one in the trainer."""
+    def take(self, *shape: int, dtype: torch.dtype = torch.uint8) -> tuple[torch.Tensor, torch.Tensor | Frames]:
+        """A tensor, and what to put into the batch: it, or in a worker what becomes one in the trainer."""
         if get_worker_info() is None or not hasattr(os, "memfd_create"):
             # numpy asks for large pages, of which a few hundred are enough
-            tensor = torch.from_numpy(np.empty(shape, np.uint8))
+            count = math.prod(shape) * dtype.itemsize
+            memory = np.empty(count + ALIGNED, np.uint8)
+            first = -memory.ctypes.data % ALIGNED
+            tensor = torch.from_numpy(memory[first : first + count]).view(dtype).view(shape)
             return tensor, tensor
-        wanted = math.prod(shape) + 1
+        wanted = math.prod(shape) * dtype.itemsize + 1
         piece = next((p for p in self._pieces if p.bytes == wanted and p.memory[-1] == FREE), None)
         if piece is None:
             self._pieces.append(piece := _Piece(wanted))
         piece.memory[-1] = TAKEN
-        frames = Frames(piece, shape)
+        frames = Frames(piece, shape, dtype)
         return frames.tensor, frames
 
     def __getstate__(self) -> dict[str, Any]:
@@ -82,11 +87,11 @@ class _Borrowed(mmap.mmap):
             self[-1] = FREE
 
 
-def _received(file: Any, bytes: int, shape: tuple[int, ...]) -> torch.Tensor:
+def _received(file: Any, bytes: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     handle = file.detach()
     try:
         memory = _Borrowed(handle, bytes, flags=mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0))
     finally:
         os.close(handle)
     memory.holder = os.getpid()
-    return torch.frombuffer(memory, dtype=torch.uint8, count=math.prod(shape)).view(shape)
+    return torch.frombuffer(memory, dtype=dtype, count=math.prod(shape)).view(shape)

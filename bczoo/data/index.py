@@ -24,7 +24,7 @@ from bczoo.core.actions import ActionSpace
 from bczoo.data.cache import Cache, Pack
 from bczoo.data.errors import NoRecordingsError, RecordingError
 from bczoo.data.index_build import update
-from bczoo.data.index_files import Build, Target, open_arrays, total_unknown
+from bczoo.data.index_files import Build, Target, open_arrays, read_table, total_unknown
 from bczoo.data.listing import base, exists, walk_recordings
 from bczoo.data.recording import PSEUDO
 from bczoo.data.resample import Resampling
@@ -213,6 +213,10 @@ class Index:
             f"{n} recording{'s' * (n != 1)} resampled from {fps:g} to {self.target.fps:g} fps"
             for fps, n in sorted(counts.items())
         ]
+
+    def stamps(self) -> list[tuple[str, list[list]]]:
+        """Per recording its path and what its files were when it was indexed, read from the table on disk."""
+        return [(row.path, row.stamp) for folder in self._folders for row in read_table(folder)[0]]
 
     def video_names(self, recording: int) -> list[str]:
         """All videos of a recording."""

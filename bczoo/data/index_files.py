@@ -156,7 +156,7 @@ class Build:
         Raises:
             OSError, ValueError: it is damaged or not there.
         """
-        rows, stamps = _read_table(folder / "table.json")
+        rows, stamps = read_table(folder)
         arrays = open_arrays(folder)
         counts = {of: sum(getattr(row, of) for row in rows) for of in COUNTS}
         for name, (dtype, row_shape, of) in layout(target).items():
@@ -211,9 +211,9 @@ def _stamp(path: Path) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
-def _read_table(path: Path) -> tuple[list[Row], dict[str, list[int]]]:
+def read_table(folder: Path) -> tuple[list[Row], dict[str, list[int]]]:
     """The rows of a build, and size, time and checksum of its arrays; a ValueError if they are none."""
-    with open_regular(path) as file:
+    with open_regular(folder / "table.json") as file:
         data = file.read()
     try:
         table = json.loads(data)

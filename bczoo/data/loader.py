@@ -32,14 +32,15 @@ from bczoo.data.windows import Key, Plan
 class _Batches:
     """What the inner loader takes batches of keys from."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, reads_videos: bool) -> None:
         self.plan = plan
+        self.brings = reads_videos and bool(plan.index.packs)
         self.epoch = 0
         self.first_batch = 0
 
     def __iter__(self) -> Iterator[list[Key]]:
         batches = self.plan.batches(self.epoch, self.first_batch)
-        if not self.plan.index.packs:
+        if not self.brings:
             yield from batches
             return
         with Ahead(self.plan, self.epoch) as ahead:
@@ -67,7 +68,7 @@ class WindowLoader:
         self.windows = dataset
         self.plan = plan
         self._n_batches = len(plan)
-        self._batches = _Batches(plan)
+        self._batches = _Batches(plan, dataset.reads_videos)
         self._loader = DataLoader(
             dataset,
             batch_sampler=self._batches,

@@ -26,6 +26,7 @@ from bczoo.data.ahead import require_room
 from bczoo.data.augment import ClipAugment
 from bczoo.data.cache import Cache
 from bczoo.data.dataset import WindowDataset
+from bczoo.data.features import Features
 from bczoo.data.index import Index, as_roots, open_index
 from bczoo.data.loader import WindowLoader
 from bczoo.data.proportions import mismatch
@@ -66,6 +67,8 @@ class RecordingDataModule(L.LightningDataModule):
             count them.
         pseudo_min_confidence: the least confidence of such an action.
         pseudo_weight: of such a step in the loss; a person's is 1.
+        feature_cache: folder where a frozen encoder's features of every frame are kept; missing ones are computed
+            before the first step, and windows are read from there instead of from videos. None reads videos.
     """
 
     def __init__(
@@ -92,12 +95,18 @@ class RecordingDataModule(L.LightningDataModule):
         pseudo: bool = False,
         pseudo_min_confidence: float = 0.0,
         pseudo_weight: float = 1.0,
+        feature_cache: str | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= val_fraction < 1:
             raise UserError(f"val_fraction is a share of the recordings from 0 to below 1, got {val_fraction}")
         if not 0 < fraction <= 1:
             raise UserError(f"fraction is a share of the training frames above 0 and up to 1, got {fraction}")
+        if augment and feature_cache is not None:
+            raise UserError(
+                "data.feature_cache keeps one result of the encoder for every frame, but data.augment changes the "
+                "frames in every epoch; leave one of them out (--data.augment null)"
+            )
         arguments.whole("batch_size", batch_size, 1)
         arguments.whole("num_workers", num_workers, 0)
         arguments.whole("open_recordings", open_recordings, 1)
@@ -124,6 +133,7 @@ class RecordingDataModule(L.LightningDataModule):
         self.open_recordings = open_recordings
         guesses = PseudoLabels(pseudo_min_confidence, pseudo_weight)
         self.pseudo = guesses if pseudo else None
+        self.feature_cache = feature_cache
         self._parts: dict[str, tuple[Index, np.ndarray]] = {}
         self._loaders: dict[str, WindowLoader] = {}  # the last one of each part
         self._unreadable = 0  # steps, of loaders that are closed
@@ -321,6 +331,18 @@ class RecordingDataModule(L.LightningDataModule):
         loader = self._loader(part, shuffle=False, spread=spread)
         return loader if len(loader) else []  # an empty list is Lightning's "none"
 
+    def _features(self, part: str) -> Features | None:
+        """The features that a part's windows are read from; None where they are read from videos."""
+        if self.feature_cache is None or "frames" not in self.fields:
+            return None
+        from bczoo.data.features_build import keep_features
+
+        trainer = self.trainer
+        # in one pass, so that a full disk is told before the first step
+        wanted = dict.fromkeys([part, "train", "val"] if trainer is not None and trainer.state.fn == "fit" else [part])
+        parts = [self._parts[name] for name in wanted]
+        return keep_features(self.feature_cache, trainer, parts, self.input_spec.resize, self.num_workers)[0]
+
     def _close(self, part: str) -> None:
         """Stop the worker processes of a part's last loader, if it has one."""
         if (loader := self._loaders.pop(part, None)) is not None:
@@ -346,12 +368,14 @@ class RecordingDataModule(L.LightningDataModule):
             open_recordings=self.open_recordings,
             pseudo=self.pseudo if part == "train" else None,
         )
-        require_room(plan)
+        features = self._features(part)
+        if features is None:
+            require_room(plan)
         pin = self.pin_memory
         if pin is None:
             pin = trainer is not None and torch.device(trainer.strategy.root_device).type == "cuda"
         sizes = (spec.window, spec.frame_size)
-        dataset = WindowDataset(index, *sizes, self.strict, spec.resize, self.fields, plan.pseudo)
+        dataset = WindowDataset(index, *sizes, self.strict, spec.resize, self.fields, plan.pseudo, features)
         self._close(part)  # trainers may ask for new loaders every few epochs
         self._loaders[part] = WindowLoader(dataset, plan, self.num_workers, pin)
         return self._loaders[part]

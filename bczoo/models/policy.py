@@ -32,6 +32,7 @@ from bczoo.core.spec import FILL, Batch, InputSpec, loss_mask, step_weights, tar
 from bczoo.models.model import Model, reference_optimizer
 from bczoo.models.session import Session, WindowSession
 from bczoo.nn.actions import ActionRows, Logits
+from bczoo.nn.encoders import Encoder
 from bczoo.nn.sampling import Sampler
 from bczoo.nn.text import TextEncoder
 from bczoo.train.loss import BCLoss, bc_loss
@@ -112,11 +113,23 @@ class Policy(Model):
 
     def logits(self, batch: Batch) -> Logits:
         """Logits (B, T, n, V) of every action token of a window, each predicted before that token is seen."""
-        return self.logits_from(self.encode(batch["frames"]), batch)
+        return self.logits_from(self.encoded(batch), batch)
+
+    def encoded(self, batch: Batch) -> Tensor:
+        """:meth:`encode` of a batch's frames (B, T, ...), also where the batch holds their features instead."""
+        return self.encode_features(batch["features"]) if "features" in batch else self.encode(batch["frames"])
 
     def encode(self, frames: Tensor) -> Tensor:
         """What a policy makes of each frame alone: (B, T, 3, H, W) to (B, T, ...). By default the frame itself."""
         return frames
+
+    def feature_encoder(self) -> Encoder | None:
+        """The encoder behind :meth:`encode_features`; None, the default, for a family without one."""
+        return None
+
+    def encode_features(self, features: Tensor) -> Tensor:
+        """:meth:`encode` from the features (B, T, F) that :meth:`feature_encoder` makes of the frames."""
+        raise NotImplementedError(f"{type(self).__name__} must define encode_features(features)")
 
     def logits_from(self, encoded: Tensor, batch: Batch) -> Logits:
         """:meth:`logits` with :meth:`encode`'s (B, T, ...) in the place of the batch's frames."""
@@ -188,9 +201,8 @@ class Policy(Model):
         for first in range(0, steps, at_once):
             asked = range(first, min(first + at_once, steps))
             shown, actions = zip(*map(question, asked), strict=True)
-            many: Any = {
-                k: torch.cat([v] * len(asked)) for k, v in batch.items() if isinstance(v, Tensor) and k != "frames"
-            }
+            kept = {k: v for k, v in batch.items() if isinstance(v, Tensor) and k not in ("frames", "features")}
+            many: Any = {k: torch.cat([v] * len(asked)) for k, v in kept.items()}
             many["frames"] = encoded = torch.cat(shown)
             many["actions"] = {k: torch.cat([one[k] for one in actions]) for k in actions[0]}
             if "labels" in batch:
@@ -268,7 +280,7 @@ class Policy(Model):
 
     def evaluate(self, batch: Batch, stage: str) -> dict[str, Any]:
         """Add a batch to the metrics; what was encoded and the logits are for callbacks, so that they need no pass."""
-        encoded = self.encode(batch["frames"])
+        encoded = self.encoded(batch)
         logits = self.logits_from(encoded, batch)
         windows = batch["recording"] != FILL
         self.metrics[stage].update(logits, targets(batch), loss_mask(batch, self.supervision), windows)  # type: ignore[operator]

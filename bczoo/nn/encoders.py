@@ -42,6 +42,21 @@ class Encoder(Part):
         """uint8 frames (N, 3, H, W) to image tokens (N, I, D)."""
         raise NotImplementedError(f"{type(self).__name__} must define forward(frames)")
 
+    def features_by(self) -> nn.Module | None:
+        """The module that makes :meth:`features`; they can be kept on disk where it is frozen and in evaluation mode.
+
+        None, the default, for an encoder that does not come in the two parts ``from_features(features(frames))``.
+        """
+        return None
+
+    def features(self, frames: Tensor) -> Tensor:
+        """The first part of :meth:`forward`: uint8 frames (N, 3, H, W) to (N, F), by :meth:`features_by` alone."""
+        raise NotImplementedError(f"{type(self).__name__} must define features(frames)")
+
+    def from_features(self, features: Tensor) -> Tensor:
+        """The second part of :meth:`forward`: features (N, F) to image tokens (N, I, D)."""
+        raise NotImplementedError(f"{type(self).__name__} must define from_features(features)")
+
     def check(self, frames: Tensor) -> None:
         """Raise if the frames are not what this encoder takes."""
         size = self.frame_size
@@ -111,15 +126,27 @@ class ImageEncoder(Encoder):
         return self
 
     def forward(self, frames: Tensor) -> Tensor:
+        return self.from_features(self.features(frames))
+
+    def features_by(self) -> nn.Module:
+        return self.backbone
+
+    def features(self, frames: Tensor) -> Tensor:
+        """The feature map (N, C * h * w) of uint8 frames (N, 3, H, W), in channel, row, column order."""
         self.check(frames)
-        return self.encode((frames.float() / 255).to(self.norm.weight.dtype))
+        return self._feature_map((frames.float() / 255).to(self.norm.weight.dtype))
+
+    def from_features(self, features: Tensor) -> Tensor:
+        return self.norm(self.project(features)).unflatten(-1, (self.tokens, -1))
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Image tokens (N, I, D) of pixels (N, 3, H, W) scaled to 0..1; no mean or deviation is taken off."""
+        return self.from_features(self._feature_map(pixels))
+
+    def _feature_map(self, pixels: Tensor) -> Tensor:
         pixels = pixels.contiguous(memory_format=self.memory_format)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            features = self.backbone(pixels)[0].flatten(1)  # (N, C * h * w) in channel, row, column order
-        return self.norm(self.project(features)).unflatten(-1, (self.tokens, -1))
+            return self.backbone(pixels)[0].flatten(1)
 
     def load_torchvision(self, weights: Mapping[str, Tensor]) -> None:
         """Load the backbone from a state dict in torchvision's EfficientNet naming (``features.0.0.weight``).

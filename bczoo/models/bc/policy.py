@@ -17,7 +17,7 @@ tokens, n tokens and V choices of a group.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -159,18 +159,26 @@ class BCPolicy(Policy):
         Returns:
             per group logits (B, T, n, V).
         """
-        self._check(frames, actions, text)
-        return self.window_logits(self.encode(frames), actions, text)
+        images = self.encode(frames)
+        self._check(images.shape, actions, text)
+        return self.window_logits(images, actions, text)
 
     def logits(self, batch: Batch) -> Logits:
-        self._check(batch["frames"], batch["actions"], self.instructions(batch))
-        return self.logits_from(self.encode(batch["frames"]), batch)
+        images = self.encoded(batch)
+        self._check(images.shape, batch["actions"], self.instructions(batch))
+        return self.logits_from(images, batch)
 
     def encode(self, frames: Tensor) -> Tensor:
         """Image tokens (B, T, I, D) of frames (B, T, 3, H, W)."""
         if frames.ndim != 5:
             raise ValueError(f"frames must be (B, T, 3, H, W), got {tuple(frames.shape)}")
         return self.encoder(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
+
+    def feature_encoder(self) -> Encoder:
+        return self.encoder
+
+    def encode_features(self, features: Tensor) -> Tensor:
+        return self.encoder.from_features(features.flatten(0, 1)).unflatten(0, features.shape[:2])
 
     def logits_from(self, encoded: Tensor, batch: Batch) -> Logits:
         """:meth:`logits` from image tokens (B, T, I, D) instead of frames."""
@@ -210,10 +218,9 @@ class BCPolicy(Policy):
         first = self.layout.action_out
         return y[:, :, first : first + self.decoder.latents]
 
-    def _check(self, frames: Tensor, actions: Mapping[str, Tensor], text: Tensor | None) -> None:
-        if frames.ndim != 5:
-            raise ValueError(f"frames must be (B, T, 3, H, W), got {tuple(frames.shape)}")
-        lead = tuple(frames.shape[:2])
+    def _check(self, shape: Sequence[int], actions: Mapping[str, Tensor], text: Tensor | None) -> None:
+        """Raise unless actions and text belong to image tokens of a shape."""
+        lead = tuple(shape[:2])
         for group in self.action_space.groups:
             ids = actions.get(group.name)
             if ids is None or tuple(ids.shape) != (*lead, group.tokens):

@@ -96,6 +96,12 @@ class CNNPolicy(Policy):
         """Frames (B, T, 3, H, W) to embeddings (B, T, D)."""
         return self.encoder(frames.flatten(0, 1)).mean(dim=1).unflatten(0, frames.shape[:2])
 
+    def feature_encoder(self) -> Encoder:
+        return self.encoder
+
+    def encode_features(self, features: Tensor) -> Tensor:
+        return self.encoder.from_features(features.flatten(0, 1)).mean(dim=1).unflatten(0, features.shape[:2])
+
     def logits_from(self, encoded: Tensor, batch: Batch) -> Logits:
         ids = torch.cat([batch["actions"][g.name] for g in self.action_space.groups], dim=-1)  # (B, T, A)
         return self.heads(self.outputs(encoded, F.pad(ids, (0, 0, 1, -1))))

@@ -117,10 +117,10 @@ class FiniteCheck(L.Callback):
 
 
 def _kept(batch: Any) -> dict[str, Tensor]:
-    """What to keep of a batch to find the culprit: its numbers, not its frames."""
+    """What to keep of a batch to find the culprit: its numbers, not its frames or their features."""
     if not isinstance(batch, dict):
         return {}
-    tensors = {k: v for k, v in batch.items() if isinstance(v, Tensor) and k != "frames"}
+    tensors = {k: v for k, v in batch.items() if isinstance(v, Tensor) and k not in ("frames", "features")}
     return {k: v for k, v in tensors.items() if k == "recording" or v.is_floating_point()}
 
 

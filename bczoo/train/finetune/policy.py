@@ -253,8 +253,8 @@ class FineTune(_OfItsSource):
         text = super().instructions(batch)
         if self._embedded is None:
             return text
-        shape = (*batch["frames"].shape[:2], len(self._embedded))
-        text = batch["frames"].new_zeros(shape, dtype=torch.float32) if text is None else text
+        shape = (*batch["valid"].shape, len(self._embedded))
+        text = batch["valid"].new_zeros(shape, dtype=torch.float32) if text is None else text
         return where_untold(text, self._embedded)
 
 

@@ -1,0 +1,170 @@
+"""Features of a frozen encoder on disk, in the place of frames.
+
+Place in the pipeline: `features_build.py` computes them before the first step, `dataset.py` reads windows from here
+instead of from videos. What trains behind the frozen part sees what it would have computed from the frames.
+
+    <folder>/<key>/about.json                      what made them, for a reader
+    <folder>/<key>/<recording>/features.npy        (n, F), one row a step of the recording, memory-mapped
+    <folder>/<key>/<recording>/readable.npy        (n,) bool, False where the frame could not be decoded
+
+The key stands for what computes: the encoder's class, arguments and weights, the type of its numbers, the size of
+frames and how they are brought to it. A recording's name stands for its video: path below the root, size and time of
+the last change (or the archive's), and the rate it is brought to. A recording's folder is there whole or not at all,
+so an interrupted pass goes on behind the last one.
+
+Shape legend: n steps of a recording, F values of a frame, T steps of a window, R recordings.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bczoo.core.errors import UserError
+from bczoo.core.files import PartialPath
+from bczoo.data.errors import FrameReadError
+from bczoo.data.index import Index
+
+FEATURES, READABLE = "features.npy", "readable.npy"
+OVERHEAD = 3 * 4096  # bytes of a recording's folder, the headers of its files and what is left of their last blocks
+
+
+@dataclass(frozen=True)
+class Features:
+    """Where the features of an index's recordings lie.
+
+    Args:
+        index: of the recordings.
+        folder: of what one encoder makes.
+        names: (R,) folders of the recordings in it, :func:`recording_names`.
+        size: values F of a frame.
+        dtype: of them.
+    """
+
+    index: Index
+    folder: Path
+    names: np.ndarray
+    size: int
+    dtype: torch.dtype
+
+    def path(self, recording: int) -> Path:
+        """The folder of a recording, whether it is there or not."""
+        return self.folder / str(self.names[recording])
+
+    def missing(self, recordings: np.ndarray) -> np.ndarray:
+        """Those of the recordings that have no features yet."""
+        return recordings[[not self.path(r).is_dir() for r in recordings.tolist()]]
+
+    def bytes_of(self, recordings: np.ndarray) -> int:
+        """Bytes on disk of the features of some recordings."""
+        return int(self.index.n_frames[recordings].sum()) * self.size * self.dtype.itemsize + OVERHEAD * len(recordings)
+
+    def read_into(self, out: Tensor, recording: int, start: int) -> None:
+        """Fill ``out`` (T, F) with the steps from ``start`` on.
+
+        Raises:
+            FrameReadError: as for the frames; its ``frames`` are as many as come before the first unreadable one.
+            UserError: the recording has no features, or not these.
+        """
+        stop = start + len(out)
+        try:
+            rows = np.load(self.path(recording) / FEATURES, mmap_mode="r")
+            readable = np.load(self.path(recording) / READABLE, mmap_mode="r")[start:stop]
+            if rows.shape != (self.index.n_frames[recording], self.size) or len(readable) != len(out):
+                raise ValueError(f"it holds {rows.shape}")
+            numpy_view(out)[:] = rows[start:stop]
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(
+                f"the features of recording {self.index.names[recording]} in {self.path(recording)} cannot be read "
+                f"({error}); remove that folder and start again, so that they are made anew"
+            ) from error
+        if not readable.all():
+            read = int(readable.argmin())
+            path = self.path(recording)
+            raise FrameReadError(
+                path, f"frame {start + read} could not be decoded", np.zeros((read, 0, 0, 3), np.uint8)
+            )
+
+    def writing(self, recording: int) -> PartialFeatures:
+        """Takes the features of a recording in order."""
+        return PartialFeatures(self, recording)
+
+
+class PartialFeatures:
+    """The features of a recording while they are computed; :meth:`commit` gives them their name.
+
+    Args:
+        features: where they belong.
+        recording: whose they are.
+    """
+
+    def __init__(self, features: Features, recording: int) -> None:
+        n = int(features.index.n_frames[recording])
+        self._partial = PartialPath(features.path(recording))
+        self._partial.path.mkdir()
+        dtype = numpy_view(torch.empty(0, dtype=features.dtype)).dtype
+        # written as it comes: a recording of hours does not fit into memory
+        self._file = open(self._partial.path / FEATURES, "wb")  # noqa: SIM115  # closed by commit and discard
+        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (n, features.size)}
+        np.lib.format.write_array_header_1_0(self._file, header)
+        self._readable = np.zeros(n, bool)
+        self._next = 0
+
+    def add(self, rows: Tensor, readable: np.ndarray) -> None:
+        """Append the features (T, F) of the next steps, and which of their frames (T,) could be decoded."""
+        numpy_view(rows.cpu().contiguous()).tofile(self._file)
+        self._readable[self._next : self._next + len(rows)] = readable
+        self._next += len(rows)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all steps were added."""
+        return self._next == len(self._readable)
+
+    def commit(self) -> None:
+        """Keep them. Another training that has made the same in the meantime keeps its own."""
+        self._file.close()
+        np.save(self._partial.path / READABLE, self._readable)
+        with contextlib.suppress(FileExistsError):  # commit has discarded these
+            self._partial.commit()
+
+    def discard(self) -> None:
+        """Remove what was written; harmless after :meth:`commit`."""
+        self._file.close()
+        self._partial.discard()
+
+
+def numpy_view(tensor: Tensor) -> np.ndarray:
+    """The memory of a tensor as numpy sees it; bfloat16, which numpy lacks, as int16 of the same bits."""
+    return (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def recording_names(index: Index, frame_size: int) -> np.ndarray:
+    """(R,) names that stand for the videos of recordings and the steps that are taken from them."""
+    names = []
+    for number, (path, stamp) in enumerate(index.stamps()):
+        video = index.video_name(number, frame_size)
+        # an annotation may be written anew, with other actions; where the stamp is an archive's it counts whole
+        counts = [entry for entry in stamp if entry[0] == video] or stamp
+        text = json.dumps([path, video, counts, int(index.n_frames[number]), float(index.target.fps)])
+        names.append(hashlib.blake2b(text.encode(), digest_size=12).hexdigest())
+    return np.array(names)
+
+
+def require_room(folder: Path, need: int, frames: int) -> None:
+    """Raise unless a disk has room for the features of some frames."""
+    free = shutil.disk_usage(folder).free
+    if need > free:
+        raise UserError(
+            f"the features of {frames:,} frames take {need / 1e9:,.3g} GB, and {folder} has {free / 1e9:,.3g} GB left; "
+            "free space there, give data.feature_cache another place, or train in 16 bits, which takes half "
+            "(--trainer.precision bf16-mixed)"
+        )
