@@ -616,9 +616,9 @@ def texts_seen(policy):
 
     logits = policy.window_logits
 
-    def note(images, actions, text=None):
+    def note(images, actions, text=None, labels=None):
         seen.append(text)
-        return logits(images, actions, text)
+        return logits(images, actions, text, labels)
 
     policy.window_logits = note
     return seen

@@ -182,20 +182,25 @@ class BCPolicy(Policy):
 
     def logits_from(self, encoded: Tensor, batch: Batch) -> Logits:
         """:meth:`logits` from image tokens (B, T, I, D) instead of frames."""
-        embedded = self.action_embedding(batch["actions"])  # (B, T, A, D)
-        return self.decoder(self.latents(encoded, embedded, self.instructions(batch)), self._chain(batch, embedded))
+        return self.window_logits(encoded, batch["actions"], self.instructions(batch), batch.get("labels"))
 
-    def window_logits(self, images: Tensor, actions: Mapping[str, Tensor], text: Tensor | None = None) -> Logits:
-        """:meth:`forward` from image tokens (B, T, I, D) instead of frames."""
+    def window_logits(
+        self,
+        images: Tensor,
+        actions: Mapping[str, Tensor],
+        text: Tensor | None = None,
+        labels: Mapping[str, Tensor] | None = None,
+    ) -> Logits:
+        """:meth:`forward` from image tokens (B, T, I, D) instead of frames; ``labels`` as in :class:`Batch`."""
         embedded = self.action_embedding(actions)  # (B, T, A, D)
-        return self.decoder(self.latents(images, embedded, text), embedded)
+        return self.decoder(self.latents(images, embedded, text), self._chain(embedded, labels))
 
-    def _chain(self, batch: Batch, embedded: Tensor) -> Tensor:
+    def _chain(self, embedded: Tensor, labels: Mapping[str, Tensor] | None) -> Tensor:
         """The embedded actions (B, T, A, D) within whose step the decoder predicts token by token: what it is to learn.
 
         The backbone sees what was done, ``embedded``.
         """
-        if "labels" not in batch:
+        if labels is None:
             return embedded
         if self.decoder.in_backbone:
             raise UserError(
@@ -203,7 +208,7 @@ class BCPolicy(Policy):
                 f"{type(self.decoder).__name__} cannot learn: in its chain both are the same tokens. Take another "
                 "decoder, such as bczoo.ActionDecoder, or other recordings"
             )
-        return self.action_embedding(batch["labels"])
+        return self.action_embedding(labels)
 
     def latents(self, images: Tensor, embedded: Tensor, text: Tensor | None = None) -> Tensor:
         """What the decoder reads of a window, (B, T, latents, D): one pass of the backbone.
@@ -244,7 +249,7 @@ class BCPolicy(Policy):
             torch.cat([self.tokens.observation(images, text), taken], dim=2) for images in (encoded, replacements)
         )  # (B, T, S, D)
         plain, changed = counterfactual_latents(self, recorded, other, replaced)
-        chain = self._chain(batch, embedded)
+        chain = self._chain(embedded, batch.get("labels"))
         return self.decoder(plain, chain), self.decoder(changed, chain)
 
     @torch.no_grad()
@@ -257,7 +262,7 @@ class BCPolicy(Policy):
             _, latents = counterfactual_latents(self, swapped, recorded)
         else:
             latents = self.latents(encoded, others, text)
-        return self.decoder(latents, self._chain(batch, embedded))
+        return self.decoder(latents, self._chain(embedded, batch.get("labels")))
 
     # ------------------------------------------------------------------ play
 
