@@ -22,6 +22,7 @@ import pickle
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Mapping
+from enum import Enum
 from pathlib import Path, PurePath
 from typing import Any, TypeGuard
 
@@ -200,9 +201,17 @@ class _IndexUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module.startswith("pathlib") and name.endswith("Path"):
             return PurePath  # where the folder was written, which is of no use here
+        if (module, name) == ("builtins", "getattr"):
+            return _member  # how Python 3.11.0 to 3.11.3 write a member of an enumeration
         if name not in IN_INDEX.get(module, ()):
             raise pickle.UnpicklingError(f"{INDEX} names {module}.{name}, which does not belong there")
         return super().find_class(module, name)
+
+
+def _member(of: Any, name: str) -> Enum:
+    if not (isinstance(of, type) and issubclass(of, Enum)):
+        raise pickle.UnpicklingError(f"{INDEX} asks for {name} of what is no enumeration")
+    return of[name]
 
 
 def _is_tensor(found: Any) -> TypeGuard[TensorStorageMetadata]:
