@@ -130,7 +130,7 @@ def test_a_dataset_on_the_hub(shipped, expected, tmp_path):
 
 def test_a_bucket(shipped, expected, tmp_path):
     pytest.importorskip("s3fs", reason="needs bczoo[s3]")
-    moto = pytest.importorskip("moto.server", reason="needs bczoo[test]")
+    moto = pytest.importorskip("moto.server", reason="needs moto[s3,server]")
     server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
