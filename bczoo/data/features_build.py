@@ -32,6 +32,7 @@ from bczoo.data.dataset import as_batch, read_frames_into
 from bczoo.data.errors import FrameReadError
 from bczoo.data.features import Features, PartialFeatures, recording_names, require_room
 from bczoo.data.index import Index
+from bczoo.nn.weights import add_weights
 
 CHUNK = 256  # frames that are decoded together: so often a video is opened, and read from the keyframe before
 AT_ONCE = 64  # frames that are encoded together
@@ -165,10 +166,9 @@ def digest(about: dict[str, Any]) -> str:
 
 def _weights_digest(module: nn.Module) -> str:
     """Of names, types and values of all parameters and buffers."""
-    found = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(module.state_dict().items()):
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    kinds = [f"{name} {tensor.dtype} {tuple(tensor.shape)}" for name, tensor in sorted(module.state_dict().items())]
+    found = hashlib.blake2b(repr(kinds).encode(), digest_size=16)
+    add_weights(found, module)
     return found.hexdigest()
 
 

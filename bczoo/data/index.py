@@ -11,6 +11,7 @@ windows.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -24,7 +25,7 @@ from bczoo.core.actions import ActionSpace
 from bczoo.data.cache import Cache, Pack
 from bczoo.data.errors import NoRecordingsError, RecordingError
 from bczoo.data.index_build import update
-from bczoo.data.index_files import Build, Target, open_arrays, read_table, total_unknown
+from bczoo.data.index_files import COUNTS, Build, Target, layout, open_arrays, read_table, total_unknown
 from bczoo.data.listing import base, exists, walk_recordings
 from bczoo.data.recording import PSEUDO
 from bczoo.data.resample import Resampling
@@ -142,23 +143,18 @@ class Index:
         numbers = [packs.get((int(part), row.pack), (-1,))[0] for part, row in zip(self._part, rows, strict=True)]
         self.pack_of = np.array(numbers, np.int64)
 
-        def starts(counts: list[np.ndarray]) -> np.ndarray:
-            """Where each recording begins in the arrays of its own root."""
-            return np.concatenate([np.cumsum(c) - c for c in counts])
-
-        self._step_start = starts([np.array([r.n_frames for r in b.rows], np.int64) for _, b in builds])
-        self._n_texts = np.array([row.n_texts for row in rows], np.int64)
-        self._text_start = starts([np.array([r.n_texts for r in b.rows], np.int64) for _, b in builds])
-        self._n_labels = np.array([row.n_labels for row in rows], np.int64)
-        self._label_start = starts([np.array([r.n_labels for r in b.rows], np.int64) for _, b in builds])
-        self._n_confidences = np.array([row.n_confidences for row in rows], np.int64)
-        self._confidence_start = starts([np.array([r.n_confidences for r in b.rows], np.int64) for _, b in builds])
+        # How many rows of the arrays each recording has, and where they begin in those of its own root.
+        self._counted_by = {name: of for name, (_, _, of) in layout(target).items()}
+        self._count = {of: np.array([getattr(row, of) for row in rows], np.int64) for of in COUNTS}
+        self._start = {of: np.zeros(len(rows), np.int64) for of in COUNTS}
+        for part, of in itertools.product(range(len(builds)), COUNTS):
+            count = self._count[of][here := self._part == part]
+            self._start[of][here] = np.cumsum(count) - count
         # System runs of all recordings on one axis, on which recording r covers n_frames[r] places from
         # _axis[r].
         self._axis = np.cumsum(self.n_frames) - self.n_frames
-        n_runs = np.array([row.n_runs for row in rows], np.int64)
         runs = np.concatenate([build.arrays["system_runs"] for _, build in builds])
-        self._runs = runs + np.repeat(self._axis, n_runs)[:, None]
+        self._runs = runs + np.repeat(self._axis, self._count["n_runs"])[:, None]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -224,43 +220,39 @@ class Index:
 
     def steps(self, recording: int) -> tuple[np.ndarray, np.ndarray]:
         """Action ids (n, A) and kinds (n,) by annotation."""
-        arrays, start = self._arrays[self._part[recording]], self._step_start[recording]
-        where = slice(start, start + self.n_frames[recording])
-        return np.asarray(arrays["ids"][where]), np.asarray(arrays["kind"][where])
+        return np.asarray(self._rows("ids", recording)), np.asarray(self._rows("kind", recording))
 
     @property
     def has_labels(self) -> bool:
         """Whether a recording holds an expert's labels apart from what was done."""
-        return bool(self._n_labels.any())
+        return bool(self._count["n_labels"].any())
 
     def labels(self, recording: int) -> np.ndarray:
         """Action ids (n, A) by annotation that are learned from: an expert's, or what was done."""
-        if not self._n_labels[recording]:
-            return self.steps(recording)[0]
-        start = self._label_start[recording]
-        return np.asarray(self._arrays[self._part[recording]]["labels"][start : start + self.n_frames[recording]])
+        apart = self._rows("labels", recording)
+        return np.asarray(apart) if len(apart) else self.steps(recording)[0]
 
     def has_guesses(self, recording: int) -> bool:
         """Whether a recording holds steps that a model has labelled and nobody else."""
-        return bool(self._n_confidences[recording])
+        return bool(self._count["n_confidences"][recording])
 
     def confidence(self, recording: int) -> np.ndarray:
         """How sure a model was of the steps (n,) that it has labelled, float16; 1 at all others."""
-        if not self._n_confidences[recording]:
+        if not self.has_guesses(recording):
             return np.ones(self.n_frames[recording], np.float16)
-        start = self._confidence_start[recording]
-        sure = self._arrays[self._part[recording]]["confidence"][start : start + self.n_frames[recording]]
-        return np.where(self.steps(recording)[1] == PSEUDO, sure, np.float16(1))
+        return np.where(self.steps(recording)[1] == PSEUDO, self._rows("confidence", recording), np.float16(1))
 
     def texts(self, recording: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Text events: first annotation (E,), steps (E,) and embeddings (E, D, still on disk)."""
-        arrays, start = self._arrays[self._part[recording]], self._text_start[recording]
-        where = slice(start, start + self._n_texts[recording])
-        return (
-            np.asarray(arrays["text_start"][where]),
-            np.asarray(arrays["text_steps"][where]),
-            arrays["text"][where],
-        )
+        begins, steps, embeddings = (self._rows(name, recording) for name in ("text_start", "text_steps", "text"))
+        return np.asarray(begins), np.asarray(steps), embeddings
+
+    def _rows(self, array: str, recording: int) -> np.ndarray:
+        """The rows of a recording in an array of its root."""
+        of = self._counted_by[array]
+        start = self._start[of][recording]
+        rows: np.ndarray = self._arrays[self._part[recording]][array][start : start + self._count[of][recording]]
+        return rows
 
     def system_only(self, recording: np.ndarray, first: np.ndarray, steps: int) -> np.ndarray:
         """Whether annotations ``first .. first + steps - 1`` are all system actions, (W,) bool."""

@@ -16,6 +16,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from bczoo.nn.weights import add_weights
 from bczoo.play.agent import Agent
 from bczoo.play.open import OpenedPolicy, open_policy
 
@@ -60,9 +61,7 @@ class PlayingPolicy:
         policy = self.opened.policy
         settings = [policy.config, self.text, self.temperature, self.greedy]
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-        for name, tensor in sorted(policy.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        add_weights(digest, policy)
         return f"policy-{digest.hexdigest()[:8]}"
 
     @property

@@ -39,6 +39,7 @@ from bczoo.models.idm.calibration import Calibration
 from bczoo.models.idm.metrics import confidence
 from bczoo.models.idm.model import InverseDynamics
 from bczoo.models.idm.windows import Window, changes, cuts, plan
+from bczoo.nn.weights import add_weights
 
 
 @dataclass
@@ -144,9 +145,7 @@ def label(
 def weights_hash(model: torch.nn.Module) -> str:
     """16 digits that tell a model's weights from any others."""
     digest = hashlib.blake2b(digest_size=8)
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    add_weights(digest, model)
     return digest.hexdigest()
 
 
