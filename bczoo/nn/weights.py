@@ -1,7 +1,7 @@
 """What tells the weights of one module from those of another.
 
-Place in the pipeline: recordings of a policy are named by its weights; guesses of an inverse dynamics model and features
-of a frozen encoder keep by which weights they were made.
+Place in the pipeline: recordings of a policy are named by its weights; guesses of an inverse dynamics model and
+features of a frozen encoder keep by which weights they were made.
 """
 
 from __future__ import annotations
