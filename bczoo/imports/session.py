@@ -30,7 +30,7 @@ _BUTTONS = {flat: name for name, flat in MOUSE_BUTTON_NAMES.items()} | {"mouse_x
 class Event(NamedTuple):
     """Something that was pressed, released or moved.
 
-    Args:
+    Attributes:
         time: seconds.
         name: of a key (``w``, ``LeftShift``), of a mouse button (``mouse_left``, ``mouse_right``, ``mouse_middle``,
             ``mouse_x1``, ``mouse_x2``), of a gamepad's button (``south``, ``left_stick_pressed``), of a motion or of a

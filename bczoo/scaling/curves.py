@@ -29,7 +29,7 @@ DIVERGED = 1.1  # times the least loss so far, above which a curve ends for good
 class Curve(NamedTuple):
     """Losses of one training.
 
-    Args:
+    Attributes:
         params: N of the model.
         tokens: (P,) inputs seen.
         loss: (P,) in nats, or another measure.
