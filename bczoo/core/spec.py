@@ -69,6 +69,7 @@ class Batch(TypedDict):
 
     frames: NotRequired[Tensor]  # (B, T, 3, H, W) uint8, RGB; not there if the model asks for none
     features: NotRequired[Tensor]  # (B, T, F) of the frames, in their place (data.feature_cache)
+    tokens: NotRequired[Tensor]  # (B, T, z) int64 ids of the frames, in their place, if the model asks for them
     actions: dict[str, Tensor]  # per group (B, T, n) int64, the action taken after seeing the frame; {} without a space
     labels: NotRequired[dict[str, Tensor]]  # the same, what is learned: an expert's actions where others were done
     text: NotRequired[Tensor]  # (B, T, D) float32, all zero where there is no instruction

@@ -1,0 +1,1 @@
+"""Image tokenizers: a picture as a grid of ids of a codebook, and back."""
