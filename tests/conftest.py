@@ -1,10 +1,13 @@
 """What all tests need before torch is imported: waiting threads that sleep, as under the command line."""
 
+import multiprocessing
+
 import pytest
 
 from bczoo.core.threads import tune_for_cpu
 
 tune_for_cpu()
+multiprocessing.set_forkserver_preload(["preload"])  # tests/preload.py, imported once for all processes of the tests
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.demos.boring_classes import BoringModel
+from processes import several
 from recordings import write_moving
 from synthetic import damage
 from tiny import QUIET, SIZE, tiny_cnn, tiny_policy
@@ -178,7 +179,7 @@ def test_an_interrupted_pass_goes_on_where_it_was(videos, tmp_path, monkeypatch)
 
 @pytest.mark.slow
 def test_processes_share_the_work(videos, tmp_path):
-    options = {"devices": 2, "strategy": "ddp_spawn", "epochs": 1}
+    options = several(2) | {"epochs": 1}
     _, plain = fit(videos, **options)
     _, kept = fit(videos, tmp_path, **options)
     for (name, a), b in zip(plain.state_dict().items(), kept.state_dict().values(), strict=True):

@@ -13,6 +13,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from processes import several
 from synthetic import SIZE, damage, number_of, write_recording, write_recordings
 from torchvision.transforms import v2
 
@@ -201,7 +202,7 @@ def test_limited_epochs_and_overfitting(shared_root, tmp_path):
 
 def test_two_processes_share_the_windows(shared_root, tmp_path):
     model = Watcher(folder=tmp_path)
-    trainer(tmp_path, max_epochs=1, devices=2, strategy="ddp_spawn").fit(model, data(shared_root))
+    trainer(tmp_path, max_epochs=1, **several(2)).fit(model, data(shared_root))
     ranks = [torch.load(tmp_path / f"rank-{r}.pt") for r in range(2)]
     for stage in ("train", "val"):
         batches = [rank[stage] for rank in ranks]

@@ -18,6 +18,7 @@ from exported import (
     logits,
     weights_in,
 )
+from processes import several
 
 from bczoo import (
     BCPolicy,
@@ -135,7 +136,7 @@ def test_lora_is_merged_as_peft_would(compiled, plain, tmp_path):
 def test_two_processes_leave_a_checkpoint_with_plain_names(recordings, plain, tmp_path):
     policy = tiny.tiny_policy(encoder={"frame_size": 96})
     options = tiny.QUIET | {"enable_checkpointing": True, "callbacks": [ResumableCheckpoint(str(tmp_path))]}
-    trainer = L.Trainer(max_steps=2, devices=2, strategy="ddp_spawn", limit_val_batches=0, **options)
+    trainer = L.Trainer(max_steps=2, **several(2), limit_val_batches=0, **options)
     trainer.fit(policy, RecordingDataModule(root=str(recordings), batch_size=2))
     checkpoint = read_checkpoint(tmp_path / "last.ckpt")
     assert checkpoint.step == 2 and checkpoint.spec == policy.spec

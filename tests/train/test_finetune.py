@@ -10,6 +10,7 @@ import lightning as L
 import pytest
 import tiny
 import torch
+from processes import several
 from torch.utils.data import DataLoader
 
 from bczoo import (
@@ -517,7 +518,7 @@ def test_dropout_rests_in_a_frozen_part(save):
 
 def two_processes(policy, data, folder, **options):
     """Weights after every step of each process, of a policy that was trained in two."""
-    trained(policy, 4, Snapshots(folder), data=data, devices=2, strategy="ddp_spawn", **options)
+    trained(policy, 4, Snapshots(folder), data=data, **several(2), **options)
     ranks = [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert [len(states) for states in ranks] == [5, 5]
     return ranks

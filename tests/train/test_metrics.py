@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import in_two_processes
 
 from bczoo.causality.metrics import CausalityMetrics, divergence
 from bczoo.causality.scores import kl
@@ -259,7 +259,7 @@ def run_rank(rank, folder):
 
 
 def test_two_processes_give_what_one_with_all_batches_gives(tmp_path):
-    mp.spawn(run_rank, args=(str(tmp_path),), nprocs=2)
+    in_two_processes(run_rank, str(tmp_path))
     for rank in range(2):
         reduced = torch.load(tmp_path / f"{rank}.pt")
         for case in CASES:

@@ -15,6 +15,7 @@ import pytest
 import tiny
 import torch
 from command_line import QUIET, bczoo, fit, here, own_arguments, recordings, weights  # noqa: F401
+from processes import several
 
 from bczoo.core import files
 from bczoo.core.errors import UserError
@@ -228,7 +229,7 @@ def test_two_processes_stop_together(tmp_path):
     policy = tiny.tiny_policy(text_dim=None)
     data = batches(policy)
     keeper = ResumableCheckpoint(every_n_train_steps=1)
-    trainer = plain_trainer(tmp_path, OnOneRank(), keeper, devices=2, strategy="ddp_spawn")
+    trainer = plain_trainer(tmp_path, OnOneRank(), keeper, **several(2))
     with pytest.raises(Exception, match="training stopped in step 3: the loss is nan"):
         trainer.fit(policy, loader(data))
     assert step(tmp_path / "checkpoints" / "last.ckpt") == 2

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from processes import in_two_processes
 
 from bczoo import (
     ActionDecoder,
@@ -80,7 +81,7 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def in_two_processes(rank, port, recordings, folder):
+def train_all(rank, port, recordings, folder):
     """What torchrun would start: everything that is to be seen of sharded training, written down by the first."""
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
@@ -108,7 +109,7 @@ def in_two_processes(rank, port, recordings, folder):
 @pytest.fixture(scope="module")
 def sharded(recordings, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sharded")
-    torch.multiprocessing.spawn(in_two_processes, (free_port(), recordings, folder), nprocs=2)
+    in_two_processes(train_all, free_port(), recordings, folder)
     return folder, json.loads((folder / "seen.json").read_text())
 
 

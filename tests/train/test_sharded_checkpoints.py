@@ -9,6 +9,7 @@ import shutil
 
 import pytest
 import torch
+from processes import in_two_processes
 from test_sharded import FAMILIES, fit, free_port, recordings  # noqa: F401
 
 from bczoo.core.errors import UserError
@@ -19,7 +20,7 @@ from bczoo.models.policy import Policy
 from bczoo.train.sharded import Sharded
 
 
-def in_two_processes(rank, port, recordings, folder):  # noqa: F811
+def train_all(rank, port, recordings, folder):  # noqa: F811
     """A training with files, the same with folders, and the rest of one that ended behind its third step."""
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
@@ -46,7 +47,7 @@ def in_two_processes(rank, port, recordings, folder):  # noqa: F811
 @pytest.fixture(scope="module")
 def two(recordings, tmp_path_factory):  # noqa: F811
     folder = tmp_path_factory.mktemp("two")
-    torch.multiprocessing.spawn(in_two_processes, (free_port(), recordings, folder), nprocs=2)
+    in_two_processes(train_all, free_port(), recordings, folder)
     return folder, json.loads((folder / "seen.json").read_text())
 
 

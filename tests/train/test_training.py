@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from processes import several
 from recordings import write_telling
 
 from bczoo import ActionDecoder, ActionSpace, BCPolicy, CausalityScore, RecordingDataModule
@@ -54,8 +55,9 @@ def test_two_processes_train_one_policy(recordings, tmp_path):
     """Both have the same weights after every step, each has seen windows of its own, and the policy got them back."""
     policy = tiny.tiny_policy(text_dim=None)
     data = RecordingDataModule(root=str(recordings), batch_size=2, val_fraction=0.25)
-    several = {"devices": 2, "strategy": "ddp_spawn", "val_check_interval": 2}
-    trainer = L.Trainer(max_steps=3, callbacks=[NoteWeights(tmp_path)], **several, **tiny.QUIET)
+    trainer = L.Trainer(
+        max_steps=3, val_check_interval=2, callbacks=[NoteWeights(tmp_path)], **several(2), **tiny.QUIET
+    )
     before = torch.cat([p.detach().flatten() for p in policy.parameters()])
     trainer.fit(policy, data)
     (one, seen), (other, elsewhere) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
@@ -98,8 +100,7 @@ def learn(recordings, path, processes, batch_size):
     """What is logged step by step, and the weights in the end."""
     policy = tiny.tiny_policy(**DETERMINISTIC, optimizer=partial(torch.optim.SGD, lr=0.3))
     data = RecordingDataModule(root=str(recordings), batch_size=batch_size, val_fraction=0)
-    several = {"devices": processes, "strategy": "ddp_spawn"} if processes > 1 else {}
-    trainer = L.Trainer(max_steps=6, callbacks=[NoteLoss(path)], **several, **tiny.QUIET)
+    trainer = L.Trainer(max_steps=6, callbacks=[NoteLoss(path)], **several(processes), **tiny.QUIET)
     trainer.fit(policy, data)
     return [json.loads(line) for line in path.read_text().splitlines()], policy.state_dict()
 
@@ -156,8 +157,7 @@ def evaluated(recordings, processes, batch_size, **arguments):
         for parameter in policy.parameters():  # a policy that has opinions
             parameter.mul_(1.5)
     data = RecordingDataModule(root=str(recordings), val_root=str(recordings), batch_size=batch_size)
-    several = {"devices": processes, "strategy": "ddp_spawn"} if processes > 1 else {}
-    trainer = L.Trainer(callbacks=[CausalityScore(["swap", "noise"])], **several, **tiny.QUIET, **arguments)
+    trainer = L.Trainer(callbacks=[CausalityScore(["swap", "noise"])], **several(processes), **tiny.QUIET, **arguments)
     (logged,) = trainer.validate(policy, data, verbose=False)
     return logged
 
