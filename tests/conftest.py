@@ -7,7 +7,10 @@ import pytest
 from bczoo.core.threads import tune_for_cpu
 
 tune_for_cpu()
-multiprocessing.set_forkserver_preload(["preload"])  # tests/preload.py, imported once for all processes of the tests
+
+# what processes of tests import before they are forked off (processes.py): everything that a training needs
+PRELOADED = ["lightning.pytorch", "timm", "transformers", "bczoo.cli.trainer", "bczoo.data.module"]
+multiprocessing.set_forkserver_preload([*PRELOADED, "bczoo.models.bc.policy", "bczoo.train.sharded"])
 
 
 @pytest.fixture

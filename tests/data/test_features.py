@@ -179,9 +179,8 @@ def test_an_interrupted_pass_goes_on_where_it_was(videos, tmp_path, monkeypatch)
 
 @pytest.mark.slow
 def test_processes_share_the_work(videos, tmp_path):
-    options = several(2) | {"epochs": 1}
-    _, plain = fit(videos, **options)
-    _, kept = fit(videos, tmp_path, **options)
+    _, plain = fit(videos, epochs=1, **several(2))
+    _, kept = fit(videos, tmp_path, epochs=1, **several(2))
     for (name, a), b in zip(plain.state_dict().items(), kept.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, msg=name)
     assert len(arrays(tmp_path)) == 4
