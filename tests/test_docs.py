@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from faults.process import bczoo
 from pages import REPOSITORY, block, blocks
 
 from bczoo.cli import main
@@ -33,10 +34,6 @@ def test_the_python_page_runs(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     assert "| policy |" in done.stdout and "| random |" in done.stdout
     assert "val/change_perplexity/mouse_dx" in done.stdout
-
-
-def bczoo(*words: str, cwd: Path) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "bczoo", *words], cwd=cwd, capture_output=True, text=True, timeout=600)
 
 
 @pytest.fixture(scope="module")
@@ -138,25 +135,26 @@ def test_the_family_is_short():
 
 
 def test_a_family_of_the_user_s_own_trains_and_is_exported(here):
-    done = bczoo("fit", "--config", "lstm.yaml", "--trainer.max_steps", "2", "--data.batch_size", "2", cwd=here)
-    assert done.returncode == 0, done.stderr[-3000:]
-    refused = bczoo("export", "runs/lstm", "out", cwd=here)
-    assert refused.returncode == 1 and "--import my_lstm" in refused.stderr and "Traceback" not in refused.stderr
-    done = bczoo("export", "runs/lstm", "out", "--import", "my_lstm", cwd=here)
-    assert done.returncode == 0 and (here / "out" / "model.safetensors").is_file(), done.stderr[-3000:]
+    small = ["--trainer.max_steps", "2", "--data.batch_size", "2"]
+    status, said = bczoo("fit", "--config", "lstm.yaml", *small, folder=here)
+    assert status == 0, said
+    status, said = bczoo("export", "runs/lstm", "out", folder=here)
+    assert status == 1 and "--import my_lstm" in said and "Traceback" not in said
+    status, said = bczoo("export", "runs/lstm", "out", "--import", "my_lstm", folder=here)
+    assert status == 0 and (here / "out" / "model.safetensors").is_file(), said
 
 
 def test_a_part_a_metric_and_a_callback_of_the_user_s_own(here):
     words = ["fit", "--config", "tiny", "--config", "my_callbacks.yaml", "--model.encoder", "my_parts.PatchEncoder"]
     words += ["--data.root", "my_game", "--data.batch_size", "2", "--trainer.max_steps", "2"]
     words += ["--trainer.val_check_interval", "2", "--trainer.default_root_dir", "runs/parts"]
-    done = bczoo(*words, cwd=here)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert re.search(r"step 2: val/loss \d", done.stdout)
+    status, said = bczoo(*words, folder=here)
+    assert status == 0, said
+    assert re.search(r"step 2: val/loss \d", said)
     header = next((here / "runs" / "parts").rglob("metrics.csv")).read_text().splitlines()[0]
     assert "val/confidence" in header.split(",")
-    done = bczoo("export", "runs/parts", "parts", "--import", "my_parts", cwd=here)
-    assert done.returncode == 0, done.stderr[-3000:]
+    status, said = bczoo("export", "runs/parts", "parts", "--import", "my_parts", folder=here)
+    assert status == 0, said
 
 
 def test_every_picture_is_on_a_page_that_says_what_it_shows():
