@@ -7,7 +7,7 @@ from functools import cache
 
 import pytest
 import torch
-from process import Run, new_folder
+from process import Run, bczoo, new_folder
 from recordings import write_moving
 from works import BEST, CHECKPOINT, QUIET, leftovers
 
@@ -101,3 +101,11 @@ def test_a_disk_without_room_ends_all_before_the_first_step(strategy, tmp_path):
     statuses, output = two(tmp_path, command(strategy, more=["--trainer.callbacks+=crash.FullDisk"]))
     assert statuses[0] == 1 and statuses[1] > 0, output
     assert "the weights alone take" in output and not is_checkpoint(tmp_path / CHECKPOINT)
+
+
+def test_a_place_that_cannot_be_written_to_ends_all_before_another_process_is_started(tmp_path):
+    write_moving(tmp_path / "data", 4, 60)
+    (tmp_path / "runs").write_text("a file where the folder of runs is to be")
+    status, output = bczoo(*command("ddp"), folder=tmp_path)
+    assert status == 1 and len(output.splitlines()) == 1
+    assert "cannot be written to" in output and "Not a directory" in output
