@@ -106,7 +106,8 @@ def read_frames(
         path: the video file.
         start: number of the first wanted frame, in the order of display.
         count: how many frames.
-        size: height and width of the result in pixels, one number for a square; other videos are resized (`bczoo.core.frames.resize`).
+        size: height and width of the result in pixels, one number for a square; other videos are resized
+            (`bczoo.core.frames.resize`).
         threads: decoder threads.
         filter: resize filter for videos of another size.
 
