@@ -122,8 +122,13 @@ def pictures(batch: Batch) -> Tensor:
     """The frames (B, T, 3, H, W) of a batch, for what looks at the pixels themselves.
 
     Raises:
-        UserError: the batch holds features in their place.
+        UserError: the batch holds features or ids in their place.
     """
+    if "frames" not in batch and "tokens" in batch:
+        raise UserError(
+            "what a callback or perturbation does here needs the pictures themselves, and this model reads ids of "
+            "a tokenizer in their place: leave it out"
+        )
     if "frames" not in batch:
         raise UserError(
             "what a callback or perturbation does here needs the pictures themselves, and with data.feature_cache no "
