@@ -45,6 +45,16 @@ def test_a_student_s_first_run(shell, tmp_path):
     assert "causality, swap" in said and (tmp_path / "runs/quickstart/causality/causality.png").stat().st_size
 
 
+def test_a_tokenizer(shell, tmp_path):
+    pytest.importorskip("vizdoom")
+    small = f"--data.source.env {DOOM} --data.source.episodes 4 --trainer.max_steps 2 --trainer.val_check_interval 2"
+    said = shell(("fit --config vqvae_small", small)).run("docs/tokenizers.md", "path")
+    assert "ids of" in said and "of its codes are used" in said
+    assert (tmp_path / "runs/vqvae_small/reconstructions.png").stat().st_size
+    assert len(list((tmp_path / "data/vqvae_small").rglob("tokens.npy"))) == 4
+    assert "image tokenizer" in (tmp_path / "my_tokenizer/README.md").read_text()
+
+
 def test_an_engineer_s_own_game(shell, tmp_path):
     (tmp_path / "my_module.py").write_text(block("docs/own_game.md", "game"))
     path = shell()

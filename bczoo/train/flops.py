@@ -42,7 +42,7 @@ def random_batch(spec: InputSpec, batch: int, device: str | torch.device = "cpu"
         steps: of a window; the spec's own number if left out.
     """
     steps = steps or spec.window
-    shape = (batch, steps, 3, spec.frame_size, spec.frame_size)
+    shape = (batch, steps, 3, *spec.shape)
     frames = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
     groups = spec.action_space.groups if spec.action_space else ()
     actions = {g.name: torch.randint(0, g.choices, (batch, steps, g.tokens), device=device) for g in groups}
