@@ -44,6 +44,8 @@ _EXPORTED, __getattr__ = lazy_exports(
         "InverseDynamics": "bczoo.models.idm.model",
         "InverseDynamicsMetrics": "bczoo.models.idm.metrics",
         "MotionEncoder": "bczoo.models.idm.encoder",
+        "TokenPolicy": "bczoo.models.token.policy",
+        "WorldModel": "bczoo.models.token.world",
         "LogMetrics": "bczoo.train.callbacks.metrics",
         "Model": "bczoo.models.model",
         "Part": "bczoo.core.parts",
@@ -122,6 +124,8 @@ if TYPE_CHECKING:
     from bczoo.models.policy import Policy as Policy
     from bczoo.models.policy import from_pretrained as from_pretrained
     from bczoo.models.session import Session as Session
+    from bczoo.models.token.policy import TokenPolicy as TokenPolicy
+    from bczoo.models.token.world import WorldModel as WorldModel
     from bczoo.nn.actions import ActionHeads as ActionHeads
     from bczoo.nn.encoders import Encoder as Encoder
     from bczoo.nn.encoders import ImageEncoder as ImageEncoder
