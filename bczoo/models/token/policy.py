@@ -13,7 +13,7 @@ Shape legend: B batch, T steps, A action tokens, S = z + A tokens of a step, D w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -42,6 +42,8 @@ class TokenPolicy(TokenSequences, Policy):
         action_space: ``keyboard_mouse``, ``gamepad``, or a space as plain data (``ActionSpace.to_dict``).
         window: steps of a training window, at least 2. In play a decision sees the last half of them to all of them.
         fps: steps per second; 10 in the paper.
+        inputs: what training reads: frames, which it tokenises at every step, or the tokens that bczoo tokenize has
+            written, of this very tokenizer.
         checkpointing: recompute the blocks in the backward pass to save memory.
         optimizer: makes the optimiser, given the parameters: matrices, and apart from them biases, norms and
             positions, which are not decayed.
@@ -58,11 +60,12 @@ class TokenPolicy(TokenSequences, Policy):
         action_space: str | dict[str, Any] = "keyboard_mouse",
         window: int = 10,
         fps: float = 20.0,
+        inputs: Literal["frames", "tokens"] = "frames",
         checkpointing: bool = False,
         optimizer: Callable[[Iterable], Optimizer] = token_optimizer,
         lr_scheduler: Callable[[Optimizer, int], LRScheduler] | None = None,
     ) -> None:
-        sizes = (width, layers, heads, dropout, action_space, window, fps, checkpointing)
+        sizes = (width, layers, heads, dropout, action_space, window, fps, inputs, checkpointing)
         super().__init__(tokenizer, *sizes, optimizer, lr_scheduler, z_loss=0.0)
 
     def logits_from(self, encoded: Tensor, batch: Batch) -> Logits:

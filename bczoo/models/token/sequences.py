@@ -32,6 +32,7 @@ from bczoo.models.token.layout import TokenLayout
 from bczoo.models.token.transformer import TokenTransformer
 from bczoo.models.tokenizer.tokenizer import Tokenizer
 
+INPUTS = ("frames", "tokens")  # of training
 REFERENCE = "[Scaling Laws for Pre-training Agents and World Models](https://arxiv.org/abs/2411.04434)"
 
 
@@ -59,6 +60,7 @@ class TokenSequences(Model):
 
     template = True
     reference = REFERENCE
+    fields: tuple[str, ...]  # type: ignore[misc]  # of each model
 
     def __init__(
         self,
@@ -70,17 +72,20 @@ class TokenSequences(Model):
         action_space: str | Mapping[str, Any],
         window: int,
         fps: float,
+        inputs: str,
         checkpointing: bool,
         optimizer: Callable[[Iterable], Optimizer],
         lr_scheduler: Callable[[Optimizer, int], LRScheduler] | None,
         **options: Any,
     ) -> None:
         arguments.whole("window", window, 2)
+        arguments.one_of("inputs", inputs, INPUTS)
         space, made = ActionSpace.of(action_space), frozen_tokenizer(tokenizer)
         seen = made.input_spec
         spec = InputSpec(space, seen.frame_size, fps, window, text_dim=None, resize=seen.resize)
         super().__init__(spec, optimizer=optimizer, lr_scheduler=lr_scheduler, **options)
         self.action_space = space
+        self.fields = (inputs,)
         self.layout = TokenLayout(space, made.tokens, made.codebook_size)
         self.tokens_per_step = self.layout.length
         self.tokenizer = made

@@ -17,7 +17,7 @@ Shape legend: B batch, T steps, z tokens of a picture, A action tokens, S = z + 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -46,6 +46,8 @@ class WorldModel(TokenSequences):
         action_space: ``keyboard_mouse``, ``gamepad``, or a space as plain data (``ActionSpace.to_dict``).
         window: steps of a training window, at least 2. A picture is generated from the last half of them to all.
         fps: steps per second; 10 in the paper.
+        inputs: what training reads: frames, which it tokenises at every step, or the tokens that bczoo tokenize has
+            written, of this very tokenizer.
         starts: beginnings of training windows that go with the world, each half a window long.
         checkpointing: recompute the blocks in the backward pass to save memory.
         optimizer: makes the optimiser, given the parameters: matrices, and apart from them biases, norms and
@@ -66,13 +68,14 @@ class WorldModel(TokenSequences):
         action_space: str | dict[str, Any] = "keyboard_mouse",
         window: int = 10,
         fps: float = 20.0,
+        inputs: Literal["frames", "tokens"] = "frames",
         starts: int = 16,
         checkpointing: bool = False,
         optimizer: Callable[[Iterable], Optimizer] = token_optimizer,
         lr_scheduler: Callable[[Optimizer, int], LRScheduler] | None = None,
     ) -> None:
         arguments.whole("starts", starts, 1)
-        sizes = (width, layers, heads, dropout, action_space, window, fps, checkpointing)
+        sizes = (width, layers, heads, dropout, action_space, window, fps, inputs, checkpointing)
         super().__init__(tokenizer, *sizes, optimizer, lr_scheduler)
         self.register_buffer("starts", torch.full((starts, window // 2, self.layout.length), -1, dtype=torch.int32))
 
