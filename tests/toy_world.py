@@ -54,7 +54,9 @@ def trained_world(updates: int = 300) -> WorldModel:
     """A world model that has learned it; some seconds on a core."""
     torch.manual_seed(0)
     tokenizer = {"rows": 1, "columns": COLUMNS, "levels": 2, "frame_size": SIZE}
-    world = tiny.tiny_world(tokenizer={"class_path": "tiny.Brightness", "init_args": tokenizer}, window=WINDOW, starts=4)
+    world = tiny.tiny_world(
+        tokenizer={"class_path": "tiny.Brightness", "init_args": tokenizer}, window=WINDOW, starts=4
+    )
     with torch.no_grad():  # so small a model learns sooner from larger embeddings
         world.transformer.table.weight.mul_(5)
         world.transformer.gpt.positions.mul_(5)

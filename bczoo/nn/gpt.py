@@ -85,7 +85,7 @@ class GPT(nn.Module):
         arguments.share("dropout", dropout)
         arguments.flag("checkpointing", checkpointing)
         arguments.flag("causal", causal)
-        self.width, self.checkpointing = width, checkpointing
+        self.width, self.heads, self.checkpointing = width, heads, checkpointing
         self.positions = nn.Parameter(torch.empty(positions, width))
         self.blocks = nn.ModuleList(GPTBlock(width, heads, dropout, causal) for _ in range(layers))
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)

@@ -68,7 +68,9 @@ def test_the_losses_of_both_add_up_to_that_of_all_counted_tokens():
     tokens = policy.sequence(policy.encoded(batch), batch)
     with torch.no_grad():
         logits = policy.transformer.gpt(policy.transformer.table(tokens.flatten(1))) @ policy.transformer.table.weight.T
-        nats = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens.flatten(1)[:, 1:].flatten(), reduction="none")
+        nats = torch.nn.functional.cross_entropy(
+            logits[:, :-1].flatten(0, 1), tokens.flatten(1)[:, 1:].flatten(), reduction="none"
+        )
         nats = torch.nn.functional.pad(nats.view(2, -1), (1, 0)).view(2, 5, 12)  # of every token but the first
         ours, theirs = policy.loss(batch), world.loss(batch)
     torch.testing.assert_close(ours.total, nats[:, :, 4:].mean())
@@ -159,7 +161,9 @@ def test_ids_in_the_place_of_frames():
         batch = tiny.tiny_batch(model)
         ids = model.encode(batch["frames"])
         without = {k: v for k, v in batch.items() if k != "frames"}
-        assert ids.shape == (2, 5, 4) and torch.equal(model.loss({**without, "tokens": ids}).total, model.loss(batch).total)
+        assert ids.shape == (2, 5, 4) and torch.equal(
+            model.loss({**without, "tokens": ids}).total, model.loss(batch).total
+        )
 
 
 def test_what_holds_no_tokenizer_is_refused(tmp_path):

@@ -1,6 +1,6 @@
 import pytest
-import toy_world
 import torch
+import toy_world
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import toy_world
 import torch
+import toy_world
 
 from bczoo.models.token.dream import Dream
 

@@ -73,16 +73,14 @@ class Dream:
         layout, transformer = self.world.layout, self.world.transformer
         output = self.memory.feed(self.all, layout.action_tokens(actions))[:, -1]  # (R, D)
         u = torch.from_numpy(np.stack([rng.random(layout.pictures) for rng in self.rngs]))
-        ids, sampled_with = [], []
+        chosen: list[tuple[Tensor, Tensor]] = []  # ids and probabilities (R,)
         for i in range(layout.pictures):
             if i:
-                output = self.memory.draft(self.all, ids[-1][:, None], ahead=i - 1)[:, -1]
-            one, p = self._choose(transformer.choices(output, i), u[:, i])
-            ids.append(one)
-            sampled_with.append(p)
-        pictures = torch.stack(ids, dim=-1)
-        self.memory.feed(self.all, pictures)
-        return Dreamt(pictures, torch.stack(sampled_with, dim=-1))
+                output = self.memory.draft(self.all, chosen[-1][0][:, None], ahead=i - 1)[:, -1]
+            chosen.append(self._choose(transformer.choices(output, i), u[:, i]))
+        ids, probability = (torch.stack(one, dim=-1) for one in zip(*chosen, strict=True))
+        self.memory.feed(self.all, ids)
+        return Dreamt(ids, probability)
 
     def pixels(self, pictures: Tensor) -> np.ndarray:
         """Frames (N, H, W, 3) uint8 of ids (N, z)."""

@@ -21,8 +21,7 @@ attending over buffers of fixed size under a mask.
 Tokens of the step that is being sampled go through the answering window alone (:meth:`TokenMemory.draft`); they are fed
 to both when the step is over, which writes over the drafts. What was sampled may thus be replaced by what was done.
 
-Shape legend: R sequences, r of a call, L tokens of a call, S tokens of a step, D width, N heads, H head dim, K tokens of
-a window.
+Shape legend: R sequences, r and L tokens of a call, D width, N heads, H head dim, K tokens of a window.
 """
 
 from __future__ import annotations
@@ -51,9 +50,8 @@ class TokenMemory:
     def __init__(self, transformer: TokenTransformer, sequences: int, window: int) -> None:
         self.transformer, self.sequences = transformer, sequences
         self.half = window // 2 * transformer.layout.length  # tokens
-        blocks, like = transformer.gpt.blocks, transformer.gpt.positions
-        heads = blocks[0].heads
-        shape = (len(blocks), 2 * sequences, heads, 2 * self.half, transformer.gpt.width // heads)
+        gpt, like = transformer.gpt, transformer.gpt.positions
+        shape = (len(gpt.blocks), 2 * sequences, gpt.heads, 2 * self.half, gpt.width // gpt.heads)
         self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)  # (layers, 2 R, N, K, H)
         self.fed = [0] * sequences
         self.positions = 0

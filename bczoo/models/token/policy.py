@@ -76,7 +76,9 @@ class TokenPolicy(TokenSequences, Policy):
         """Logits per group of outputs (B, T, S, D)."""
         before, first = self.transformer.before_actions(outputs), self.layout.pictures
         return {
-            name: torch.stack([self.transformer.choices(before[:, :, i], first + i) for i in range(part.start, part.stop)], -2)
+            name: torch.stack(
+                [self.transformer.choices(before[:, :, i], first + i) for i in range(part.start, part.stop)], -2
+            )
             for name, part in self.action_space.slices.items()
         }
 

@@ -48,7 +48,8 @@ class TokenSession(Session):
             self.memory.feed(acted, layout.action_tokens(self.last_ids[acted]))
         output = self.memory.feed(env_ids, pictures)[:, -1]  # (r, D)
         mark("backbone")
-        choose, chosen = self.sampler(self.for_sampling(u)), []
+        choose = self.sampler(self.for_sampling(u))
+        chosen: list[Tensor] = []  # (r, 1) each
         for i in range(self.space.tokens):
             if i:
                 token = chosen[-1] + layout.offsets[i - 1]

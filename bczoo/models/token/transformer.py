@@ -14,7 +14,6 @@ Shape legend: B batch, T steps, z tokens of a picture, A action tokens, S = z + 
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 

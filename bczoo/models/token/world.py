@@ -56,6 +56,7 @@ class WorldModel(TokenSequences):
     """
 
     kind = "world model"
+    starts: Tensor  # (K, T // 2, S) int32, -1 where there is none yet
     supervision = "any"
 
     def __init__(
