@@ -39,6 +39,10 @@ _EXPORTED, __getattr__ = lazy_exports(
     __name__,
     {
         "ActionHeads": "bczoo.nn.actions",
+        "VQVAE": "bczoo.models.tokenizer.vqvae",
+        "VQGAN": "bczoo.models.tokenizer.vqgan",
+        "ViTVQGAN": "bczoo.models.tokenizer.vit",
+        "Tokenizer": "bczoo.models.tokenizer.tokenizer",
         "CNNPolicy": "bczoo.models.cnn.policy",
         "ConvNeXtEncoder": "bczoo.models.cnn.encoder",
         "InverseDynamics": "bczoo.models.idm.model",
@@ -80,6 +84,7 @@ _EXPORTED, __getattr__ = lazy_exports(
         "PlayedRecordings": "bczoo.record.command",
         "ResumableCheckpoint": "bczoo.train.callbacks.checkpoint",
         "PlayGame": "bczoo.train.callbacks.play",
+        "Reconstructions": "bczoo.train.callbacks.reconstructions",
         "CausalityScore": "bczoo.train.callbacks.causality",
         "AttentionMaskCheck": "bczoo.train.callbacks.attention_mask",
         "ActionMetrics": "bczoo.train.metrics",
@@ -126,6 +131,10 @@ if TYPE_CHECKING:
     from bczoo.models.session import Session as Session
     from bczoo.models.token.policy import TokenPolicy as TokenPolicy
     from bczoo.models.token.world import WorldModel as WorldModel
+    from bczoo.models.tokenizer.tokenizer import Tokenizer as Tokenizer
+    from bczoo.models.tokenizer.vit import ViTVQGAN as ViTVQGAN
+    from bczoo.models.tokenizer.vqgan import VQGAN as VQGAN
+    from bczoo.models.tokenizer.vqvae import VQVAE as VQVAE
     from bczoo.nn.actions import ActionHeads as ActionHeads
     from bczoo.nn.encoders import Encoder as Encoder
     from bczoo.nn.encoders import ImageEncoder as ImageEncoder
@@ -142,6 +151,7 @@ if TYPE_CHECKING:
     from bczoo.train.callbacks.metrics import LogMetrics as LogMetrics
     from bczoo.train.callbacks.play import PlayGame as PlayGame
     from bczoo.train.callbacks.predictions import WritePredictions as WritePredictions
+    from bczoo.train.callbacks.reconstructions import Reconstructions as Reconstructions
     from bczoo.train.callbacks.run_record import RunRecord as RunRecord
     from bczoo.train.callbacks.scaling import ScalingLog as ScalingLog
     from bczoo.train.callbacks.throughput import Throughput as Throughput

@@ -38,6 +38,11 @@ FUNCTIONS = {
         "bczoo.train.bench:train",
         ("architecture",),
     ),
+    ("tokenize",): (
+        "write the image tokens of recordings, for token models",
+        "bczoo.models.tokenizer.command:tokenize",
+        ("tokenizer", "recordings"),
+    ),
     ("export",): ("export a trained policy as a folder", "bczoo.hub.commands:export", ("source", "out")),
     ("push",): (
         "upload an exported policy to the Hugging Face Hub",

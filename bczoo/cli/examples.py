@@ -87,6 +87,7 @@ EXAMPLES: dict[tuple[str, ...], tuple[str, ...]] = {
         "bczoo data label runs/idm_doom my_videos --out labelled --calibrate held_out",
     ),
     ("data", "idm-check"): ("bczoo data idm-check labelled",),
+    ("tokenize",): ("bczoo tokenize runs/vqvae_small my_game",),
     ("doctor",): ("bczoo doctor", "bczoo doctor --json true"),
     ("completion",): (
         'eval "$(bczoo completion bash)"',
@@ -97,7 +98,7 @@ EXAMPLES: dict[tuple[str, ...], tuple[str, ...]] = {
 GROUPS = {  # of the commands, in the order in which a user meets them
     "train": ("fit", "validate", "test", "predict"),
     "play": ("play", "dream", "serve", "client-test", "bench"),
-    "data": ("record", "data"),
+    "data": ("record", "data", "tokenize"),
     "measure": ("compare", "plot", "scaling", "evaluate", "causality", "attention", "gap", "study"),
     "share": ("export", "push", "pull", "convert", "zoo"),
     "this machine": ("doctor", "completion", "help"),

@@ -3,7 +3,8 @@
 Place in the pipeline: a model holds an :class:`InputSpec`; the data module brings recordings into that form and hands
 out a :class:`Batch`, games are brought into it in play. :func:`loss_mask` says which steps of a batch count.
 
-Shape legend: B batch, T time steps, H = W frame size in pixels, n tokens of a group, D text width.
+Shape legend: B batch, T time steps, H, W height and width of frames in pixels, n tokens of a group, D text width, z
+image tokens of a frame.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from torch import Tensor
 from bczoo.core import arguments
 from bczoo.core.actions import ActionSpace
 from bczoo.core.errors import UserError
-from bczoo.core.frames import RESIZES
+from bczoo.core.frames import RESIZES, height_width
 
 SLOWEST, FASTEST = 0.1, 1000  # steps per second
 SUPERVISION = ("user", "any", "none")  # whose actions are learned from
-FIELDS = ("frames",)  # what is read for a batch only if the model asks for it
+FIELDS = ("frames",)  # what a model asks for unless it says otherwise
+ASKED = ("frames", "tokens")  # what is read for a batch only if the model asks for it
 
 
 @dataclass(frozen=True)
@@ -30,28 +32,41 @@ class InputSpec:
 
     Args:
         action_space: what can be pressed and moved; None for a model that takes and predicts no actions.
-        frame_size: height and width of a frame in pixels.
+        frame_size: height and width of a frame in pixels: one number for a square, or both.
         fps: steps per second, 0.1 to 1000.
         window: steps of a training window, and of the memory in play.
         text_dim: values of a text embedding; None if the model takes no text.
         resize: filter that brings frames of another size to ``frame_size``, in training and in play, and squashes them
-            into the square; or ``letterbox``, which keeps their proportions between black bars.
+            into that shape; or ``letterbox``, which keeps their proportions between black bars.
     """
 
     action_space: ActionSpace | None
-    frame_size: int = 192
+    frame_size: int | tuple[int, int] = 192
     fps: float = 20.0
     window: int = 200
     text_dim: int | None = 768
     resize: str = "hamming"
 
     def __post_init__(self) -> None:
-        arguments.whole("frame_size", self.frame_size, 1)
+        if isinstance(self.frame_size, list | tuple):
+            if len(self.frame_size) != 2:
+                arguments.refuse("frame_size", self.frame_size, "a whole number, or a height and a width")
+            for side in self.frame_size:
+                arguments.whole("frame_size", side, 1)
+            height, width = self.frame_size
+            object.__setattr__(self, "frame_size", height if height == width else (height, width))
+        else:
+            arguments.whole("frame_size", self.frame_size, 1)
         arguments.number("fps", self.fps, SLOWEST, FASTEST)
         arguments.whole("window", self.window, 1)
         if self.text_dim is not None:
             arguments.whole("text_dim", self.text_dim, 1)
         arguments.one_of("resize", self.resize, RESIZES)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of a frame in pixels."""
+        return height_width(self.frame_size)
 
     @property
     def actions(self) -> ActionSpace:

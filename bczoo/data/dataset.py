@@ -1,11 +1,11 @@
 """Windows as tensors: frames from the video, everything else from the index.
 
 Place in the pipeline: `windows.py` says which ``(recording, start)`` pairs make a batch, this module reads
-them, in the data loader's worker processes, into a :class:`bczoo.core.spec.Batch`. With `features.py` the features of a
-frozen encoder come in the place of the frames.
+them, in the data loader's worker processes, into a :class:`bczoo.core.spec.Batch`. With `features.py` what a frozen
+network made of the frames is read, features or ids, and videos only where the model asks for frames too.
 
-Shape legend: B windows of a batch, T steps, H = W frame size in pixels, A action tokens per step, D text
-width, F values of a frame's features.
+Shape legend: B windows of a batch, T steps, H, W height and width of frames in pixels, A action tokens per step, D text
+width, F values that a frozen network made of a frame.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from bczoo.core.frames import height_width
 from bczoo.core.spec import FIELDS, FILL, Batch
 from bczoo.data.errors import FrameReadError
 from bczoo.data.features import Features
@@ -41,20 +42,21 @@ class WindowDataset(Dataset[Batch]):
     Args:
         index: of the recordings.
         window: steps T.
-        frame_size: height and width of the frames in pixels.
+        frame_size: height and width of the frames in pixels, one number for a square.
         strict: raise where frames cannot be decoded.
         resize: filter that brings frames of another size to ``frame_size``.
         fields: what is read beyond the index; without ``frames`` no video is opened, and batches have none.
         pseudo: which guesses of a model are learned from, and their weight; none if left out. Of the others no batch
             holds anything: they are neutral, as unknown actions are.
-        features: where features lie that are read in the place of frames.
+        features: where lies what a frozen network made of the frames: features are read in their place, tokens where
+            ``fields`` has them.
     """
 
     def __init__(
         self,
         index: Index,
         window: int,
-        frame_size: int,
+        frame_size: int | tuple[int, int],
         strict: bool = False,
         resize: str = "hamming",
         fields: Sequence[str] = FIELDS,
@@ -78,7 +80,7 @@ class WindowDataset(Dataset[Batch]):
     @property
     def reads_videos(self) -> bool:
         """Whether windows are read from the videos of their recordings."""
-        return "frames" in self.fields and self.features is None
+        return "frames" in self.fields and (self.features is None or self.features.field == "tokens")
 
     @property
     def unreadable_steps(self) -> int:
@@ -93,15 +95,15 @@ class WindowDataset(Dataset[Batch]):
         """A batch of windows; a recording of -1 gives an empty window of invalid steps."""
         B, T = len(keys), self.window
         target = self.index.target
-        shown, handed = self._take(B, T) if "frames" in self.fields else (None, None)
+        shown = self._take(B, T)
         ids = np.zeros((B, T, target.tokens), np.int64)
         labels = np.zeros_like(ids) if self.index.has_labels else None
         kind, valid, guessed = np.zeros((B, T), np.uint8), np.zeros((B, T), bool), np.zeros((B, T), bool)
         text = None if target.text_dim is None else np.zeros((B, T, target.text_dim), np.float32)
         for b, (recording, start) in enumerate(keys):
             if recording == FILL:
-                if shown is not None:
-                    shown[b] = 0
+                for tensor, _ in shown.values():
+                    tensor[b] = 0
                 continue
             steps = min(T, int(self.index.n_frames[recording]) - 1 - start)
             all_ids, all_kinds = self.index.steps(recording)
@@ -116,8 +118,8 @@ class WindowDataset(Dataset[Batch]):
                 ids[b, unlearned] = self._neutral
                 if labels is not None:
                     labels[b, unlearned] = self._neutral
-            seen = steps if shown is None else self._read_shown(shown[b], recording, start, steps)
-            valid[b, :seen] = True
+            seen = [self._read_shown(name, out[b], recording, start, steps) for name, (out, _) in shown.items()]
+            valid[b, : min([steps, *seen])] = True
             if text is not None:
                 self._paint_text(text[b], recording, start)
         batch = Batch(
@@ -132,23 +134,27 @@ class WindowDataset(Dataset[Batch]):
             batch["weight"] = torch.from_numpy(np.where(guessed, self.pseudo.weight, 1.0).astype(np.float32))
         if labels is not None:
             batch["labels"] = {name: torch.from_numpy(labels[..., s]).contiguous() for name, s in target.slices.items()}
-        if handed is not None:
-            batch["frames" if self.features is None else "features"] = handed  # type: ignore[typeddict-item]  # a tensor when it has arrived
+        for name, (_, handed) in shown.items():
+            batch[name] = handed  # type: ignore[literal-required]  # a tensor when it has arrived
         if text is not None:
             batch["text"] = torch.from_numpy(text)
         return batch
 
-    def _take(self, B: int, T: int) -> tuple[Tensor, Tensor | Frames]:
-        """Memory for the frames of a batch, or for their features, and what to put into the batch."""
-        if self.features is not None:
-            return self._memory.take(B, T, self.features.size, dtype=self.features.dtype)
-        return self._memory.take(B, T, 3, self.frame_size, self.frame_size)
+    def _take(self, B: int, T: int) -> dict[str, tuple[Tensor, Tensor | Frames]]:
+        """Memory for the frames of a batch, and for what a network made of them, and what to put into the batch."""
+        shown = {}
+        if self.reads_videos:
+            shown["frames"] = self._memory.take(B, T, 3, *height_width(self.frame_size))
+        if (features := self.features) is not None:
+            shown[features.field] = self._memory.take(B, T, features.size, dtype=features.batch_dtype)
+        return shown
 
-    def _read_shown(self, out: Tensor, recording: int, start: int, steps: int) -> int:
+    def _read_shown(self, name: str, out: Tensor, recording: int, start: int, steps: int) -> int:
         """Fill ``out`` (T, 3, H, W) or (T, F), padding with the last frame; returns how many steps are valid."""
         count = read = min(steps + 1, len(out))  # a padded window shows the recording's last frame, without an action
         try:
-            if self.features is not None:
+            if name != "frames":
+                assert self.features is not None
                 self.features.read_into(out[:count], recording, start)
             else:
                 read_frames_into(out[:count].numpy(), self.index, recording, start, self.resize)
@@ -190,7 +196,7 @@ def read_frames_into(out: np.ndarray, index: Index, recording: int, start: int, 
     """
     numbers = index.video_frames(recording, start, len(out))
     with index.reading(recording) as folder:
-        video = folder / index.video_name(recording, out.shape[-1])
+        video = folder / index.video_name(recording, out.shape[-2:])
         read_into(out, video, numbers, filter=resize)
 
 

@@ -1,18 +1,19 @@
-"""Features of a frozen encoder on disk, in the place of frames.
+"""What a frozen network makes of every frame, on disk: features of an encoder, or ids of a tokenizer.
 
-Place in the pipeline: `features_build.py` computes them before the first step, `dataset.py` reads windows from here
-instead of from videos. What trains behind the frozen part sees what it would have computed from the frames.
+Place in the pipeline: `features_build.py` computes features before the first step, ``bczoo tokenize`` writes ids once
+(`tokens.py`), and `dataset.py` reads windows from here instead of from videos. What trains behind the frozen part sees
+what it would have computed from the frames.
 
     <folder>/<key>/about.json                      what made them, for a reader
-    <folder>/<key>/<recording>/features.npy        (n, F), one row a step of the recording, memory-mapped
+    <folder>/<key>/<recording>/features.npy        (n, F), one row a step of the recording, memory-mapped; or tokens.npy
     <folder>/<key>/<recording>/readable.npy        (n,) bool, False where the frame could not be decoded
 
-The key stands for what computes: the encoder's class, arguments and weights, the type of its numbers, the size of
+The key stands for what computes: class, arguments and weights of the network, the type of its numbers, the size of
 frames and how they are brought to it. A recording's name stands for its video: path below the root, size and time of
 the last change (or the archive's), and the rate it is brought to. A recording's folder is there whole or not at all,
 so an interrupted pass goes on behind the last one.
 
-Shape legend: n steps of a recording, F values of a frame, T steps of a window, R recordings.
+Shape legend: n steps of a recording, F values of a frame, T steps, R recordings.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import contextlib
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,38 +35,45 @@ from bczoo.core.files import PartialPath
 from bczoo.data.errors import FrameReadError
 from bczoo.data.index import Index
 
-FEATURES, READABLE = "features.npy", "readable.npy"
+READABLE = "readable.npy"
 OVERHEAD = 3 * 4096  # bytes of a recording's folder, the headers of its files and what is left of their last blocks
 
 
 @dataclass(frozen=True)
 class Features:
-    """Where the features of an index's recordings lie.
+    """Where what a network makes of the frames of an index's recordings lies.
 
     Args:
         index: of the recordings.
-        folder: of what one encoder makes.
-        names: (R,) folders of the recordings in it, :func:`recording_names`.
+        paths: (R,) their folders: that of what one network makes, and a name of :func:`recording_names`.
         size: values F of a frame.
-        dtype: of them.
+        dtype: of them on disk.
+        field: entry of a batch that holds them: ``features``, or ``tokens`` (ids, which a batch holds as int64).
+        remedy: what makes them anew.
     """
 
     index: Index
-    folder: Path
-    names: np.ndarray
+    paths: np.ndarray
     size: int
     dtype: torch.dtype
+    field: str = "features"
+    remedy: str = "start again"
+
+    @property
+    def batch_dtype(self) -> torch.dtype:
+        """Type of the values in a batch."""
+        return torch.int64 if self.field == "tokens" else self.dtype
 
     def path(self, recording: int) -> Path:
         """The folder of a recording, whether it is there or not."""
-        return self.folder / str(self.names[recording])
+        return Path(self.paths[recording])
 
     def missing(self, recordings: np.ndarray) -> np.ndarray:
-        """Those of the recordings that have no features yet."""
+        """Those of the recordings that have none yet."""
         return recordings[[not self.path(r).is_dir() for r in recordings.tolist()]]
 
     def bytes_of(self, recordings: np.ndarray) -> int:
-        """Bytes on disk of the features of some recordings."""
+        """Bytes on disk of what some recordings have."""
         return int(self.index.n_frames[recordings].sum()) * self.size * self.dtype.itemsize + OVERHEAD * len(recordings)
 
     def read_into(self, out: Tensor, recording: int, start: int) -> None:
@@ -72,19 +81,21 @@ class Features:
 
         Raises:
             FrameReadError: as for the frames; its ``frames`` are as many as come before the first unreadable one.
-            UserError: the recording has no features, or not these.
+            UserError: the recording has none, or not these.
         """
         stop = start + len(out)
         try:
-            rows = np.load(self.path(recording) / FEATURES, mmap_mode="r")
+            rows = np.load(self.path(recording) / f"{self.field}.npy", mmap_mode="r")
             readable = np.load(self.path(recording) / READABLE, mmap_mode="r")[start:stop]
             if rows.shape != (self.index.n_frames[recording], self.size) or len(readable) != len(out):
                 raise ValueError(f"it holds {rows.shape}")
+            if rows.dtype != numpy_dtype(self.dtype):
+                raise ValueError(f"it holds {rows.dtype}")
             numpy_view(out)[:] = rows[start:stop]
         except (OSError, ValueError, EOFError) as error:
             raise UserError(
-                f"the features of recording {self.index.names[recording]} in {self.path(recording)} cannot be read "
-                f"({error}); remove that folder and start again, so that they are made anew"
+                f"the {self.field} of recording {self.index.names[recording]} in {self.path(recording)} cannot be read "
+                f"({error}); remove that folder and {self.remedy}, so that they are made anew"
             ) from error
         if not readable.all():
             read = int(readable.argmin())
@@ -94,12 +105,12 @@ class Features:
             )
 
     def writing(self, recording: int) -> PartialFeatures:
-        """Takes the features of a recording in order."""
+        """Takes the rows of a recording in order."""
         return PartialFeatures(self, recording)
 
 
 class PartialFeatures:
-    """The features of a recording while they are computed; :meth:`commit` gives them their name.
+    """The rows of a recording while they are computed; :meth:`commit` gives them their name.
 
     Args:
         features: where they belong.
@@ -110,16 +121,16 @@ class PartialFeatures:
         n = int(features.index.n_frames[recording])
         self._partial = PartialPath(features.path(recording))
         self._partial.path.mkdir()
-        dtype = numpy_view(torch.empty(0, dtype=features.dtype)).dtype
+        dtype = numpy_dtype(features.dtype)
         # written as it comes: a recording of hours does not fit into memory
-        self._file = open(self._partial.path / FEATURES, "wb")  # noqa: SIM115  # closed by commit and discard
+        self._file = open(self._partial.path / f"{features.field}.npy", "wb")  # noqa: SIM115  # closed by commit and discard
         header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (n, features.size)}
         np.lib.format.write_array_header_1_0(self._file, header)
         self._readable = np.zeros(n, bool)
         self._next = 0
 
     def add(self, rows: Tensor, readable: np.ndarray) -> None:
-        """Append the features (T, F) of the next steps, and which of their frames (T,) could be decoded."""
+        """Append the rows (T, F) of the next steps, and which of their frames (T,) could be decoded."""
         numpy_view(rows.cpu().contiguous()).tofile(self._file)
         self._readable[self._next : self._next + len(rows)] = readable
         self._next += len(rows)
@@ -147,7 +158,12 @@ def numpy_view(tensor: Tensor) -> np.ndarray:
     return (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
-def recording_names(index: Index, frame_size: int) -> np.ndarray:
+def numpy_dtype(dtype: torch.dtype) -> np.dtype:
+    """The type that :func:`numpy_view` gives."""
+    return numpy_view(torch.empty(0, dtype=dtype)).dtype
+
+
+def recording_names(index: Index, frame_size: int | Sequence[int]) -> np.ndarray:
     """(R,) names that stand for the videos of recordings and the steps that are taken from them."""
     names = []
     for number, (path, stamp) in enumerate(index.stamps()):
@@ -159,12 +175,11 @@ def recording_names(index: Index, frame_size: int) -> np.ndarray:
     return np.array(names)
 
 
-def require_room(folder: Path, need: int, frames: int) -> None:
-    """Raise unless a disk has room for the features of some frames."""
+def require_room(folder: Path, need: int, frames: int, field: str, remedy: str) -> None:
+    """Raise unless a disk has room for what is kept of some frames."""
     free = shutil.disk_usage(folder).free
     if need > free:
         raise UserError(
-            f"the features of {frames:,} frames take {need / 1e9:,.3g} GB, and {folder} has {free / 1e9:,.3g} GB left; "
-            "free space there, give data.feature_cache another place, or train in 16 bits, which takes half "
-            "(--trainer.precision bf16-mixed)"
+            f"the {field} of {frames:,} frames take {need / 1e9:,.3g} GB, and {folder} has {free / 1e9:,.3g} GB left; "
+            f"free space there, {remedy}"
         )

@@ -2,9 +2,10 @@
 
 Place in the pipeline: with ``data.feature_cache`` the data module calls :func:`keep_features` whenever it makes a
 loader: weights are loaded by then, the model is on its device, and no step has been made. What is missing is computed
-in one pass over the videos (:mod:`bczoo.data.features` says what lies where); later epochs and runs read it.
+in one pass over the videos (:func:`compute`, which ``bczoo tokenize`` shares; :mod:`bczoo.data.features` says what lies
+where); later epochs and runs read it.
 
-Shape legend: N frames, H = W frame size in pixels, F values of a frame's features.
+Shape legend: N frames, H, W height and width in pixels, F values of a frame's features.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from bczoo.core.errors import UserError
 from bczoo.core.files import require_folder_target, sweep, write_errors, write_json
+from bczoo.core.frames import height_width
 from bczoo.core.progress import Progress
 from bczoo.data.dataset import as_batch, read_frames_into
 from bczoo.data.errors import FrameReadError
@@ -37,6 +39,9 @@ from bczoo.nn.weights import add_weights
 CHUNK = 256  # frames that are decoded together: so often a video is opened, and read from the keyframe before
 AT_ONCE = 64  # frames that are encoded together
 FORMAT = 1
+MORE_ROOM = (
+    "give data.feature_cache another place, or train in 16 bits, which takes half (--trainer.precision bf16-mixed)"
+)
 Part = tuple[Index, np.ndarray]  # recordings of an index, by number
 
 
@@ -72,14 +77,18 @@ def keep_features(
             if trainer.local_rank == 0:
                 sweep(place)
                 write_json(place / "about.json", about)
-        kept = [Features(index, place, recording_names(index, encoder.frame_size), size, dtype) for index, _ in parts]
+        names = [recording_names(index, encoder.frame_size) for index, _ in parts]
+        kept = [
+            Features(index, np.array([str(place / name) for name in own]), size, dtype)
+            for (index, _), own in zip(parts, names, strict=True)
+        ]
         wanted = [(features, recordings) for features, (_, recordings) in zip(kept, parts, strict=True)]
         missing = [(features, features.missing(recordings)) for features, recordings in wanted]
         need = sum(features.bytes_of(recordings) for features, recordings in missing)
         frames = sum(int(features.index.n_frames[recordings].sum()) for features, recordings in missing)
         trainer.strategy.barrier()  # all have looked before one of them writes
         if frames:
-            require_room(place, need, frames)
+            require_room(place, need, frames, "features", MORE_ROOM)
             if trainer.local_rank == 0:
                 print(f"features of {frames:,} frames are computed once, {need / 1e9:,.3g} GB in {place}")
             own = [(f, recordings[trainer.local_rank :: trainer.num_devices]) for f, recordings in missing]
@@ -176,14 +185,46 @@ def _compute(
     encoder: Any, wanted: Sequence[tuple[Features, np.ndarray]], resize: str, num_workers: int, trainer: L.Trainer
 ) -> None:
     """Compute and keep the features of recordings, one after the other."""
+
+    def going_on() -> None:
+        if trainer.received_sigterm:  # Lightning would wait for the end of a training batch
+            raise SIGTERMException
+
+    device = next(encoder.features_by().parameters()).device
+    show = trainer.local_rank == 0
+    compute(encoder.features, device, encoder.frame_size, wanted, resize, num_workers, "Features", show, going_on)
+
+
+def compute(
+    make: Callable[[Tensor], Tensor],
+    device: torch.device,
+    frame_size: int | tuple[int, int],
+    wanted: Sequence[tuple[Features, np.ndarray]],
+    resize: str,
+    num_workers: int,
+    title: str,
+    show: bool = True,
+    before_each: Callable[[], None] = lambda: None,
+) -> None:
+    """Compute and keep what a network makes of every frame of recordings, one recording after the other.
+
+    Args:
+        make: rows (N, F) of frames (N, 3, H, W) uint8.
+        device: where it takes them.
+        frame_size: of the frames.
+        wanted: recordings, and where their rows are kept.
+        resize: filter that brings frames to their size.
+        num_workers: processes that decode.
+        title: of the progress bar.
+        show: whether there is one.
+        before_each: called before some frames are computed.
+    """
     # archives one after the other, so that each is brought once
     order = [(f, r[np.argsort(f.index.pack_of[r], kind="stable")].tolist()) for f, r in wanted]
     n_frames = sum(int(f.index.n_frames[r].sum()) for f, r in wanted)
-    device = next(encoder.features_by().parameters()).device
-    rank_zero = trainer.local_rank == 0
-    with Progress(total=n_frames, desc="Features", unit="frames", unit_scale=True, disable=not rank_zero) as bar:
+    with Progress(total=n_frames, desc=title, unit="frames", unit_scale=True, disable=not show) as bar:
         for features, recordings in order:
-            chunks = _Chunks(features.index, recordings, encoder.frame_size, resize)
+            chunks = _Chunks(features.index, recordings, frame_size, resize)
             loader = DataLoader(
                 chunks,
                 batch_size=None,
@@ -194,16 +235,17 @@ def _compute(
             writing: PartialFeatures | None = None
             try:
                 for at, chunk in enumerate(loader):
-                    if trainer.received_sigterm:  # Lightning would wait for the end of a training batch
-                        raise SIGTERMException
+                    before_each()
                     recording = chunks.places[at][0]
                     writing = writing or features.writing(recording)
                     frames = chunk.frames.to(device).split(AT_ONCE)
-                    writing.add(torch.cat([encoder.features(some) for some in frames]), chunk.readable)
+                    writing.add(torch.cat([make(some) for some in frames]), chunk.readable)
                     bar.update(len(chunk.frames))
                     if chunk.reason:
                         name = features.index.names[recording]
-                        warnings.warn(f"recording {name}: {chunk.reason}; it has no features there", stacklevel=2)
+                        warnings.warn(
+                            f"recording {name}: {chunk.reason}; it has no {features.field} there", stacklevel=2
+                        )
                     if writing.complete:
                         writing.commit()
                         writing = None
@@ -224,8 +266,8 @@ class Chunk:
 class _Chunks(Dataset[Chunk]):
     """The frames of recordings, one recording after the other; all of a recording in pieces of up to ``CHUNK``."""
 
-    def __init__(self, index: Index, recordings: Sequence[int], frame_size: int, resize: str) -> None:
-        self.index, self.frame_size, self.resize = index, frame_size, resize
+    def __init__(self, index: Index, recordings: Sequence[int], frame_size: int | tuple[int, int], resize: str) -> None:
+        self.index, self.shape, self.resize = index, height_width(frame_size), resize
         self.places = [(r, start) for r in recordings for start in range(0, int(index.n_frames[r]), CHUNK)]
 
     def __len__(self) -> int:
@@ -234,7 +276,7 @@ class _Chunks(Dataset[Chunk]):
     def __getitem__(self, number: int) -> Chunk:
         recording, start = self.places[number]
         count = min(CHUNK, int(self.index.n_frames[recording]) - start)
-        frames = np.zeros((count, 3, self.frame_size, self.frame_size), np.uint8)
+        frames = np.zeros((count, 3, *self.shape), np.uint8)
         readable, reason, done = np.ones(count, bool), "", 0
         while done < count:
             try:

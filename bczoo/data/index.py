@@ -114,6 +114,8 @@ class Index:
         packs: what has to be brought as a whole before its recordings can be read.
         pack_of: (R,) int64, number of a recording's pack; -1 where the recording lies in a folder of this computer.
         cache: where packs are unpacked.
+        roots: the folders, archives and URLs.
+        root_of: (R,) int64, number of a recording's root.
     """
 
     def __init__(self, builds: Sequence[tuple[Root, Build]], target: Target, cache: Cache) -> None:
@@ -128,19 +130,19 @@ class Index:
         self.hashes = np.array([name_hash(row.name) for row in rows], np.uint64)
         self.unknown: Counter[str] = total_unknown(rows)
         self.without_embedding = sum(row.without_embedding for row in rows)
-        self._roots = [root for root, _ in builds]
+        self.roots = [root for root, _ in builds]
         self._paths = np.array([row.path for row in rows])
         self._videos = np.array(["/".join(row.videos) for row in rows])
         self._folders = [build.folder for _, build in builds]
         self._arrays = [build.arrays for _, build in builds]
-        self._part = np.repeat(np.arange(len(builds)), [len(build.rows) for _, build in builds])
+        self.root_of = np.repeat(np.arange(len(builds)), [len(build.rows) for _, build in builds])
         self._bytes = np.array([row.n_bytes for row in rows], np.int64)
         packs: dict[tuple[int, str], tuple[int, Pack]] = {}
-        for part, row in zip(self._part.tolist(), rows, strict=True):
+        for part, row in zip(self.root_of.tolist(), rows, strict=True):
             if row.pack:
-                packs.setdefault((part, row.pack), (len(packs), Pack(base(self._roots[part]), row.pack, row.stamp)))
+                packs.setdefault((part, row.pack), (len(packs), Pack(base(self.roots[part]), row.pack, row.stamp)))
         self.packs = [pack for _, pack in packs.values()]
-        numbers = [packs.get((int(part), row.pack), (-1,))[0] for part, row in zip(self._part, rows, strict=True)]
+        numbers = [packs.get((int(part), row.pack), (-1,))[0] for part, row in zip(self.root_of, rows, strict=True)]
         self.pack_of = np.array(numbers, np.int64)
 
         # How many rows of the arrays each recording has, and where they begin in those of its own root.
@@ -148,7 +150,7 @@ class Index:
         self._count = {of: np.array([getattr(row, of) for row in rows], np.int64) for of in COUNTS}
         self._start = {of: np.zeros(len(rows), np.int64) for of in COUNTS}
         for part, of in itertools.product(range(len(builds)), COUNTS):
-            count = self._count[of][here := self._part == part]
+            count = self._count[of][here := self.root_of == part]
             self._start[of][here] = np.cumsum(count) - count
         # System runs of all recordings on one axis, on which recording r covers n_frames[r] places from
         # _axis[r].
@@ -173,7 +175,7 @@ class Index:
         """
         path, number = str(self._paths[recording]), int(self.pack_of[recording])
         if number < 0:
-            yield Path(self._roots[self._part[recording]]) / path
+            yield Path(self.roots[self.root_of[recording]]) / path
             return
         pack = self.packs[number]
         with self.cache.hold(pack) as folder:
@@ -191,8 +193,8 @@ class Index:
         recordings = np.bincount(where, minlength=count)
         return recordings, np.bincount(where, self._bytes[packed], count).astype(np.int64)
 
-    def video_name(self, recording: int, size: int) -> str:
-        """The file of a recording to read frames of ``size`` pixels from."""
+    def video_name(self, recording: int, size: int | Sequence[int]) -> str:
+        """The file of a recording to read frames of a size from: of a square, or height and width."""
         return choose_video(self.video_names(recording), size) or ""
 
     def video_frames(self, recording: int, start: int, count: int) -> Sequence[int]:
@@ -251,7 +253,7 @@ class Index:
         """The rows of a recording in an array of its root."""
         of = self._counted_by[array]
         start = self._start[of][recording]
-        rows: np.ndarray = self._arrays[self._part[recording]][array][start : start + self._count[of][recording]]
+        rows: np.ndarray = self._arrays[self.root_of[recording]][array][start : start + self._count[of][recording]]
         return rows
 
     def system_only(self, recording: np.ndarray, first: np.ndarray, steps: int) -> np.ndarray:
@@ -273,7 +275,7 @@ class Index:
         if len(broken):
             first = "; ".join(f"{self.names[i]} ({self.problems[i]})" for i in broken[:3])
             more = "" if len(broken) <= 3 else "; ..."
-            roots = " ".join(str(root) for root in self._roots)
+            roots = " ".join(str(root) for root in self.roots)
             text = (
                 f"{len(broken)} of {len(self)} recordings are broken: {first}{more}. "
                 f"`bczoo data check {roots}` lists all"
@@ -287,11 +289,11 @@ class Index:
             most = ", ".join(f"{name} ({steps} steps)" for name, steps in self.unknown.most_common(5))
             text = f"the action space {space!r} lacks names that the recordings hold: {most}"
             if strict:
-                raise RecordingError(self._roots[0], f"{text}. Add them to the action space")
+                raise RecordingError(self.roots[0], f"{text}. Add them to the action space")
             if warn:
                 warnings.warn(f"{text}. They are left out; add them to the action space to learn them.", stacklevel=2)
         if not len(self.usable):
-            raise RecordingError(self._roots[0], "no recording is usable; see the warning above")
+            raise RecordingError(self.roots[0], "no recording is usable; see the warning above")
 
     def __getstate__(self) -> dict[str, Any]:
         """Arrays on disk are not copied to other processes, but opened there."""

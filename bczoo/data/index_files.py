@@ -105,12 +105,17 @@ class Row:
 
 def cache_folders(root: Root, target: Target) -> list[Path]:
     """Where the index of a root may lie: in the root, or in the user's cache if the root is no folder to write to."""
+    return beside(root, "index", target.key)
+
+
+def beside(root: Root, what: str, key: str) -> list[Path]:
+    """Where something that is made of the recordings of a root may lie: as of :func:`cache_folders`."""
     user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     name = root.encode() if isinstance(root, str) else os.fsencode(root.resolve())
-    outside = user_cache / "bczoo" / "index" / hashlib.blake2b(name, digest_size=8).hexdigest() / target.key
+    outside = user_cache / "bczoo" / what / hashlib.blake2b(name, digest_size=8).hexdigest() / key
     if isinstance(root, str) or root.is_file():
         return [outside]
-    return [root / ".bczoo" / "index" / target.key, outside]
+    return [root / ".bczoo" / what / key, outside]
 
 
 @dataclass

@@ -21,7 +21,7 @@ from torchvision.transforms.v2 import Transform
 from bczoo.core import arguments
 from bczoo.core.actions import ActionSpace
 from bczoo.core.errors import UserError
-from bczoo.core.spec import FIELDS, SUPERVISION, Batch, InputSpec
+from bczoo.core.spec import ASKED, FIELDS, SUPERVISION, Batch, InputSpec
 from bczoo.data.ahead import require_room
 from bczoo.data.augment import ClipAugment
 from bczoo.data.cache import Cache
@@ -45,7 +45,7 @@ class RecordingDataModule(L.LightningDataModule):
             (hf://datasets/org/name, s3://bucket/path, ...), or several of these.
         batch_size: windows per batch and process.
         window: steps of a window; asked from the model if left out.
-        frame_size: height and width of the frames in pixels; asked from the model if left out.
+        frame_size: height and width of the frames in pixels, one number for a square; asked from the model if left out.
         action_space: name of an action space, or its dict; asked from the model if left out.
         val_root: of validation recordings, as root; if left out, a part of root is kept for validation.
         test_root: of test recordings, as root; if left out, tests run on the validation recordings.
@@ -169,10 +169,10 @@ class RecordingDataModule(L.LightningDataModule):
     def fields(self) -> tuple[str, ...]:
         """What is read beyond the index, as the model asks for it."""
         fields = tuple(getattr(self._model, "fields", FIELDS))
-        if unknown := sorted(set(fields) - set(FIELDS)):
+        if unknown := sorted(set(fields) - set(ASKED)):
             raise UserError(
                 f"{type(self._model).__name__} asks for batches with {', '.join(unknown)}; recordings give "
-                f"{', '.join(FIELDS)}"
+                f"{', '.join(ASKED)}"
             )
         return fields
 
@@ -332,7 +332,11 @@ class RecordingDataModule(L.LightningDataModule):
         return loader if len(loader) else []  # an empty list is Lightning's "none"
 
     def _features(self, part: str) -> Features | None:
-        """The features that a part's windows are read from; None where they are read from videos."""
+        """What a part's windows are read from, features or ids; None where they are read from videos."""
+        if "tokens" in self.fields:
+            from bczoo.data.tokens import tokens_of
+
+            return tokens_of(*self._parts[part], self._model, self.input_spec.fps)
         if self.feature_cache is None or "frames" not in self.fields:
             return None
         from bczoo.data.features_build import keep_features
@@ -368,14 +372,14 @@ class RecordingDataModule(L.LightningDataModule):
             open_recordings=self.open_recordings,
             pseudo=self.pseudo if part == "train" else None,
         )
-        features = self._features(part)
-        if features is None:
-            require_room(plan)
         pin = self.pin_memory
         if pin is None:
             pin = trainer is not None and torch.device(trainer.strategy.root_device).type == "cuda"
         sizes = (spec.window, spec.frame_size)
+        features = self._features(part)
         dataset = WindowDataset(index, *sizes, self.strict, spec.resize, self.fields, plan.pseudo, features)
+        if dataset.reads_videos:
+            require_room(plan)
         self._close(part)  # trainers may ask for new loaders every few epochs
         self._loaders[part] = WindowLoader(dataset, plan, self.num_workers, pin)
         return self._loaders[part]

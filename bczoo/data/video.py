@@ -25,7 +25,7 @@ import numpy as np
 
 from bczoo.core.errors import UserError
 from bczoo.core.files import PartialPath
-from bczoo.core.frames import check_filter, resize
+from bczoo.core.frames import check_filter, height_width, resize
 from bczoo.data.colour import ToRGB
 from bczoo.data.errors import FrameReadError, RecordingError
 from bczoo.data.reading import open_regular
@@ -45,16 +45,17 @@ class VideoInfo(NamedTuple):
     fps: float
 
 
-def choose_video(names: Sequence[str], size: int) -> str | None:
-    """The file to read frames of ``size`` from: that very size, then any other named by its size, then
-    video.mp4.
+def choose_video(names: Sequence[str], size: int | Sequence[int]) -> str | None:
+    """The file to read frames of ``size`` (one number for a square, or height and width) from: that very size, then any
+    other named by its size, then video.mp4.
 
     Of other sizes the smallest that has to be shrunk is taken, and only if there is none the largest.
     """
     sized = [(int(m[1]), int(m[2]), name) for name in names if (m := SIZED_NAME.fullmatch(name))]
-    if (exact := f"{size}x{size}.mp4") in names:
+    height, width = height_width(size)
+    if (exact := f"{width}x{height}.mp4") in names:
         return exact
-    if larger := [s for s in sized if min(s[:2]) >= size]:
+    if larger := [s for s in sized if s[0] >= width and s[1] >= height]:
         return min(larger)[2]
     if sized:
         return max(sized)[2]
@@ -126,7 +127,7 @@ def read_into(
     """The same for frames of any numbers, written as planes to where they are wanted.
 
     Args:
-        out: (n, 3, size, size) uint8.
+        out: (n, 3, height, width) uint8.
         path: the video file.
         numbers: (n,) numbers of the frames, in ascending order; a number may come several times.
         threads: decoder threads.
@@ -135,7 +136,7 @@ def read_into(
     Raises:
         FrameReadError: as of :func:`read_frames`.
     """
-    count, size, start = len(out), out.shape[-1], numbers[0] if len(numbers) else 0
+    count, (height, width), start = len(out), out.shape[-2:], numbers[0] if len(numbers) else 0
     check_filter(filter)
     done = 0
     try:
@@ -144,10 +145,10 @@ def read_into(
             if done == count:
                 break
             if number == numbers[done]:
-                if (frame.width, frame.height) == (size, size):
+                if (frame.width, frame.height) == (width, height):
                     to_rgb.planes(frame, out[done])
                 else:
-                    out[done] = resize(to_rgb.pixels(frame), size, filter).transpose(2, 0, 1)
+                    out[done] = resize(to_rgb.pixels(frame), (height, width), filter).transpose(2, 0, 1)
                 done += 1
             while done < count and number == numbers[done]:
                 out[done] = out[done - 1]

@@ -34,7 +34,7 @@ ZOO, ARCHITECTURES = "zoo.yaml", "architectures.json"
 WEIGHTS, ARCHITECTURE, CONVERTIBLE = "weights", "architecture", "to convert"
 PLURAL = {ARCHITECTURE: "architectures", CONVERTIBLE: "sets of weights to convert"}
 UNKNOWN = "-"
-NO_POLICIES = ("FineTune", "InverseDynamics")  # of themselves: one trains another's, the other does not act
+NO_POLICIES = ("FineTune", "InverseDynamics", "VQVAE", "VQGAN")  # one trains another's policy, the others do not act
 _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|)\s*")
 
 

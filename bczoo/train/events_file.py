@@ -32,7 +32,7 @@ def can_write_events() -> bool:
 
 
 class EventsFile(Logger):
-    """Writes scalars for TensorBoard, at the steps that ``metrics.csv`` has.
+    """Writes scalars and pictures for TensorBoard, at the steps that ``metrics.csv`` has.
 
     Args:
         metrics: the file beside it, which also tells the user of a full disk.
@@ -61,6 +61,12 @@ class EventsFile(Logger):
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         values = [{"tag": name, "simple_value": float(value)} for name, value in metrics.items() if name != "epoch"]
         self._waiting += _record({"summary": {"value": values}, "step": self.metrics.step_of(step)})
+
+    @rank_zero_only
+    def log_image(self, name: str, png: bytes, step: int) -> None:
+        """Add a picture, a whole PNG file."""
+        value = {"tag": name, "image": {"encoded_image_string": png}}
+        self._waiting += _record({"summary": {"value": [value]}, "step": self.metrics.step_of(step)})
 
     @rank_zero_only
     def save(self) -> None:
