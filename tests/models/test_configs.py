@@ -7,7 +7,7 @@ import torch
 import yaml
 from torch.utils.data import DataLoader
 
-from bczoo import BCPolicy, CNNPolicy, ConvNeXtEncoder, InverseDynamics, Model
+from bczoo import BCPolicy, CNNPolicy, ConvNeXtEncoder, InverseDynamics, Model, TokenPolicy, WorldModel
 from bczoo.core import configs
 from bczoo.core.configs import merge
 from bczoo.models.cnn.encoder import count_without_projection
@@ -16,11 +16,14 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 BASE = {"experiments/frozen_encoder": "150m"}  # laid over
 LAID = {name: yaml.safe_load((configs.FOLDER / f"{name}.yaml").read_text()).get("model") for name in configs.names()}
 TRAINED_FROM_ANOTHER = {"finetune"}  # tests of fine-tuning build it
+FAMILIES = (CNNPolicy, BCPolicy, InverseDynamics, TokenPolicy, WorldModel)
 WITH_MODEL = [name for name, model in LAID.items() if model and name not in TRAINED_FROM_ANOTHER]
 
 
 def reduced(family, init_args):
     """Overrides under which a model of this configuration is tiny; what else it says stays."""
+    if family in (TokenPolicy, WorldModel):
+        return tiny.TOKENS | {"window": 5}
     if family is InverseDynamics:
         sizes = {"frame_size": tiny.SIZE, "channels": [4, 8], "blocks": 1}
         encoder = {"class_path": "bczoo.MotionEncoder", "init_args": sizes}
@@ -41,7 +44,7 @@ def test_it_builds_and_takes_a_step(name, tmp_path):
     model = merge(LAID.get(BASE.get(name, "")) or {}, LAID[name])
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump({"model": model}))
-    family = {f"bczoo.{cls.__name__}": cls for cls in (CNNPolicy, BCPolicy, InverseDynamics)}[model["class_path"]]
+    family = {f"bczoo.{cls.__name__}": cls for cls in FAMILIES}[model["class_path"]]
     policy = Model.from_config(str(path), pretrained=False, **reduced(family, model["init_args"]))
     assert type(policy) is family
     before = {k: v.clone() for k, v in policy.named_parameters()}
@@ -50,8 +53,8 @@ def test_it_builds_and_takes_a_step(name, tmp_path):
     learned = {k for k, v in policy.named_parameters() if v.requires_grad}
     moved = {k for k, v in policy.named_parameters() if not torch.equal(v, before[k])}
     assert moved <= learned and len(moved) > 0.5 * len(learned)
-    images = "encoder.backbone" if family is BCPolicy else "encoder.layers"
-    assert any(k.startswith(images) for k in moved) == (name != "experiments/frozen_encoder")
+    images = {BCPolicy: "encoder.backbone", TokenPolicy: "transformer", WorldModel: "transformer"}
+    assert any(k.startswith(images.get(family, "encoder.layers")) for k in moved) == (name != "experiments/frozen_encoder")
 
 
 def test_the_encoder_has_the_size_of_the_paper():
