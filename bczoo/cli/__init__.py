@@ -33,6 +33,11 @@ FUNCTIONS = {
         "bczoo.play.bench:latency",
         ("policy",),
     ),
+    ("bench", "memory"): (
+        "reckon the memory of a training step, without a GPU",
+        "bczoo.train.memory:memory",
+        ("architecture",),
+    ),
     ("bench", "train"): (
         "measure a training step of a configuration, by stage",
         "bczoo.train.bench:train",

@@ -27,6 +27,7 @@ EXAMPLES: dict[tuple[str, ...], tuple[str, ...]] = {
     ("client-test",): ("bczoo client-test --recording my_game/REC",),
     ("bench", "data"): ("bczoo bench data my_game", "bczoo bench data my_game --window 32 --workers 8"),
     ("bench", "latency"): ("bczoo bench latency checkpoints/doom", "bczoo bench latency 150m --dtype bfloat16"),
+    ("bench", "memory"): ("bczoo bench memory 1.2b --batch 4 --checkpointing true --gb 80",),
     ("bench", "train"): (
         "bczoo bench train doom --batch 4",
         "bczoo bench train 150m --device cuda --dtype bfloat16 --compile true",

@@ -22,6 +22,7 @@ from bczoo.core.errors import UserError
 from bczoo.core.tables import markdown_table
 from bczoo.models.model import Model
 from bczoo.train.flops import flops_per_window, peak_flops, random_batch
+from bczoo.train.memory import set_checkpointing
 
 
 @dataclass
@@ -102,7 +103,11 @@ def train(
     if largest_batch and where.type != "cuda":
         raise UserError("largest_batch needs a device whose memory can be full without harm: --device cuda")
     model = Model.from_config(architecture, pretrained=False).to(where).train()
-    _prepare(model, compile, checkpointing)
+    if checkpointing is not None:
+        set_checkpointing(model, checkpointing)
+    if compile:
+        for block in model.blocks():
+            block.compile(dynamic=False)
     step = _Step(model, where, DTYPES[dtype])
     report = step.measure(batch, steps or model.input_spec.window, rounds)
     print(f"{architecture}, {_name(where)}, {dtype}, batch {batch}, windows of {report.steps} steps")
@@ -110,18 +115,6 @@ def train(
     if largest_batch:
         print(f"the largest batch that fits: {step.largest(batch, report.steps)} windows")
     return report
-
-
-def _prepare(model: Model, compile: bool, checkpointing: bool | None) -> None:
-    if checkpointing is not None:
-        switches = [m for m in model.modules() if hasattr(m, "checkpointing")]
-        if not switches:
-            raise UserError(f"{type(model).__name__} has no checkpointing; leave it out")
-        for module in switches:
-            module.checkpointing = checkpointing  # type: ignore[assignment]
-    if compile:
-        for block in model.blocks():
-            block.compile(dynamic=False)
 
 
 class _Step:

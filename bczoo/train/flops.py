@@ -59,7 +59,10 @@ def flops_per_window(model: Model, steps: int | None = None) -> int:
         model: any model.
         steps: of the window; the model's own number if left out.
     """
-    twin: Any = _without_memory(model)
+    twin: Any = without_memory(model)
+    for module in twin.modules():
+        if getattr(module, "checkpointing", False):
+            module.checkpointing = False
     batch = random_batch(model.input_spec, 1, "meta", steps)
     with FlopCounterMode(display=False) as counter:
         loss = twin.loss(batch).total
@@ -76,15 +79,12 @@ def peak_flops(device: torch.device) -> float | None:
     return next((peak for part, peak in PEAK.items() if part in name), None)
 
 
-def _without_memory(model: Model) -> Model:
-    """A twin of a model on the device ``meta``, which learns the same parameters and computes nothing twice."""
+def without_memory(model: Model) -> Model:
+    """A twin of a model on the device ``meta``, which learns the same parameters."""
     with torch.device("meta"):
         twin = Model.from_config(model.spec, pretrained=False)
     twin = twin.to("meta").train()
     learned = {name for name, p in model.named_parameters() if p.requires_grad}
     for name, parameter in twin.named_parameters():
         parameter.requires_grad_(name in learned)
-    for module in twin.modules():
-        if getattr(module, "checkpointing", False):
-            module.checkpointing = False  # type: ignore[assignment]
     return twin
