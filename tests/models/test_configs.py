@@ -54,7 +54,9 @@ def test_it_builds_and_takes_a_step(name, tmp_path):
     moved = {k for k, v in policy.named_parameters() if not torch.equal(v, before[k])}
     assert moved <= learned and len(moved) > 0.5 * len(learned)
     images = {BCPolicy: "encoder.backbone", TokenPolicy: "transformer", WorldModel: "transformer"}
-    assert any(k.startswith(images.get(family, "encoder.layers")) for k in moved) == (name != "experiments/frozen_encoder")
+    assert any(k.startswith(images.get(family, "encoder.layers")) for k in moved) == (
+        name != "experiments/frozen_encoder"
+    )
 
 
 def test_the_encoder_has_the_size_of_the_paper():

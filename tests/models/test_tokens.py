@@ -15,6 +15,7 @@ from bczoo.core.errors import UserError
 from bczoo.models.model import Model
 from bczoo.models.token.layout import TokenLayout
 from bczoo.train.callbacks.scaling import model_sizes
+from bczoo.train.flops import batch_for, flops_per_window
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -193,3 +194,17 @@ def test_a_policy_is_found_by_its_folder(tmp_path):
     assert type(bczoo.from_pretrained(folder)) is TokenPolicy
     with pytest.raises(UserError, match="WorldModel, which does not act"):
         bczoo.from_pretrained(tiny.tiny_world().save_pretrained(tmp_path / "world"))
+
+
+def test_operations_are_those_of_training():
+    """Without the tokenizer where ids are read."""
+    world = tiny.tiny_world(inputs="tokens", width=64)
+    batch = batch_for(world, 3)
+    assert "frames" not in batch and batch["tokens"].shape == (3, 6, 4) and int(batch["tokens"].max()) < 16
+    assert world.loss(batch).total.isfinite()
+    counted, sizes = flops_per_window(world), model_sizes(world)
+    blocks = sum(p.numel() for p in world.transformer.gpt.blocks.parameters() if p.ndim > 1)
+    attention = 12 * 2 * 64 * 72 * 72
+    head = 6 * world.transformer.table.weight.numel() * 5 * 4  # of the positions that count alone
+    assert counted == pytest.approx(6 * blocks * 72 + attention + head, rel=0.05)
+    assert sizes["tokens_per_frame"] == 12
