@@ -14,6 +14,7 @@ from bczoo import ActionSpace, RecordingDataModule, TokenPolicy, WorldModel
 from bczoo.core.errors import UserError
 from bczoo.models.model import Model
 from bczoo.models.token.layout import TokenLayout
+from bczoo.models.tokenizer.command import tokenize
 from bczoo.train.callbacks.scaling import model_sizes
 from bczoo.train.flops import batch_for, flops_per_window
 
@@ -165,6 +166,24 @@ def test_ids_in_the_place_of_frames():
         assert ids.shape == (2, 5, 4) and torch.equal(
             model.loss({**without, "tokens": ids}).total, model.loss(batch).total
         )
+
+
+@pytest.mark.parametrize("make", [tiny.tiny_token_policy, tiny.tiny_world])
+def test_training_reads_the_ids_of_its_own_tokenizer_and_no_others(make, recordings, tmp_path):
+    own, other = tiny.Brightness(), tiny.Brightness(levels=8)
+    tokenize(str(own.save_pretrained(tmp_path / "own")), recordings)
+
+    def fit(tokenizer, inputs):
+        torch.manual_seed(0)
+        model = make(tokenizer=tokenizer, inputs=inputs)
+        data = RecordingDataModule(root=recordings, batch_size=2, val_fraction=0.4)
+        L.Trainer(max_steps=2, val_check_interval=1, **tiny.QUIET).fit(model, data)
+        return model.state_dict()
+
+    ours, theirs = fit(own, "tokens"), fit(own, "frames")
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours if not name.startswith("metrics."))
+    with pytest.raises(UserError, match="have no ids of this model's tokenizer"):
+        fit(other, "tokens")
 
 
 def test_what_holds_no_tokenizer_is_refused(tmp_path):
