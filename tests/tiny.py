@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from bczoo import (
+    VQVAE,
     ActionDecoder,
     ActionSpace,
     BackboneHeads,
@@ -73,6 +74,24 @@ class Words(TextEncoder):
 def tiny_cnn(**arguments) -> CNNPolicy:
     encoder = partial(ConvNeXtEncoder, frame_size=SIZE, channels=[4, 8, 8], blocks=1, embedding=16)
     return CNNPolicy(**{"encoder": encoder, "width": 32, "layers": 2, "heads": 4, "window": 5} | arguments)
+
+
+def tiny_vqvae(seed=0, **arguments) -> VQVAE:
+    """A tokenizer of 32-pixel frames, 16 tokens, that has learned nothing but its codes."""
+    torch.manual_seed(seed)
+    sizes = {"frame_size": 32, "tokens": 16, "codebook_size": 32, "channels": 8, "code_width": 4, "learning": "ema"}
+    return filled(VQVAE(**sizes | arguments))
+
+
+def filled(tokenizer):
+    """A tokenizer in evaluation mode whose codes and BatchNorm have seen noise, so that pictures have several ids."""
+    frames = torch.randint(0, 256, (8, 3, *tokenizer.input_spec.shape), dtype=torch.uint8)
+    frames[::2] = frames[::2, :, :1, :1]  # half of them of one colour
+    tokenizer.train()
+    with torch.no_grad():
+        for _ in range(30):
+            tokenizer.reconstruct(frames, torch.ones(8, dtype=torch.bool))
+    return tokenizer.eval()
 
 
 def tiny_policy(seed=0, encoder=None, transformer=None, decoder=ActionDecoder, **arguments) -> BCPolicy:

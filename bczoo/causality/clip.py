@@ -114,7 +114,7 @@ class Clip:
                 f"no step counts in the clip of {name!r} from {start:g} s on, because no action there is a person's; "
                 "choose another one with clip and clip_start"
             )
-        frames = torch.zeros(n, 3, spec.frame_size, spec.frame_size, dtype=torch.uint8)
+        frames = torch.zeros(n, 3, *spec.shape, dtype=torch.uint8)
         return cls(names[name], name, first, spec.fps, spec.window, frames)
 
     def add(self, batch: Batch, measures: Measures) -> None:

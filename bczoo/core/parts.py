@@ -70,12 +70,21 @@ class Family(Part):
     template = True
     kind: ClassVar[str] = "model"  # what errors call it
     reference: ClassVar[str | None] = None  # the paper of the architecture, as a Markdown link
+    title: ClassVar[str] = "A model that does not act, for the Python package `bczoo`: pixels in, actions out."  # cards
     input_spec: Any  # bczoo.InputSpec
 
     @property
     def config(self) -> dict[str, Any]:
         """Plain JSON: the arguments that rebuild this model, without weights and optimiser."""
         raise NotImplementedError(f"{type(self).__name__} must define config")
+
+    def card_facts(self) -> list[str]:
+        """Lines of the model card that are this family's own."""
+        return [f"{self.input_spec.fps:g} steps a second, memory of {self.input_spec.window} steps"]
+
+    def card_example(self) -> str:
+        """Python in the model card of a model that does not act, behind the line that loads it as ``model``."""
+        return ""
 
     def parameter_counts(self) -> dict[str, int]:
         """Parameters in total and by part."""

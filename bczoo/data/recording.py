@@ -27,7 +27,7 @@ import numpy as np
 from bczoo.core.actions import ActionSpace, HeldGroup, SwitchGroup, Values
 from bczoo.core.errors import UserError
 from bczoo.core.files import PartialPath, write_errors
-from bczoo.core.frames import LETTERBOX, resize
+from bczoo.core.frames import LETTERBOX, named_size, resize
 from bczoo.data.errors import RecordingError, printable
 from bczoo.data.reading import Annotation
 from bczoo.data.resample import Resampling, combine, share
@@ -387,7 +387,7 @@ class RecordingWriter:
     Args:
         folder: the recording's folder; must not exist. Its name becomes the recording's id.
         fps: steps per second.
-        size: height and width of the stored frames in pixels.
+        size: height and width of the stored frames in pixels, one number for a square.
         env: name of the game.
         env_subtype: map or level.
         user: who played.
@@ -410,7 +410,7 @@ class RecordingWriter:
         folder: str | Path,
         *,
         fps: float = 20.0,
-        size: int = 192,
+        size: int | Sequence[int] = 192,
         env: str = "",
         env_subtype: str = "",
         user: str = "",
@@ -432,7 +432,7 @@ class RecordingWriter:
                 self._partial.path.mkdir()
                 self._video: VideoWriter | _FinishedVideo
                 if video is None:
-                    path = self._partial.path / f"{size}x{size}.mp4"
+                    path = self._partial.path / f"{named_size(size).replace(' ', '')}.mp4"
                     self._video = VideoWriter(path, fps, pix_fmt, crf, keyframe_interval=keyframe_interval)
                 else:
                     self._video = _FinishedVideo(video, self._partial.path)

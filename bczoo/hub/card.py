@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from bczoo.core.actions import BinnedGroup
+from bczoo.core.frames import named_size
 from bczoo.core.parts import Family, class_path
 from bczoo.train.run_record import Record, weights_step
 
@@ -106,17 +107,19 @@ def _introduction(policy: Family, dtype: torch.dtype | None) -> str:
         for g in (spec.action_space.groups if spec.action_space else ())
     ]
     table = ["", "| group | tokens | choices | what |", "|---|---:|---:|---|", *groups] if groups else []
-    what = "A behaviour cloning policy for video games" if policy.kind == "policy" else "A model that does not act"
+    title = policy.title
+    if policy.kind == "policy":
+        words = "pixels and an optional instruction" if spec.text_dim else "pixels"
+        title = f"A behaviour cloning policy for video games, for the Python package `bczoo`: {words} in, actions out."
     return "\n".join(
         [
-            f"{what}, for the Python package `bczoo`: pixels "
-            f"{'and an optional instruction ' if spec.text_dim else ''}in, actions out. {_architecture(policy)}",
+            f"{title} {_architecture(policy)}",
             "",
             f"- {counts.pop('total'):,} parameters: {', '.join(f'{part} {n:,}' for part, n in counts.items())}; saved "
             f"as {str(dtype or _own_dtype(policy)).removeprefix('torch.')}",
-            f"- frames: {spec.frame_size} x {spec.frame_size} pixels, RGB, brought to this size with the filter "
-            f"`{spec.resize}` (the agent does it)",
-            f"- {spec.fps:g} steps a second, memory of {spec.window} steps",
+            f"- frames: {named_size(spec.frame_size)} pixels, RGB, brought to this size with the filter "
+            f"`{spec.resize}`{' (the agent does it)' if policy.kind == 'policy' else ''}",
+            *(f"- {fact}" for fact in policy.card_facts()),
             f"- text: {'embeddings of ' + str(spec.text_dim) + ' values' if spec.text_dim else 'none'}",
             f"- action space `{spec.action_space.name}`:" if spec.action_space else "- no actions",
             *table,
@@ -139,8 +142,8 @@ def _use(name: str, policy: Family) -> str:
 import bczoo
 
 model = bczoo.Model.from_pretrained("{name}")  # path of this folder, or org/{name} on the Hub
-```"""
-    size = policy.input_spec.frame_size
+{policy.card_example()}```"""
+    size = named_size(policy.input_spec.frame_size)
     text = ', text="go to the red door"' if policy.input_spec.text_dim else ""
     space = policy.input_spec.action_space
     values = ", ".join(f"decision.{group.name}" for group in space.groups[:3]) if space else "decision"
@@ -151,7 +154,7 @@ import bczoo
 
 policy = bczoo.from_pretrained("{name}")  # path of this folder, or org/{name} on the Hub
 agent = policy.agent(temperature=1.0, seed=0)
-# a frame is uint8 (height, width, 3) of any size; it is brought to {size} x {size}
+# a frame is uint8 (height, width, 3) of any size; it is brought to {size}
 decision = agent.step(frame{text})
 print({values})  # what to press and how far to move
 ```

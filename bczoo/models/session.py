@@ -124,8 +124,8 @@ class WindowSession(Session):
     def __init__(self, policy: Policy, num_envs: int, sampler: Sampler) -> None:
         super().__init__(policy, num_envs, sampler)
         spec = policy.input_spec
-        size, window = spec.frame_size, spec.window
-        self.frames = torch.zeros(num_envs, window, 3, size, size, dtype=torch.uint8, device=self.device)
+        window = spec.window
+        self.frames = torch.zeros(num_envs, window, 3, *spec.shape, dtype=torch.uint8, device=self.device)
         self.text = torch.zeros(num_envs, window, spec.text_dim or 0, device=self.device)
         self.actions = torch.zeros(num_envs, window, self.space.tokens, dtype=torch.long, device=self.device)
 

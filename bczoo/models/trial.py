@@ -64,8 +64,7 @@ def check_forward(policy: Policy) -> None:
 
 def _zeros(policy: Policy, steps: int) -> Batch:
     spec, device = policy.input_spec, next(policy.parameters()).device
-    size = spec.frame_size
-    frames = torch.zeros(1, steps, 3, size, size, dtype=torch.uint8, device=device)
+    frames = torch.zeros(1, steps, 3, *spec.shape, dtype=torch.uint8, device=device)
     actions = {
         g.name: torch.zeros(1, steps, g.tokens, dtype=torch.long, device=device) for g in policy.action_space.groups
     }

@@ -20,6 +20,7 @@ import numpy as np
 
 from bczoo.core.errors import UserError
 from bczoo.core.files import PartialPath, sweep
+from bczoo.core.frames import height_width
 from bczoo.core.progress import Progress
 from bczoo.core.workers import closing_on_sigterm
 from bczoo.data.recording import LEARNED, known_action, read_annotation
@@ -53,7 +54,7 @@ def record(
     agent: str = "expert",
     episodes: int = 20,
     seed: int = 0,
-    size: int | None = None,
+    size: int | tuple[int, int] | None = None,
     noise: float = 0.0,
     workers: int | None = None,
     hold: int = 1,
@@ -92,8 +93,8 @@ def record(
         agent: who plays where no policy does: expert, random, or keyboard for yourself in a window.
         episodes: how many episodes.
         seed: seed of the first episode; the others follow.
-        size: height and width of the stored frames in pixels; if left out, the largest of 64, 96, 128, 160 and 192
-            that enlarges nothing.
+        size: of the stored frames in pixels, one number for a square or [height, width]; if left out, the largest of
+            64, 96, 128, 160 and 192 that enlarges nothing.
         noise: share of steps that start a burst of random turning (2 to 10 steps long). The recording holds
             what the expert would have done instead, which teaches a policy to recover from its own mistakes.
         workers: processes that play at the same time, of experts and random players; one per processor core if
@@ -131,7 +132,7 @@ def record(
         raise UserError(f"episodes must be at least 1, got {episodes}")
     if not 0 <= noise < 1:
         raise UserError(f"noise is a share of steps from 0 up to (not including) 1, got {noise}")
-    if size is not None and not 1 <= size <= LARGEST_PX:
+    if size is not None and not all(1 <= side <= LARGEST_PX for side in height_width(size)):
         raise UserError(f"size is a number of pixels from 1 to {LARGEST_PX}, got {size}")
     if hold < 1:
         raise UserError(f"hold is a number of steps from 1 on, got {hold}")
@@ -290,7 +291,7 @@ class PlayedRecordings(RecordingSource):
         agent: str = "expert",
         episodes: int | list[int] = 20,
         seed: int = 0,
-        size: int | None = None,
+        size: int | tuple[int, int] | None = None,
         noise: float = 0.0,
         workers: int | None = None,
         hold: int = 1,

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from bczoo.core.frames import LETTERBOX
+from bczoo.core.frames import LETTERBOX, named_size
 from bczoo.data.reading import read_metadata
 from bczoo.data.recording import ANNOTATION_FILE, RecordingWriter
 from bczoo.data.video import probe
@@ -26,15 +26,16 @@ Fit = Literal["squash", "letterbox"]
 
 
 class Stored(NamedTuple):
-    """How frames are stored: as squares of ``size`` x ``size`` pixels, squashed into them or between black bars."""
+    """How frames are stored: at a size (one number for a square), squashed into it or between black bars."""
 
-    size: int
+    size: int | tuple[int, int]
     fit: Fit = "squash"
 
     @property
     def name(self) -> str:
         """For names of episodes."""
-        return f"{self.size}px" + (f"_{self.fit}" if self.fit != "squash" else "")
+        size = self.size if isinstance(self.size, int) else named_size(self.size).replace(" ", "")
+        return f"{size}px" + (f"_{self.fit}" if self.fit != "squash" else "")
 
 
 def episode_name(env: str, agent: str, seed: int, stored: Stored, noise: float, hold: int = 1) -> str:

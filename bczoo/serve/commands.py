@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 from bczoo.core.devices import Precision
 from bczoo.core.errors import UserError
+from bczoo.core.frames import named_size
 from bczoo.play.latency import latency_table
 from bczoo.play.open import open_policy
 from bczoo.serve.instructions import follow_lines
@@ -79,7 +80,7 @@ def serve(
         socket = REFERENCE_PATH
     spec = loaded.input_spec
     expected = (
-        f"Frames of any size (resized to {spec.frame_size} x {spec.frame_size}), {spec.fps:g} a second; "
+        f"Frames of any size (resized to {named_size(spec.frame_size)}), {spec.fps:g} a second; "
         f"up to {clients} clients, whose past takes {agent.session.memory_bytes / 1e6:.1f} MB. Ctrl-C ends."
     )
     totals = asyncio.run(_serve(server, socket, tcp, public, expected))

@@ -258,7 +258,7 @@ class Server:
     async def _resized(self, connection: Connection, pixels: np.ndarray) -> np.ndarray:
         """A frame (H, W, 3) in the policy's size; the client's next message is not read before."""
         spec = self.agent.policy.input_spec
-        if pixels.shape[:2] == (spec.frame_size, spec.frame_size):
+        if pixels.shape[:2] == spec.shape:
             return pixels
         assert self.loop is not None
         connection.resizing = True  # stays so if the client is forgotten meanwhile, and the frame counts as dropped
@@ -368,8 +368,8 @@ class Server:
 
     def _warm_up(self) -> None:
         """A first step takes longer than others; no game shall wait for it."""
-        size = self.agent.policy.input_spec.frame_size
-        self.agent.step_many([0], [np.zeros((size, size, 3), np.uint8)], [None])
+        shape = self.agent.policy.input_spec.shape
+        self.agent.step_many([0], [np.zeros((*shape, 3), np.uint8)], [None])
         self.agent.times = self.times
 
 

@@ -63,6 +63,7 @@ def test_every_shipped_config_parses_and_names_itself(name, capsys):
     config = yaml.safe_load(capsys.readouterr().out)
     families = {"finetune": "FineTune", "bc_cnn": "CNNPolicy", "bc_cnn_quickstart": "CNNPolicy"}
     families |= dict.fromkeys(("idm", "idm_doom"), "InverseDynamics")
+    families |= dict.fromkeys(("vqvae", "vqvae_small"), "VQVAE") | {"vqgan": "VQGAN", "vqgan_540": "ViTVQGAN"}
     family = families.get(name, "BCPolicy")
     assert config["model"]["class_path"] == f"bczoo.{family}"
     assert config["trainer"]["default_root_dir"] == f"runs/{name.split('/')[-1]}"

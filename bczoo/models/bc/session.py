@@ -144,8 +144,9 @@ class GraphedBCSession(BCSession):
 
     def __init__(self, policy: BCPolicy, num_envs: int, sampler: Sampler) -> None:
         super().__init__(policy, num_envs, sampler)
-        size, width = policy.input_spec.frame_size, policy.input_spec.text_dim or 0
-        self.frames = torch.zeros(num_envs, 3, size, size, dtype=torch.uint8, device=self.device)
+        spec = policy.input_spec
+        width = spec.text_dim or 0
+        self.frames = torch.zeros(num_envs, 3, *spec.shape, dtype=torch.uint8, device=self.device)
         self.text = torch.zeros(num_envs, width, device=self.device)
         self.u = torch.zeros(num_envs, self.space.tokens, dtype=torch.float64, device=self.device)
         self.active = torch.ones(num_envs, dtype=torch.bool, device=self.device)

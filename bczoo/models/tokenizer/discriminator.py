@@ -18,6 +18,7 @@ from torch.func import functional_call
 
 CHANNELS = (64, 128, 256, 512)  # of PatchGAN (1611.07004), of which each output sees 70 x 70 pixels
 GROUPS = 32
+SMALLEST_PX = 32  # of which one output is left
 LARGEST = 1e4  # of the adaptive weight
 
 

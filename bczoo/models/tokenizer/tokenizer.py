@@ -30,6 +30,7 @@ class Tokenizer(Model):
 
     template = True
     kind = "tokenizer"
+    title = "An image tokenizer, for the Python package `bczoo`: pixels in, ids of a codebook out, and back."
     supervision: ClassVar[str] = "none"
     grid: tuple[int, int]
     codebook_size: int
@@ -46,6 +47,22 @@ class Tokenizer(Model):
     def decode(self, ids: Tensor) -> Tensor:
         """Frames (N, 3, H, W) uint8 of ids (N, z)."""
         raise NotImplementedError(f"{type(self).__name__} must define decode(ids)")
+
+    def card_facts(self) -> list[str]:
+        """Lines of the model card."""
+        rows, columns = self.grid
+        return [
+            f"{rows} x {columns} tokens of a picture (rows and columns), a codebook of {self.codebook_size:,}",
+            f"digest `{self.digest}`, which ids made by these weights carry",
+        ]
+
+    def card_example(self) -> str:
+        """Python of the model card."""
+        height, width = self.input_spec.shape
+        return (
+            f"ids = model.encode(frames)  # (N, {self.tokens}) of uint8 frames (N, 3, {height}, {width})\n"
+            "frames = model.decode(ids)\n"
+        )
 
     @cached_property
     def digest(self) -> str:

@@ -25,7 +25,7 @@ from bczoo.core import arguments
 from bczoo.core.errors import UserError
 from bczoo.core.frames import named_size
 from bczoo.core.spec import Batch, InputSpec, loss_mask, pictures
-from bczoo.models.tokenizer.discriminator import PatchDiscriminator, adaptive_weight, hinge
+from bczoo.models.tokenizer.discriminator import SMALLEST_PX, PatchDiscriminator, adaptive_weight, hinge
 from bczoo.models.tokenizer.losses import PERCEPTUAL, PIXEL, Perceptual, pixel_distance
 from bczoo.models.tokenizer.metrics import ReconstructionMetrics
 from bczoo.models.tokenizer.quantiser import Quantiser, full_precision
@@ -98,6 +98,11 @@ class VQTokenizer(Tokenizer):
         arguments.number("perceptual_weight", perceptual_weight, 0)
         arguments.number("adversarial", adversarial, 0)
         arguments.whole("adversarial_start", adversarial_start, 0)
+        if adversarial and min(input_spec.shape) < SMALLEST_PX:
+            raise UserError(
+                f"a discriminator (adversarial {adversarial:g}) takes frames of at least {SMALLEST_PX} pixels on both "
+                f"sides, got {named_size(input_spec.frame_size)}"
+            )
         super().__init__(input_spec, optimizer, lr_scheduler)
         self.grid, self.codebook_size = grid, len(quantiser.codebook)
         self.encoder, self.quantiser, self.decoder = encoder, quantiser, decoder

@@ -1,7 +1,7 @@
 """The convolutional VQGAN: residual blocks over four resolutions, attention at the smallest.
 
-Place in the pipeline: a tokenizer of the zoo (:mod:`bczoo.models.tokenizer.training` trains it), that of the models with
-256 tokens of paper 2411.04434 (BE-Small, A.1: 128 x 128 pixels, 16 x 16 tokens, a codebook of 4,096, "28M")::
+Place in the pipeline: a tokenizer of the zoo (:mod:`bczoo.models.tokenizer.training` trains it), that of the models
+with 256 tokens of paper 2411.04434 (BE-Small, A.1: 128 x 128 pixels, 16 x 16 tokens, a codebook of 4,096, "28M")::
 
     (N,3,H,W) --conv--> 2 blocks --/2--> 2 blocks --/2--> 2 blocks --/2--> 2 blocks with attention
               --> block, attention, block --> norm, conv --> (N,d,H/8,W/8), and the mirror with 3 blocks a level

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from bczoo.core.frames import named_size
 from bczoo.core.spec import InputSpec
 from bczoo.core.tables import markdown_table
 from bczoo.data.index import Index
@@ -35,7 +36,7 @@ def comparison(spec: InputSpec, data: Any) -> str:
 
 
 def _differences(spec: InputSpec, index: Index) -> list[Line]:
-    size = f"{spec.frame_size}x{spec.frame_size}"
+    size = named_size(spec.frame_size).replace(" ", "")
     stored = Counter(index.video_name(int(r), spec.frame_size) for r in index.usable)
     sizes = {f"{m[1]}x{m[2]}" if (m := SIZED_NAME.fullmatch(name)) else "any": n for name, n in stored.items()}
     lines: list[Line] = [
