@@ -212,11 +212,11 @@ def _open_idm(source: str, world: WorldModel, device: str) -> InverseDynamics:
 @torch.no_grad()
 def _recovered(reader: InverseDynamics, frames: Tensor, done: Tensor) -> dict[str, float]:
     """Per group, the share of its tokens (N, T, A) that are read off frames (N, T + 1, 3, H, W) as they were."""
-    size, window = reader.input_spec.frame_size, reader.input_spec.window
+    size, window = reader.input_spec.shape, reader.input_spec.window
     right: dict[str, list[Tensor]] = {g.name: [] for g in reader.action_space.groups}
     for clip, ids in zip(frames, done, strict=True):
-        if clip.shape[-1] != size:
-            clip = F.interpolate(clip.float(), size=(size, size), mode="area").round().to(torch.uint8)
+        if tuple(clip.shape[-2:]) != size:
+            clip = F.interpolate(clip.float(), size=size, mode="area").round().to(torch.uint8)
         for first in range(0, len(clip) - 1, window - 1):  # the last frame of a window has none after it
             part = clip[None, first : first + window].to(reader.device)
             logits = reader.logits(part, torch.ones(part.shape[:2], dtype=torch.bool, device=reader.device))

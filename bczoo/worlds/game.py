@@ -40,9 +40,8 @@ class DreamEnv(gymnasium.Env):
         self.world = load_world(source)
         self.world.start(0)  # says at once that there is none
         play_threads(self.world)
-        space, shape = self.world.action_space, self.world.input_spec.frame_size
-        height, width = (shape, shape) if isinstance(shape, int) else shape
-        self.observation_space = spaces.Box(0, 255, (height, width, 3), np.uint8)
+        space = self.world.action_space
+        self.observation_space = spaces.Box(0, 255, (*self.world.input_spec.shape, 3), np.uint8)
         self.action_space = spaces.MultiDiscrete([g.choices for g in space.token_groups])
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:

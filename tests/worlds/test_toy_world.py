@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -19,6 +22,15 @@ def test_fifty_pictures_are_exact(world):
     dream.see(toy_world.picture_ids(columns[:, :1]), ids[:, :0])
     for t in range(51):
         assert torch.equal(dream.step(ids[:, t]).ids, toy_world.picture_ids(columns[:, t + 1])), t
+
+
+def test_its_card_shows_how_to_dream(world_folder):
+    card = (Path(world_folder) / "README.md").read_text()
+    assert "# toy" in card and "A world model, for the Python package" in card and "14 tokens a step" in card
+    code = card.split("```python\n")[1].split("```")[0]
+    names: dict = {}
+    exec(re.sub(r'from_pretrained\(".*?"\)', f'from_pretrained("{world_folder}")', code), names)
+    assert any(np.array_equal(names["frame"], toy_world.frame(column)) for column in range(toy_world.COLUMNS))
 
 
 def test_left_and_right_lead_to_different_and_right_pictures(world):

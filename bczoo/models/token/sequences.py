@@ -96,6 +96,12 @@ class TokenSequences(Model):
         """As of every model; the tokenizer by its class and arguments, wherever it was loaded from."""
         return {**super().config, "tokenizer": self.tokenizer.spec}
 
+    def card_facts(self) -> list[str]:
+        """Lines of the model card."""
+        rows, columns = self.tokenizer.grid
+        tokens = f"{self.layout.length} tokens a step, of them {rows} x {columns} of the picture"
+        return [*super().card_facts(), f"{tokens}; the tokenizer, frozen, is in the weights"]
+
     def _plain(self, name: str, value: Any) -> Any:
         return None if name == "tokenizer" else super()._plain(name, value)  # see config
 

@@ -56,6 +56,7 @@ class WorldModel(TokenSequences):
     """
 
     kind = "world model"
+    title = "A world model, for the Python package `bczoo`: pictures and actions in, the next pictures out."
     starts: Tensor  # (K, T // 2, S) int32, -1 where there is none yet
     supervision = "any"
 
@@ -113,6 +114,16 @@ class WorldModel(TokenSequences):
         whole = tokens[(counted[:, : max(steps - 1, 1)] > 0).all(1), :steps][:free].to(torch.int32)
         first = len(self.starts) - free
         self.starts[first : first + len(whole)] = whole
+
+    def card_example(self) -> str:
+        """Python of the model card."""
+        return (
+            "from bczoo.models.token.dream import Dream\n\n"
+            "pictures, actions = model.layout.apart(model.start(0)[None])  # ids of real steps that go with the model\n"
+            "dream = Dream(model)\n"
+            "dream.see(pictures, actions[:, :-1])\n"
+            "frame = dream.pixels(dream.step(actions[:, -1]).ids)[0]\n"
+        )
 
     def start(self, number: int) -> Tensor:
         """Tokens (T, S) of a start; any number will do.
