@@ -122,12 +122,13 @@ def pictures(batch: Batch) -> Tensor:
     """The frames (B, T, 3, H, W) of a batch, for what looks at the pixels themselves.
 
     Raises:
-        UserError: the batch holds features in their place.
+        UserError: the batch holds features or ids in their place.
     """
     if "frames" not in batch:
         raise UserError(
-            "what a callback or perturbation does here needs the pictures themselves, and with data.feature_cache no "
-            "video is read: leave it out, or train without the cache (--data.feature_cache null)"
+            "what a callback or perturbation does here needs the pictures themselves, and with data.feature_cache, or "
+            "for a model that reads tokens, no video is read: leave it out, or train on pictures "
+            "(--data.feature_cache null, --model.inputs frames)"
         )
     return batch["frames"]
 

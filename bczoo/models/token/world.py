@@ -118,9 +118,8 @@ class WorldModel(TokenSequences):
     def card_example(self) -> str:
         """Python of the model card."""
         return (
-            "from bczoo.models.token.dream import Dream\n\n"
             "pictures, actions = model.layout.apart(model.start(0)[None])  # ids of real steps that go with the model\n"
-            "dream = Dream(model)\n"
+            "dream = bczoo.Dream(model)\n"
             "dream.see(pictures, actions[:, :-1])\n"
             "frame = dream.pixels(dream.step(actions[:, -1]).ids)[0]\n"
         )
