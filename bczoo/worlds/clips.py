@@ -91,7 +91,7 @@ def known_places(index: Index, steps: int, count: int, seed: int) -> list[tuple[
             continue
         whole = np.convolve(known, np.ones(steps, int), "valid") == steps
         if len(starts := np.flatnonzero(whole)):
-            by_recording.append([(recording, int(start)) for start in rng.permutation(starts)])
+            by_recording.append([(recording, int(start)) for start in rng.permutation(starts)[:count]])
     if not by_recording:
         raise UserError(
             f"no recording holds {steps} steps with known actions in a row; ask for fewer, or record longer games"

@@ -94,6 +94,7 @@ def evaluate(
     temperature: float = 1.0,
     top_k: int | None = None,
     seed: int = 0,
+    parallel: int = 16,
     idm: str | None = None,
     networks: bool = False,
     json: str | None = None,
@@ -111,6 +112,7 @@ def evaluate(
         temperature: of sampling; 0 takes the most likely token.
         top_k: sample among so many of the most likely tokens; all if left out.
         seed: of the choice of clips and of the random numbers.
+        parallel: clips that are dreamt side by side; each takes the memory of two windows.
         idm: an inverse dynamics model of the same action space, which reads actions off the dreams.
         networks: also LPIPS and FVD, whose networks are downloaded once.
         json: file to write the measures to as JSON.
@@ -121,6 +123,7 @@ def evaluate(
         require_file_target(json, "--json", "measures.json")
     arguments.whole("clips", clips, FEWEST)
     arguments.whole("context", context, 1)
+    arguments.whole("parallel", parallel, 1)
     arguments.whole("steps", steps, downloaded.SHORTEST if networks else 2)
     model = open_world(world, revision, device)
     reader = None if idm is None else _open_idm(idm, model, device)
@@ -133,10 +136,18 @@ def evaluate(
 
     def dreamt(actions: Tensor, what: str) -> Tensor:
         """Ids (N, T, z) that follow from the context under actions (N, C + T, A)."""
-        dreaming = Dream(model, len(places), temperature, top_k, seed)
-        dreaming.see(shown.pictures[:, :context], shown.actions[:, : context - 1])
-        asked = range(context - 1, context + steps - 1)
-        return torch.stack([dreaming.step(actions[:, t]).ids for t in Progress(asked, what, disable=None)], dim=1)
+        parts = []
+        with Progress(total=len(places) * steps, desc=what, unit="picture", disable=None) as bar:
+            for first in range(0, len(places), parallel):
+                some = slice(first, min(first + parallel, len(places)))
+                dreaming = Dream(model, some.stop - first, temperature, top_k, seed, first)
+                dreaming.see(shown.pictures[some, :context], shown.actions[some, : context - 1])
+                pictures = []
+                for t in range(context - 1, context + steps - 1):
+                    pictures.append(dreaming.step(actions[some, t]).ids)
+                    bar.update(some.stop - first)
+                parts.append(torch.stack(pictures, dim=1))
+        return torch.cat(parts)
 
     ours = dreamt(shown.actions, "Dreaming")
     real = shown.pictures[:, context:]

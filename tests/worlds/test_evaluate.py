@@ -79,6 +79,11 @@ def test_actions_are_read_off_the_dream(world_folder, held_out, tmp_path, capsys
     assert "has the fps 10" in capsys.readouterr().err
 
 
+def test_clips_that_are_dreamt_one_after_the_other_are_those_side_by_side(world_folder, held_out):
+    one, other = (evaluate(world_folder, held_out, clips=5, steps=3, parallel=n).overall for n in (1, 5))
+    assert one == other
+
+
 def test_what_cannot_be_measured(world_folder, held_out, capsys, monkeypatch):
     assert bczoo("evaluate", world_folder, "--data", held_out, "--steps", 60) == 1
     assert "no recording holds 61 steps with known actions in a row" in capsys.readouterr().err

@@ -45,10 +45,17 @@ class Dream:
         temperature: divides the logits; 0 takes the most likely token.
         top_k: sample among so many of the most likely tokens; all if left out.
         seed: of the random numbers; each dream has its own.
+        first: number of the first dream: many dreams in several parts are what they would be side by side.
     """
 
     def __init__(
-        self, world: WorldModel, dreams: int = 1, temperature: float = 1.0, top_k: int | None = None, seed: int = 0
+        self,
+        world: WorldModel,
+        dreams: int = 1,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        seed: int = 0,
+        first: int = 0,
     ) -> None:
         arguments.number("temperature", temperature, 0)
         if top_k is not None:
@@ -56,7 +63,7 @@ class Dream:
         self.world, self.temperature, self.top_k = world.eval(), temperature, top_k
         self.memory = TokenMemory(world.transformer, dreams, world.input_spec.window)
         self.all = list(range(dreams))
-        self.rngs = [np.random.default_rng([seed, i]) for i in self.all]
+        self.rngs = [np.random.default_rng([seed, first + i]) for i in self.all]
 
     @torch.no_grad()
     def see(self, pictures: Tensor, actions: Tensor) -> None:
