@@ -30,10 +30,10 @@ def height_width(size: int | Sequence[int]) -> tuple[int, int]:
     return height, width
 
 
-def named_size(size: int | Sequence[int]) -> str:
-    """The size of frames in words, width first as videos are named."""
+def named_size(size: int | Sequence[int], by: str = " x ") -> str:
+    """The size of frames in words, width first; with ``x`` between them as videos are named."""
     height, width = height_width(size)
-    return f"{width} x {height}"
+    return f"{width}{by}{height}"
 
 
 def check_filter(filter: str) -> None:

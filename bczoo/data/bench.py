@@ -24,6 +24,7 @@ from bczoo.core import arguments
 from bczoo.core.actions import ActionSpace
 from bczoo.core.devices import device_name
 from bczoo.core.errors import UserError
+from bczoo.core.frames import height_width
 from bczoo.core.spec import Batch
 from bczoo.core.tables import markdown_table
 from bczoo.data.augment import ClipAugment, ReferenceAugmentations
@@ -149,8 +150,7 @@ class _Windows:
                 pass
 
     def pixels(self, keys: Sequence[Key]) -> None:
-        size = self.dataset.frame_size
-        out = np.empty((self.dataset.window, 3, size, size), np.uint8)
+        out = np.empty((self.dataset.window, 3, *height_width(self.dataset.frame_size)), np.uint8)
         for path, numbers in self.frames_of(keys):
             read_into(out[: len(numbers)], path, numbers, filter=self.dataset.resize)
 

@@ -21,9 +21,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +38,7 @@ from bczoo.data.errors import FrameReadError
 from bczoo.data.index import Index
 
 READABLE = "readable.npy"
+MAPPED = 2048  # files that stay mapped in a process; to read the header of one anew takes longer than its rows
 OVERHEAD = 3 * 4096  # bytes of a recording's folder, the headers of its files and what is left of their last blocks
 
 
@@ -85,8 +88,8 @@ class Features:
         """
         stop = start + len(out)
         try:
-            rows = np.load(self.path(recording) / f"{self.field}.npy", mmap_mode="r")
-            readable = np.load(self.path(recording) / READABLE, mmap_mode="r")[start:stop]
+            rows, readable = (_mapped(self.path(recording) / name) for name in (f"{self.field}.npy", READABLE))
+            readable = readable[start:stop]
             if rows.shape != (self.index.n_frames[recording], self.size) or len(readable) != len(out):
                 raise ValueError(f"it holds {rows.shape}")
             if rows.dtype != numpy_dtype(self.dtype):
@@ -151,6 +154,18 @@ class PartialFeatures:
         """Remove what was written; harmless after :meth:`commit`."""
         self._file.close()
         self._partial.discard()
+
+
+def _mapped(path: Path) -> np.ndarray:
+    """The array of a file, memory-mapped; it stays so for the next windows, until the file is another one."""
+    found = os.stat(path)
+    return _map(path, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+@lru_cache(MAPPED)
+def _map(path: Path, *version: int) -> np.ndarray:
+    mapped: np.ndarray = np.load(path, mmap_mode="r")
+    return mapped
 
 
 def numpy_view(tensor: Tensor) -> np.ndarray:

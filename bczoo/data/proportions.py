@@ -18,7 +18,7 @@ from bczoo.data.video import probe
 MOST = 64  # recordings that are looked at
 
 
-def mismatch(index: Index, frame_size: int, resize: str) -> str | None:
+def mismatch(index: Index, frame_size: int | tuple[int, int], resize: str) -> str | None:
     """What is wrong with pairing recordings and a policy; None if nothing is, or nothing is known.
 
     Looks at some of the recordings that need not be brought first.

@@ -432,7 +432,7 @@ class RecordingWriter:
                 self._partial.path.mkdir()
                 self._video: VideoWriter | _FinishedVideo
                 if video is None:
-                    path = self._partial.path / f"{named_size(size).replace(' ', '')}.mp4"
+                    path = self._partial.path / f"{named_size(size, 'x')}.mp4"
                     self._video = VideoWriter(path, fps, pix_fmt, crf, keyframe_interval=keyframe_interval)
                 else:
                     self._video = _FinishedVideo(video, self._partial.path)

@@ -137,7 +137,7 @@ def summarise(
     index: Index,
     recordings: Sequence[int] | np.ndarray,
     windows: int | None = None,
-    frame_size: int | None = None,
+    frame_size: int | tuple[int, int] | None = None,
     seconds: float = SECONDS,
     videos: int = MOST_VIDEOS,
 ) -> Summary:
@@ -212,7 +212,7 @@ def _count_actions(index: Index, recordings: np.ndarray, summary: Summary) -> No
             summary.never += [f"{group.name}:{name}" for name, was in names if not was]
 
 
-def _look(index: Index, recordings: np.ndarray, frame_size: int, deadline: float) -> FrameSample:
+def _look(index: Index, recordings: np.ndarray, frame_size: int | tuple[int, int], deadline: float) -> FrameSample:
     """Look at frames of recordings until the deadline; what cannot be read is left to those who read all of it."""
     sample = FrameSample()
     for recording in recordings.tolist():
@@ -235,7 +235,9 @@ def _look(index: Index, recordings: np.ndarray, frame_size: int, deadline: float
     return sample
 
 
-def _runs(index: Index, recording: int, frame_size: int, deadline: float) -> Iterator[list[np.ndarray]]:
+def _runs(
+    index: Index, recording: int, frame_size: int | tuple[int, int], deadline: float
+) -> Iterator[list[np.ndarray]]:
     try:
         with index.reading(recording) as folder:
             for run in sample_frames(folder / index.video_name(recording, frame_size), PLACES, RUN):

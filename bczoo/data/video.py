@@ -25,7 +25,7 @@ import numpy as np
 
 from bczoo.core.errors import UserError
 from bczoo.core.files import PartialPath
-from bczoo.core.frames import check_filter, height_width, resize
+from bczoo.core.frames import check_filter, height_width, named_size, resize
 from bczoo.data.colour import ToRGB
 from bczoo.data.errors import FrameReadError, RecordingError
 from bczoo.data.reading import open_regular
@@ -53,7 +53,7 @@ def choose_video(names: Sequence[str], size: int | Sequence[int]) -> str | None:
     """
     sized = [(int(m[1]), int(m[2]), name) for name in names if (m := SIZED_NAME.fullmatch(name))]
     height, width = height_width(size)
-    if (exact := f"{width}x{height}.mp4") in names:
+    if (exact := f"{named_size(size, 'x')}.mp4") in names:
         return exact
     if larger := [s for s in sized if s[0] >= width and s[1] >= height]:
         return min(larger)[2]
@@ -98,7 +98,7 @@ def _probe(path: Path) -> VideoInfo:
 
 
 def read_frames(
-    path: str | Path, start: int, count: int, size: int, threads: int = 1, filter: str = "hamming"
+    path: str | Path, start: int, count: int, size: int | Sequence[int], threads: int = 1, filter: str = "hamming"
 ) -> np.ndarray:
     """Frames ``start .. start + count - 1`` of a video.
 
@@ -106,17 +106,18 @@ def read_frames(
         path: the video file.
         start: number of the first wanted frame, in the order of display.
         count: how many frames.
-        size: height and width of the result in pixels; other videos are resized (`bczoo.core.frames.resize`).
+        size: height and width of the result in pixels, one number for a square; other videos are resized
+            (`bczoo.core.frames.resize`).
         threads: decoder threads.
         filter: resize filter for videos of another size.
 
     Returns:
-        (count, size, size, 3) uint8.
+        (count, height, width, 3) uint8.
 
     Raises:
         FrameReadError: a wanted frame is missing or broken; holds the frames before it.
     """
-    planes = np.empty((count, 3, size, size), np.uint8)
+    planes = np.empty((count, 3, *height_width(size)), np.uint8)
     read_into(planes, path, range(start, start + count), threads, filter)
     return np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
 

@@ -34,7 +34,7 @@ class Stored(NamedTuple):
     @property
     def name(self) -> str:
         """For names of episodes."""
-        size = self.size if isinstance(self.size, int) else named_size(self.size).replace(" ", "")
+        size = self.size if isinstance(self.size, int) else named_size(self.size, "x")
         return f"{size}px" + (f"_{self.fit}" if self.fit != "squash" else "")
 
 

@@ -28,7 +28,7 @@ from bczoo.causality.scores import kl
 from bczoo.core.actions import ActionSpace, Values
 from bczoo.core.errors import UserError
 from bczoo.core.files import require_folder_target, write_json
-from bczoo.core.frames import FILTERS, resize
+from bczoo.core.frames import FILTERS, named_size, resize
 from bczoo.core.progress import Progress
 from bczoo.core.spec import InputSpec, window_batch
 from bczoo.core.statistics import interval_over_episodes
@@ -184,7 +184,7 @@ def show(episode: Episode, version: Version, spec: InputSpec) -> Shown:
         return Shown(np.roll(frames, len(frames) // 2, axis=0) if version.name == ELSEWHERE else frames)
     with tempfile.TemporaryDirectory() as folder:
         recording = _write(episode, Path(folder) / "episode", spec, version.pix_fmt, version.crf)
-        video = recording / f"{size}x{size}.mp4"
+        video = recording / f"{named_size(size, 'x')}.mp4"
         frames = read_frames(video, 0, len(episode.frames), size, filter=spec.resize)
         return Shown(frames, video.stat().st_size)
 
@@ -367,10 +367,10 @@ def _scores(
 ) -> Iterator[tuple[str, str, Score]]:
     """Policy, version and score; policies that take the same frames share them."""
     ids = {name: action_ids(episode, subject.policy.input_spec) for name, subject in subjects.items()}
-    played: dict[tuple[int, str], Shown] = {}
+    played: dict[tuple[int | tuple[int, int], str], Shown] = {}
     in_play: dict[str, Logits] = {}
     for version in every:  # the first is what play shows
-        shown: dict[tuple[int, str], Shown] = {}
+        shown: dict[tuple[int | tuple[int, int], str], Shown] = {}
         for name, subject in subjects.items():
             spec = subject.policy.input_spec
             wanted = spec.frame_size, spec.resize

@@ -13,6 +13,7 @@ import torch
 from recordings import write_moving
 from synthetic import damage
 
+from bczoo import VQVAE
 from bczoo.core.errors import UserError
 from bczoo.core.spec import InputSpec
 from bczoo.data import features_build
@@ -77,7 +78,7 @@ def fit(root, tokenizer, **options):
 def test_a_model_reads_the_ids_of_its_frames_and_no_video(root, exported, monkeypatch):
     result = tokenize(str(exported), str(root))
     assert (result.recordings, result.kept, result.frames) == (3, 0, 3 * 30)
-    model = tiny.tiny_vqvae()
+    model = VQVAE.from_pretrained(exported)
     index = open_index(root, None, 20.0, None)
     videos = WindowDataset(index, 5, 32)
     monkeypatch.setattr("bczoo.data.dataset.read_into", None)
@@ -95,7 +96,7 @@ def test_a_model_reads_the_ids_of_its_frames_and_no_video(root, exported, monkey
 
 def test_a_model_may_ask_for_both(root, exported):
     tokenize(str(exported), str(root))
-    model = fit(root, tiny.tiny_vqvae(), fields=("frames", "tokens"))
+    model = fit(root, VQVAE.from_pretrained(exported), fields=("frames", "tokens"))
     batch = model.batches[0]
     ids = model.tokenizer.encode(batch["frames"].flatten(0, 1))
     assert torch.equal(ids.unflatten(0, (2, 5)), batch["tokens"])
@@ -104,18 +105,19 @@ def test_a_model_may_ask_for_both(root, exported):
 def test_ids_of_another_tokenizer_are_refused(root, exported):
     tokenize(str(exported), str(root))
     other = tiny.tiny_vqvae(seed=1)
+    own = VQVAE.from_pretrained(exported).digest
     message = (
         rf"3 of 3 recordings, such as rec_0, have no ids of this model's tokenizer \({other.digest}\); there are "
-        rf"ids of {tiny.tiny_vqvae().digest} \(bczoo\.VQVAE, 16 tokens\)\. Run: bczoo tokenize TOKENIZER .*my_game$"
+        rf"ids of {own} \(bczoo\.VQVAE, 16 tokens\)\. Run: bczoo tokenize TOKENIZER .*my_game$"
     )
     with pytest.raises(UserError, match=message):
         fit(root, other)
     with pytest.raises(UserError, match=r"TOKENIZER .*my_game --fps 10"):
-        fit(root, tiny.tiny_vqvae(), fps=10.0)
+        fit(root, VQVAE.from_pretrained(exported), fps=10.0)
     with pytest.raises(UserError, match="has to hold the tokenizer"):
         tokens_of(open_index(root, None, 20.0, None), np.arange(3), object(), 20.0)
     assert tokenize(str(exported), str(root), fps=10.0).frames == 3 * 15
-    fit(root, tiny.tiny_vqvae(), fps=10.0)
+    fit(root, VQVAE.from_pretrained(exported), fps=10.0)
 
 
 def test_ids_of_a_video_that_has_changed_are_not_read(root, exported):
@@ -123,7 +125,7 @@ def test_ids_of_a_video_that_has_changed_are_not_read(root, exported):
     video = next((root / "rec_0").glob("*.mp4"))
     video.write_bytes(next((root / "rec_1").glob("*.mp4")).read_bytes())
     with pytest.raises(UserError, match=r"1 of 3 recordings, such as rec_0, .*they are new, or their videos"):
-        fit(root, tiny.tiny_vqvae())
+        fit(root, VQVAE.from_pretrained(exported))
     result = tokenize(str(exported), str(root))
     assert (result.recordings, result.kept) == (1, 2)
 
@@ -144,7 +146,7 @@ def test_a_broken_file_is_named(root, exported, spoil, said):
     for path in rows(root):
         spoil(path)
     with pytest.raises(UserError, match=rf"the tokens of recording rec_\d in .*{said}.*; remove that folder and run "):
-        fit(root, tiny.tiny_vqvae())
+        fit(root, VQVAE.from_pretrained(exported))
 
 
 def test_an_interrupted_command_goes_on(root, exported, monkeypatch):
@@ -171,7 +173,7 @@ def test_frames_that_cannot_be_read_do_not_count(root, exported):
     with pytest.warns(UserWarning, match="it has no tokens there"):
         tokenize(str(exported), str(root))
     with pytest.warns(UserWarning, match="not learned from|no readable frame"):
-        model = fit(root, tiny.tiny_vqvae())
+        model = fit(root, VQVAE.from_pretrained(exported))
     assert not all(batch["valid"].all() for batch in model.batches)
 
 
@@ -182,12 +184,12 @@ def test_a_root_that_cannot_be_written_to_has_its_ids_in_the_cache(root, exporte
     )
     tokenize(str(exported), str(root))
     assert not rows(root) and len(rows(tmp_path / "cache")) == 3
-    fit(root, tiny.tiny_vqvae())
+    fit(root, VQVAE.from_pretrained(exported))
 
 
 def test_what_made_the_ids_is_written_beside_them(root, exported):
     tokenize(str(exported), str(root))
-    model = tiny.tiny_vqvae()
+    model = VQVAE.from_pretrained(exported)
     about = json.loads(next(root.rglob("about.json")).read_text())
     assert about["digest"] == model.digest and about["tokenizer"] == model.spec
     assert (about["tokens"], about["codebook_size"], about["frame_size"], about["resize"]) == (
@@ -205,15 +207,15 @@ def test_several_roots_have_their_ids_beside_them(root, exported, tmp_path):
     second = shutil.copytree(root, tmp_path / "second")
     tokenize(str(exported), str(root))
     with pytest.raises(UserError, match=r"3 of 6 recordings.*tokenize TOKENIZER \S*second$"):
-        fit_roots([root, second])
+        fit_roots([root, second], exported)
     tokenize(str(exported), str(second))
-    assert fit_roots([root, second]).batches
+    assert fit_roots([root, second], exported).batches
 
 
-def fit_roots(roots):
+def fit_roots(roots, exported):
     import lightning as L
 
-    model = Counts(tiny.tiny_vqvae())
+    model = Counts(VQVAE.from_pretrained(exported))
     module = RecordingDataModule([str(r) for r in roots], batch_size=2, val_fraction=0.0)
     L.Trainer(max_epochs=1, limit_val_batches=0, **tiny.QUIET).fit(model, module)
     return model

@@ -53,8 +53,9 @@ class Quantiser(nn.Module):
         width: d.
         learning: ``ema`` or ``gradient``.
         commitment: weight of the loss that draws vectors to their codes; that of codes to vectors is 1.
-        decay: of the running sums, per training step.
-        restart: a code is replaced when it is chosen less often than this share of an even use; 0 replaces none.
+        decay: of the running counts and sums, per training step.
+        restart: a code is replaced when it is chosen less often than this share of an even use; 0 replaces none. A code
+            that nothing chooses any more is so after ln(restart) / ln(decay) steps, by default 115.
         unit_length: compare directions: vectors and codes are brought to length 1 (ViT-VQGAN, 2110.04627).
     """
 
@@ -68,8 +69,8 @@ class Quantiser(nn.Module):
         width: int,
         learning: str = "ema",
         commitment: float = 0.25,
-        decay: float = 0.99,
-        restart: float = 0.02,
+        decay: float = 0.97,
+        restart: float = 0.03,
         unit_length: bool = False,
     ) -> None:
         super().__init__()

@@ -84,7 +84,7 @@ class VQTokenizer(Tokenizer):
         grid: tuple[int, int],
         encoder: nn.Module,
         quantiser: Quantiser,
-        decoder: nn.Module,
+        decoder: Any,
         pixel: str,
         perceptual: str,
         perceptual_weight: float,
@@ -105,7 +105,8 @@ class VQTokenizer(Tokenizer):
             )
         super().__init__(input_spec, optimizer, lr_scheduler)
         self.grid, self.codebook_size = grid, len(quantiser.codebook)
-        self.encoder, self.quantiser, self.decoder = encoder, quantiser, decoder
+        self.encoder, self.quantiser = encoder, quantiser
+        self.decoder: Any = decoder
         self.pixel, self.perceptual_weight = pixel, perceptual_weight
         self.perceptual = Perceptual(perceptual)
         self.adversarial, self.adversarial_start = adversarial, adversarial_start

@@ -40,7 +40,7 @@ class VQGAN(VQTokenizer):
         code_width: d.
         learning: how codes learn, ``ema`` or ``gradient``.
         commitment: weight of the loss that draws vectors to their codes.
-        decay: of the running sums of ``ema``.
+        decay: of the running counts and sums of the codebook, per training step.
         restart: a code is replaced when it is chosen less often than this share of an even use; 0 replaces none.
         pixel: ``l1`` or ``l2``, the distance of pixels.
         perceptual: ``lpips`` (downloads VGG16 once), ``ssim`` or ``none``.
@@ -67,8 +67,8 @@ class VQGAN(VQTokenizer):
         code_width: int = 256,
         learning: str = "gradient",
         commitment: float = 0.25,
-        decay: float = 0.99,
-        restart: float = 0.02,
+        decay: float = 0.97,
+        restart: float = 0.03,
         pixel: str = "l1",
         perceptual: str = "lpips",
         perceptual_weight: float = 1.0,

@@ -44,7 +44,7 @@ class VQVAE(VQTokenizer):
         code_width: d.
         learning: how codes learn, ``ema`` or ``gradient``.
         commitment: weight of the loss that draws vectors to their codes.
-        decay: of the running sums of ``ema``.
+        decay: of the running counts and sums of the codebook, per training step.
         restart: a code is replaced when it is chosen less often than this share of an even use; 0 replaces none.
         pixel: ``l1`` or ``l2``, the distance of pixels.
         perceptual: ``lpips`` (downloads VGG16 once), ``ssim`` or ``none``.
@@ -69,8 +69,8 @@ class VQVAE(VQTokenizer):
         code_width: int = 128,
         learning: str = "gradient",
         commitment: float = 0.5,
-        decay: float = 0.99,
-        restart: float = 0.02,
+        decay: float = 0.97,
+        restart: float = 0.03,
         pixel: str = "l2",
         perceptual: str = "none",
         perceptual_weight: float = 1.0,

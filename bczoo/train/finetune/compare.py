@@ -36,7 +36,7 @@ def comparison(spec: InputSpec, data: Any) -> str:
 
 
 def _differences(spec: InputSpec, index: Index) -> list[Line]:
-    size = named_size(spec.frame_size).replace(" ", "")
+    size = named_size(spec.frame_size, "x")
     stored = Counter(index.video_name(int(r), spec.frame_size) for r in index.usable)
     sizes = {f"{m[1]}x{m[2]}" if (m := SIZED_NAME.fullmatch(name)) else "any": n for name, n in stored.items()}
     lines: list[Line] = [
