@@ -188,8 +188,10 @@ def test_training_reads_the_ids_of_its_own_tokenizer_and_no_others(make, recordi
 
 def test_what_holds_no_tokenizer_is_refused(tmp_path):
     folder = tiny.tiny_cnn().save_pretrained(tmp_path / "cnn")
-    with pytest.raises(UserError, match="CNNPolicy"):
+    with pytest.raises(UserError, match=r"model\.tokenizer .*CNNPolicy"):
         tiny.tiny_world(tokenizer=str(folder))
+    with pytest.raises(UserError, match=r"model\.tokenizer runs/nothing: there is no policy.*--config vqvae_small"):
+        tiny.tiny_world(tokenizer="runs/nothing")
     with pytest.raises(UserError, match="window"):
         tiny.tiny_world(window=1)
 

@@ -25,6 +25,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from bczoo.core import arguments
 from bczoo.core.actions import ActionSpace
+from bczoo.core.errors import UserError
 from bczoo.core.parts import build_part
 from bczoo.core.spec import Batch, InputSpec
 from bczoo.models.model import Model
@@ -46,7 +47,13 @@ def frozen_tokenizer(tokenizer: Tokenizer | str | Path | Mapping[str, Any]) -> T
     if isinstance(tokenizer, str | Path):
         from bczoo.hub.source import locate  # knows all families
 
-        tokenizer = locate(tokenizer).load(Tokenizer)
+        try:
+            tokenizer = locate(tokenizer).load(Tokenizer)
+        except UserError as error:
+            raise UserError(
+                f"model.tokenizer {tokenizer}: {error}; it names a trained image tokenizer, such as that of "
+                "bczoo fit --config vqvae_small"
+            ) from error
     made = build_part("tokenizer", tokenizer, Tokenizer)
     return made.eval().requires_grad_(False)
 
