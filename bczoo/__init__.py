@@ -11,7 +11,7 @@ through the modules::
                                  RecordingDataModule: Batch(frames, actions, text, user, system, valid)
                                                            | augmentations on the batch's device
                                                            v
-      .------------------- a family (bczoo.models): Model -> Policy -> BCPolicy, CNNPolicy, yours -------------------.
+      .------------ a family (bczoo.models): Model -> Policy -> BCPolicy, CNNPolicy, TokenPolicy, yours -------------.
       |   encode(frames) --> what each frame alone says --> logits_from(encoded, batch) --> logits per action group   |
       |   open_session(num_envs) --> Session: the same for several games, one frame at a time                         |
       '---------------------------------------------------------------------------------------------------------------'
@@ -24,7 +24,7 @@ through the modules::
 
 What the parts rest on is in bczoo.core (action spaces, specifications, files, errors), what families share in bczoo.nn,
 whether a policy acts on what it sees in bczoo.causality, how its loss falls with size, data and compute in
-bczoo.scaling, and whole experiments in bczoo.studies.
+bczoo.scaling, world models at work in bczoo.worlds, and whole experiments in bczoo.studies.
 
 Importing this module is light; the names below load their modules on first use.
 """
@@ -48,6 +48,9 @@ _EXPORTED, __getattr__ = lazy_exports(
         "InverseDynamics": "bczoo.models.idm.model",
         "InverseDynamicsMetrics": "bczoo.models.idm.metrics",
         "MotionEncoder": "bczoo.models.idm.encoder",
+        "Dream": "bczoo.models.token.dream",
+        "TokenPolicy": "bczoo.models.token.policy",
+        "WorldModel": "bczoo.models.token.world",
         "LogMetrics": "bczoo.train.callbacks.metrics",
         "Model": "bczoo.models.model",
         "Part": "bczoo.core.parts",
@@ -127,6 +130,9 @@ if TYPE_CHECKING:
     from bczoo.models.policy import Policy as Policy
     from bczoo.models.policy import from_pretrained as from_pretrained
     from bczoo.models.session import Session as Session
+    from bczoo.models.token.dream import Dream as Dream
+    from bczoo.models.token.policy import TokenPolicy as TokenPolicy
+    from bczoo.models.token.world import WorldModel as WorldModel
     from bczoo.models.tokenizer.tokenizer import Tokenizer as Tokenizer
     from bczoo.models.tokenizer.vit import ViTVQGAN as ViTVQGAN
     from bczoo.models.tokenizer.vqgan import VQGAN as VQGAN

@@ -9,6 +9,7 @@ import zlib
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 
 from bczoo import (
     VQVAE,
@@ -20,9 +21,13 @@ from bczoo import (
     ConvNeXtEncoder,
     ImageEncoder,
     IndependentHeads,
+    InputSpec,
     PolicyTransformer,
     TextEncoder,
+    TokenPolicy,
+    WorldModel,
 )
+from bczoo.models.tokenizer.tokenizer import Tokenizer
 
 SIZE = 64
 QUIET = {  # arguments of a trainer that writes and shows nothing
@@ -117,3 +122,38 @@ def tiny_batch(policy: BCPolicy, batch=2, steps=5, seed=0) -> dict:
         "recording": torch.arange(batch),
         "start": torch.zeros(batch, dtype=torch.long),
     }
+
+
+class Brightness(Tokenizer):
+    """A tokenizer that learns nothing: the mean brightness of each patch, in levels.
+
+    Args:
+        frame_size: height and width of the frames in pixels.
+        rows: of patches.
+        columns: of patches.
+        levels: V.
+    """
+
+    def __init__(self, frame_size: int = SIZE, rows: int = 2, columns: int = 2, levels: int = 16) -> None:
+        super().__init__(InputSpec(None, frame_size, window=1, text_dim=None))
+        self.grid, self.codebook_size, self.size = (rows, columns), levels, frame_size
+        self.levels = torch.nn.Parameter(torch.linspace(0, 255, levels))  # weights, so that it can be saved
+
+    def encode(self, frames):
+        patches = F.adaptive_avg_pool2d(frames.float().mean(1, keepdim=True), self.grid).flatten(1)  # (N, z)
+        return (patches[..., None] - self.levels).abs().argmin(-1)
+
+    def decode(self, ids):
+        grey = self.levels[ids].unflatten(-1, self.grid)[:, None]
+        return F.interpolate(grey, size=(self.size, self.size)).round().to(torch.uint8).expand(-1, 3, -1, -1)
+
+
+TOKENS = {"tokenizer": {"class_path": "tiny.Brightness", "init_args": {}}, "width": 32, "layers": 2, "heads": 4}
+
+
+def tiny_token_policy(**arguments) -> TokenPolicy:
+    return TokenPolicy(**{**TOKENS, "window": 6} | arguments)
+
+
+def tiny_world(**arguments) -> WorldModel:
+    return WorldModel(**{**TOKENS, "window": 6} | arguments)

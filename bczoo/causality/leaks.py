@@ -87,7 +87,7 @@ def check_mask(policy: Policy, batch: Batch) -> None:
 
 def has_layout(policy: Any) -> bool:
     """Whether a policy says how the tokens of a step are laid out, as :class:`bczoo.BCPolicy` does."""
-    return hasattr(policy, "layout") and hasattr(policy, "transformer")
+    return hasattr(policy, "layout") and hasattr(getattr(policy, "transformer", None), "attends")
 
 
 def require_layout(policy: Any) -> None:

@@ -94,6 +94,12 @@ FUNCTIONS = {
         ("folder",),
     ),
     ("zoo", "table"): ("write the table of checkpoints from its data file", "bczoo.hub.zoo:table", ()),
+    ("dream",): ("let a world model dream on from a recording, as a video", "bczoo.worlds.command:dream", ("world",)),
+    ("evaluate",): (
+        "measure how well a world model goes on with recordings",
+        "bczoo.worlds.evaluate:evaluate",
+        ("world",),
+    ),
     ("causality",): (
         "measure whether a policy acts on what it sees",
         "bczoo.causality.report:causality_report",

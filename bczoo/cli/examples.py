@@ -55,6 +55,14 @@ EXAMPLES: dict[tuple[str, ...], tuple[str, ...]] = {
         "bczoo scaling plan fit.json --flops 1e21",
         "bczoo scaling plan fit.json --gpus 8 --hours 70 --mfu 0.4 --device H100 --data my_game",
     ),
+    ("dream",): (
+        "bczoo dream runs/wm_token_doom --context held_out/REC --out dream.mp4",
+        "bczoo dream runs/wm_token_doom --context held_out/REC --actions checkpoints/doom",
+    ),
+    ("evaluate",): (
+        "bczoo evaluate runs/wm_token_doom --data held_out",
+        "bczoo evaluate runs/wm_token_doom --data held_out --idm runs/idm_doom --json measures.json",
+    ),
     ("causality",): ("bczoo causality checkpoints/doom --data my_game",),
     ("attention",): ("bczoo attention checkpoints/doom --data my_game",),
     ("gap",): ("bczoo gap checkpoints/doom --env doom/defend_the_center",),
@@ -90,9 +98,9 @@ EXAMPLES: dict[tuple[str, ...], tuple[str, ...]] = {
 
 GROUPS = {  # of the commands, in the order in which a user meets them
     "train": ("fit", "validate", "test", "predict"),
-    "play": ("play", "serve", "client-test", "bench"),
+    "play": ("play", "dream", "serve", "client-test", "bench"),
     "data": ("record", "data", "tokenize"),
-    "measure": ("compare", "plot", "scaling", "causality", "attention", "gap", "study"),
+    "measure": ("compare", "plot", "scaling", "evaluate", "causality", "attention", "gap", "study"),
     "share": ("export", "push", "pull", "convert", "zoo"),
     "this machine": ("doctor", "completion", "help"),
 }

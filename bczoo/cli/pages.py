@@ -85,9 +85,14 @@ def overview() -> str:
             *lines,
             "",
             "bczoo COMMAND --help shows a command's options and examples.",
-            *_wrapped("--config takes a path or one of: ", ", ".join(names())),
+            *_wrapped("--config takes a path or one of: ", ", ".join(_named_shortly())),
         ]
     )
+
+
+def _named_shortly() -> list[str]:
+    """Names of configurations, those in a folder as one; ``bczoo fit --help`` lists them all."""
+    return list(dict.fromkeys(f"{name.partition('/')[0]}/*" if "/" in name else name for name in names()))
 
 
 def page(command: Sequence[str]) -> str | None:

@@ -131,8 +131,9 @@ def pictures(batch: Batch) -> Tensor:
         )
     if "frames" not in batch:
         raise UserError(
-            "what a callback or perturbation does here needs the pictures themselves, and with data.feature_cache no "
-            "video is read: leave it out, or train without the cache (--data.feature_cache null)"
+            "what a callback or perturbation does here needs the pictures themselves, and with data.feature_cache, or "
+            "for a model that reads tokens, no video is read: leave it out, or train on pictures "
+            "(--data.feature_cache null, --model.inputs frames)"
         )
     return batch["frames"]
 

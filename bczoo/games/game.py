@@ -42,6 +42,7 @@ FRAME_KEYS = ("frame", "rgb", "image", "screen")
 RANDOM_RANGES = {"mouse_dx": (-60.0, 60.0)}  # px; other numbers use their whole range
 GYMNASIUM_ID = re.compile(r"(?:(?P<module>[^\W\d][\w.]*):)?(?P<id>(?:[\w.-]+/)?[\w.-]+-v\d+)")
 MAKE_IT_THERE = "name the game package.module:function, so that each process makes it itself"
+DREAM = "dream:"  # before a world model that is played in
 _BUILT_IN = {"doom": "bczoo.games.doom"}  # first part of the name -> module
 
 
@@ -303,8 +304,9 @@ def make_game(name: str) -> Game:
     """The game of this name.
 
     Args:
-        name: a registered name (``doom/basic``), an id of Gymnasium (``CarRacing-v3``, ``my_module:Mine-v0``), or
-            ``package.module:function`` where the function returns a Game.
+        name: a registered name (``doom/basic``), an id of Gymnasium (``CarRacing-v3``, ``my_module:Mine-v0``),
+            ``dream:`` and a world model (:mod:`bczoo.worlds.game`), or ``package.module:function`` where the function
+            returns a Game.
 
     Raises:
         UnknownGameError: no such game; the message lists those that are known.
@@ -313,6 +315,10 @@ def make_game(name: str) -> Game:
         from bczoo.games.gymnasium_ids import gymnasium_game
 
         return _made_by(gymnasium_game(name), make_game, name)
+    if name.startswith(DREAM):
+        from bczoo.worlds.game import dream_game  # brings in torch
+
+        return _made_by(dream_game(name), make_game, name)
     if ":" in name:
         return _import_game(name)
     if name not in _registry and (family := name.split("/")[0]) in _BUILT_IN:

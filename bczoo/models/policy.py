@@ -35,7 +35,7 @@ from bczoo.nn.actions import ActionRows, Logits
 from bczoo.nn.encoders import Encoder
 from bczoo.nn.sampling import Sampler
 from bczoo.nn.text import TextEncoder
-from bczoo.train.loss import BCLoss, bc_loss
+from bczoo.train.loss import BCLoss, Loss, bc_loss
 from bczoo.train.metrics import ActionMetrics
 
 if TYPE_CHECKING:
@@ -271,7 +271,7 @@ class Policy(Model):
         """Per action group what its cross-entropy is divided by in the loss: ln(choices), as in paper 2601.04575."""
         return {g.name: math.log(g.choices) for g in self.action_space.groups}
 
-    def loss(self, batch: Batch) -> BCLoss:
+    def loss(self, batch: Batch) -> Loss | BCLoss:
         """The behaviour cloning loss of the steps that :attr:`supervision` names, a person's by default."""
         mask = loss_mask(batch, self.supervision)
         steps = self.mean_over_processes(step_weights(batch, mask).sum())

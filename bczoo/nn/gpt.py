@@ -11,6 +11,7 @@ Shape legend: B batch, L positions, D width, N heads, H head dim.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,7 @@ from bczoo.core.errors import UserError
 
 NORM_EPS = 1e-5
 INITIAL_STD = 0.02
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k and v (B, N, L, H) of new positions -> (B, N, L, H)
 
 
 class GPTBlock(nn.Module):
@@ -37,13 +39,16 @@ class GPTBlock(nn.Module):
         self.up = nn.Linear(width, 4 * width)
         self.down = nn.Linear(4 * width, width)
 
-    def forward(self, x: Tensor, shown: Tensor | None = None) -> Tensor:
-        """x (B, L, D) to (B, L, D); ``shown`` as of :meth:`GPT.forward`."""
+    def forward(self, x: Tensor, shown: Tensor | None = None, attend: Attend | None = None) -> Tensor:
+        """x (B, L, D) to (B, L, D); ``shown`` as of :meth:`GPT.forward`, ``attend`` as of :meth:`GPT.go_on`."""
         qkv = self.qkv(self.attention_norm(x)).unflatten(-1, (3, self.heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, N, L, H)
         dropout = self.dropout if self.training else 0.0
-        mask = None if shown is None or self.causal else shown[:, None, None]  # (B, 1, 1, L), of the keys
-        mixed = F.scaled_dot_product_attention(q, k, v, mask, is_causal=self.causal, dropout_p=dropout)
+        if attend is not None:
+            mixed = attend(q, k, v)
+        else:
+            mask = None if shown is None or self.causal else shown[:, None, None]  # (B, 1, 1, L), of the keys
+            mixed = F.scaled_dot_product_attention(q, k, v, mask, is_causal=self.causal, dropout_p=dropout)
         x = x + F.dropout(self.out(mixed.transpose(1, 2).flatten(-2)), dropout)
         hidden = F.gelu(self.up(self.ffn_norm(x)), approximate="tanh")
         return x + F.dropout(self.down(hidden), dropout)
@@ -80,7 +85,7 @@ class GPT(nn.Module):
         arguments.share("dropout", dropout)
         arguments.flag("checkpointing", checkpointing)
         arguments.flag("causal", causal)
-        self.width, self.checkpointing = width, checkpointing
+        self.width, self.heads, self.checkpointing = width, heads, checkpointing
         self.positions = nn.Parameter(torch.empty(positions, width))
         self.blocks = nn.ModuleList(GPTBlock(width, heads, dropout, causal) for _ in range(layers))
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
@@ -108,4 +113,17 @@ class GPT(nn.Module):
                 x = torch.utils.checkpoint.checkpoint(block, x, shown, use_reentrant=False)
             else:
                 x = block(x, shown)
+        return self.norm(x)
+
+    def go_on(self, x: Tensor, at: Tensor, attend: Sequence[Attend]) -> Tensor:
+        """Outputs (B, L, D) of new positions, whose past is somebody else's to keep.
+
+        Args:
+            x: (B, L, D), the embeddings.
+            at: (B, L) int64, their positions.
+            attend: one a block; is given the queries, keys and values of the new positions.
+        """
+        x = x + self.positions[at]
+        for block, one in zip(self.blocks, attend, strict=True):
+            x = block(x, attend=one)
         return self.norm(x)

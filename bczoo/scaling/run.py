@@ -99,7 +99,7 @@ def _cost(config: dict[str, Any]) -> Cost:
 
     from bczoo.models.model import Model
     from bczoo.train.callbacks.scaling import model_sizes
-    from bczoo.train.flops import flops_per_window, random_batch
+    from bczoo.train.flops import batch_for, flops_per_window
 
     model: Any = Model.from_config(config["model"], pretrained=False)
     batch, steps = int(config["data"]["init_args"].get("batch_size", 1)), int(config["trainer"]["max_steps"])
@@ -107,7 +107,7 @@ def _cost(config: dict[str, Any]) -> Cost:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(1)
     model.to(device).train()
-    data, seconds = random_batch(model.input_spec, batch, device), []
+    data, seconds = batch_for(model, batch, device), []
     for _ in range(TIMED_BATCHES):
         started = time.perf_counter()
         model.loss(data).total.backward()

@@ -21,7 +21,7 @@ from bczoo.core.devices import DTYPES, Precision, device_name, usable_device
 from bczoo.core.errors import UserError
 from bczoo.core.tables import markdown_table
 from bczoo.models.model import Model
-from bczoo.train.flops import flops_per_window, peak_flops, random_batch
+from bczoo.train.flops import batch_for, flops_per_window, peak_flops
 from bczoo.train.memory import set_checkpointing
 
 
@@ -126,7 +126,7 @@ class _Step:
         self.optimizer = model.make_optimizer()
 
     def measure(self, batch: int, steps: int, rounds: int) -> StepReport:
-        data = random_batch(self.model.input_spec, batch, self.device, steps)
+        data = batch_for(self.model, batch, self.device, steps)
         for _ in range(2):
             self(data)
         if self.device.type == "cuda":
@@ -162,7 +162,7 @@ class _Step:
         fits = batch
         while True:
             try:
-                self(random_batch(self.model.input_spec, 2 * fits, self.device, steps))
+                self(batch_for(self.model, 2 * fits, self.device, steps))
             except torch.OutOfMemoryError:
                 torch.cuda.empty_cache()
                 return fits

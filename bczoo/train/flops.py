@@ -50,6 +50,22 @@ def random_batch(spec: InputSpec, batch: int, device: str | torch.device = "cpu"
     return window_batch(frames, actions, text)
 
 
+def batch_for(model: Any, batch: int, device: str | torch.device = "cpu", steps: int | None = None) -> Batch:
+    """A batch of noise of what a model reads in training: ids in the place of frames where it asks for them.
+
+    Args:
+        model: any :class:`bczoo.Model`.
+        batch: windows B.
+        device: where the batch is.
+        steps: of a window; the model's own number if left out.
+    """
+    made = random_batch(model.input_spec, batch, device, steps)
+    if "tokens" in model.fields:
+        shape = (*made.pop("frames").shape[:2], model.tokenizer.tokens)
+        made["tokens"] = torch.randint(0, model.tokenizer.codebook_size, shape, device=device)
+    return made
+
+
 def flops_per_window(model: Model, steps: int | None = None) -> int:
     """Operations of a training step on one window: forward, and backward through what is learned.
 
@@ -63,7 +79,7 @@ def flops_per_window(model: Model, steps: int | None = None) -> int:
     for module in twin.modules():
         if getattr(module, "checkpointing", False):
             module.checkpointing = False
-    batch = random_batch(model.input_spec, 1, "meta", steps)
+    batch = batch_for(model, 1, "meta", steps)
     with FlopCounterMode(display=False) as counter:
         loss = twin.loss(batch).total
         if loss.requires_grad:

@@ -27,7 +27,7 @@ from bczoo.core.errors import UserError
 from bczoo.core.tables import markdown_table
 from bczoo.models.bc.masks import window_attention
 from bczoo.models.model import Model
-from bczoo.train.flops import random_batch, without_memory
+from bczoo.train.flops import batch_for, without_memory
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def step_memory(
         for tensor in [*twin.parameters(), *twin.buffers()]:
             live.add(tensor)
         weights = live.now
-        data = random_batch(twin.input_spec, batch, "cpu", steps)
+        data = batch_for(twin, batch, "cpu", steps)
         optimizer = twin.make_optimizer()
         most = 0
         for _ in range(2):  # the optimiser's state is made by the first one

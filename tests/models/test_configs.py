@@ -7,7 +7,19 @@ import torch
 import yaml
 from torch.utils.data import DataLoader
 
-from bczoo import VQGAN, VQVAE, BCPolicy, CNNPolicy, ConvNeXtEncoder, InverseDynamics, Model, Tokenizer, ViTVQGAN
+from bczoo import (
+    VQGAN,
+    VQVAE,
+    BCPolicy,
+    CNNPolicy,
+    ConvNeXtEncoder,
+    InverseDynamics,
+    Model,
+    Tokenizer,
+    TokenPolicy,
+    ViTVQGAN,
+    WorldModel,
+)
 from bczoo.core import configs
 from bczoo.core.configs import merge
 from bczoo.models.cnn.encoder import count_without_projection
@@ -16,13 +28,15 @@ from bczoo.train.flops import random_batch
 pytestmark = pytest.mark.usefixtures("one_thread")
 BASE = {"experiments/frozen_encoder": "150m"}  # laid over
 LAID = {name: yaml.safe_load((configs.FOLDER / f"{name}.yaml").read_text()).get("model") for name in configs.names()}
-FAMILIES = (CNNPolicy, BCPolicy, InverseDynamics, VQVAE, VQGAN, ViTVQGAN)
+FAMILIES = (CNNPolicy, BCPolicy, InverseDynamics, TokenPolicy, WorldModel, VQVAE, VQGAN, ViTVQGAN)
 TRAINED_FROM_ANOTHER = {"finetune"}  # tests of fine-tuning build it
 WITH_MODEL = [name for name, model in LAID.items() if model and name not in TRAINED_FROM_ANOTHER]
 
 
 def reduced(family, init_args):
     """Overrides under which a model of this configuration is tiny; what else it says stays."""
+    if family in (TokenPolicy, WorldModel):
+        return tiny.TOKENS | {"window": 5}
     if family is VQVAE:
         return {"frame_size": tiny.SIZE, "tokens": 16, "codebook_size": 32, "channels": 8, "code_width": 4, "window": 5}
     if family is VQGAN:
@@ -61,8 +75,10 @@ def test_it_builds_and_takes_a_step(name, tmp_path):
     learned = {k for k, v in policy.named_parameters() if v.requires_grad}
     moved = {k for k, v in policy.named_parameters() if not torch.equal(v, before[k])}
     assert moved <= learned and len(moved) > 0.5 * len(learned)
-    images = {BCPolicy: "encoder.backbone", ViTVQGAN: "encoder.transformer"}.get(family, "encoder.layers")
-    assert any(k.startswith(images) for k in moved) == (name != "experiments/frozen_encoder")
+    images = {BCPolicy: "encoder.backbone", ViTVQGAN: "encoder.transformer"}
+    images |= {TokenPolicy: "transformer", WorldModel: "transformer"}
+    at_least_one = any(k.startswith(images.get(family, "encoder.layers")) for k in moved)
+    assert at_least_one == (name != "experiments/frozen_encoder")
 
 
 def test_the_encoder_has_the_size_of_the_paper():

@@ -49,6 +49,7 @@ FAMILIES = {
     "bc, independent heads": partial(tiny.tiny_policy, decoder=IndependentHeads, past_actions=False),
     "cnn": tiny.tiny_cnn,
     "cnn with past actions": partial(tiny.tiny_cnn, past_actions=True, action_space="gamepad"),
+    "tokens": tiny.tiny_token_policy,
     "own": None,
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+from processes import in_two_processes
 from torch import distributed
 
 from bczoo.core.errors import UserError
@@ -185,7 +185,7 @@ def _process(rank, address, results):
 
 
 def test_two_processes_keep_the_codebook_of_their_batches_together(tmp_path):
-    mp.spawn(_process, (f"file://{tmp_path}/meet", str(tmp_path)), nprocs=2)
+    in_two_processes(_process, f"file://{tmp_path}/meet", str(tmp_path))
     first, second = (torch.load(tmp_path / str(rank)) for rank in (0, 1))
     assert all(torch.equal(first[name], second[name]) for name in first)
     alone = made()

@@ -10,6 +10,7 @@ import pytest
 import tiny
 import torch
 from PIL import Image
+from processes import several
 from recordings import write_moving
 
 from bczoo import VQGAN, VQVAE, Model, Policy, Reconstructions, RecordingDataModule, ResumableCheckpoint, ViTVQGAN
@@ -307,7 +308,7 @@ class KeepCodebook(L.Callback):
 @pytest.mark.slow
 def test_two_processes_train_one_codebook(root, tmp_path):
     model = tiny.tiny_vqvae(window=2, adversarial=0.5, adversarial_start=2)
-    fit(root, model, tmp_path, callbacks=[KeepCodebook(tmp_path)], devices=2, strategy="ddp_spawn")
+    fit(root, model, tmp_path, callbacks=[KeepCodebook(tmp_path)], **several(2))
     first, second = (torch.load(tmp_path / str(rank)) for rank in (0, 1))
     assert all(torch.equal(first[name], second[name]) for name in first) and first["counts"].sum() > 0
 

@@ -32,6 +32,7 @@ FAMILIES = {
         tiny.tiny_policy, text_dim=None, encoder={"frozen": True}, decoder=partial(ActionDecoder, dropout=0.0)
     ),
     "cnn": tiny.tiny_cnn,
+    "tokens": tiny.tiny_token_policy,
 }
 
 
