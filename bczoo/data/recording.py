@@ -35,9 +35,9 @@ from bczoo.data.schema import annotation as pb
 from bczoo.data.video import VideoInfo, VideoWriter, probe
 
 ANNOTATION_FILE = "annotation.proto"
-# Whose action a step holds, and what is learned from it: a person's or an expert's (itself), a policy's own (nothing), a
-# policy's own or action noise with what an expert would have done (that), or one that an inverse dynamics model has read
-# off the video (itself, if that is wanted).
+# Whose action a step holds, and what is learned from it: a person's or an expert's (itself), a policy's own (nothing),
+# a policy's own or action noise with what an expert would have done (that), or one that an inverse dynamics model has
+# read off the video (itself, if that is wanted).
 UNKNOWN, USER, SYSTEM, LABELLED, PSEUDO = range(5)
 LEARNED = (USER, LABELLED)  # by a policy that learns from people
 
