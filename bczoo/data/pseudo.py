@@ -104,7 +104,8 @@ def draws(guessed: np.ndarray, share: float | None) -> str | None:
     if of_known > MOST_TIMES:
         warnings.warn(
             f"with data.pseudo_share {share:g} each of the {n - count:,} windows with known actions comes "
-            f"{of_known:.1f} times an epoch, and may be learned by heart; record more, raise data.pseudo_share, or set it to null",
+            f"{of_known:.1f} times an epoch, and may be learned by heart; record more, raise data.pseudo_share, or set "
+            "it to null",
             stacklevel=2,
         )
     return (

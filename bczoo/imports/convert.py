@@ -20,7 +20,7 @@ from bczoo.data.recording import RecordingExistsError, RecordingWriter
 from bczoo.data.video import probe
 from bczoo.imports.format import Format
 from bczoo.imports.keys import Names
-from bczoo.imports.session import MOTIONS, POSITIONS, Event, Session
+from bczoo.imports.session import Session
 from bczoo.imports.steps import SLACK_S, cut
 
 STALE_S = 0.5  # after which a frame counts as old
@@ -152,8 +152,8 @@ def _convert(format: Format, source: Path, folder: Path, wanted: Wanted, result:
     result.copied = video is not None
     result.seconds = result.steps / fps
     result.renamed, result.dropped, result.notes = names.renamed, names.dropped, session.notes
-    if session.fps is None and (held := _to_the_end(session.events or ())):
-        result.notes.append(f"{', '.join(held)} pressed and never released, so held to the end")
+    if session.fps is None and names.held:
+        result.notes.append(f"{', '.join(names.held)} pressed and never released, so held to the end")
 
 
 def _to_copy(session: Session, fps: float, wanted: Wanted) -> Path | None:
@@ -175,8 +175,3 @@ def _held(values: Mapping[str, Any]) -> list[str]:
         elif value:
             names.append(group)
     return names
-
-
-def _to_the_end(events: list[Event] | tuple[()]) -> list[str]:
-    last = {event.name: event.value for event in sorted(events, key=lambda event: event.time)}
-    return sorted(name for name, value in last.items() if value and name not in MOTIONS and name not in POSITIONS)
