@@ -98,8 +98,8 @@ class Plan:
 
 
 PLANS = {
-    "smoke": Plan("doom/basic", (1, 2), 2, 1, 2, 2, 64, (8, 16), 32, 8, 2, 4, 4, 2),
-    "cpu": Plan("doom/defend_the_center", (1, 3, 9), 30, 6, 10, 3, 64, (16, 32, 64), 128, 16, 16, 300, 300, 4),
+    "smoke": Plan("doom/defend_the_center", (1, 2), 2, 1, 1, 2, 64, (4, 8, 16), 32, 8, 2, 4, 4, 2),
+    "cpu": Plan("doom/defend_the_center", (1, 3, 9), 20, 6, 10, 3, 64, (16, 32, 64), 128, 16, 8, 300, 250, 3),
 }
 
 
@@ -221,11 +221,10 @@ def prepare(plan: Plan, folder: Path, workers: int) -> float:
         for before, n in zip((0, *plan.few), plan.few, strict=False):
             wanted.append((str(_part(folder, seed, n)), n - before, first + before))
         wanted.append((str(_more(folder, seed)), plan.more, first + MORE_SEED))
-    made = [
-        one
-        for root, n, seed in wanted
-        for one in record(plan.env, root, "expert", n, seed, plan.frame_size, workers=workers)
-    ]
+    made: list[str] = []
+    with contextlib.redirect_stdout(io.StringIO()):  # a line or two for each of the folders
+        for root, n, seed in wanted:
+            made += record(plan.env, root, "expert", n, seed, plan.frame_size, workers=workers)
     if not (folder / "baselines.json").exists():
         game = make_game(plan.env)
         players = {name: make_player(name, game) for name in ("expert", "random")}
