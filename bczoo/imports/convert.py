@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bczoo.core.errors import UserError
 from bczoo.core.frames import LETTERBOX
 from bczoo.data.errors import RecordingError, printable
@@ -37,6 +39,7 @@ class Wanted:
         rename: new name of an input by its old one; an empty one drops it.
         crf: quality of the video.
         keep_video: copy a video whose frames are the steps, whatever its size.
+        embeddings: of instructions, by their text.
     """
 
     fps: float | None = None
@@ -45,6 +48,7 @@ class Wanted:
     rename: Mapping[str, str] = field(default_factory=dict)
     crf: int = 23
     keep_video: bool = False
+    embeddings: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass
@@ -58,6 +62,8 @@ class Imported:
         steps: how many it has.
         seconds: how long it is.
         unknown: steps whose action nobody knows.
+        texts: steps with an instruction.
+        unembedded: of these, the ones whose instruction has no embedding.
         stale: steps that show a frame of more than half a second before.
         held: how many steps hold which name, as ``group:name``.
         renamed: how many events of which name went under which other one.
@@ -72,6 +78,8 @@ class Imported:
     steps: int = 0
     seconds: float = 0.0
     unknown: int = 0
+    texts: int = 0
+    unembedded: int = 0
     stale: int = 0
     held: Counter[str] = field(default_factory=Counter)
     renamed: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -140,7 +148,10 @@ def _convert(format: Format, source: Path, folder: Path, wanted: Wanted, result:
         video=video,
     ) as writer:
         for step in cut(session, fps, source):
-            writer.add(step.frame, user=step.values, text=step.text)
+            embedding = None if step.text is None else wanted.embeddings.get(step.text)
+            writer.add(step.frame, user=step.values, text=step.text, text_embedding=embedding)
+            result.texts += step.text is not None
+            result.unembedded += step.text is not None and embedding is None
             result.steps += 1
             result.stale += step.age > STALE_S
             if video is not None and step.age > SLACK_S:
