@@ -230,7 +230,18 @@ def test_instructions_are_embedded_as_asked(tmp_path, capsys, monkeypatch):
     (tmp_path / "texts_format.py").write_text(OWN + ENCODER)
     for name in ("a", "b"):
         (tmp_path / f"{name}.txt").write_text("w a s")
-    arguments = ["data", "import", "texts_format.MyFormat", ".", "--import", "texts_format", "--fps", 10, "--processes", 2]
+    arguments = [
+        "data",
+        "import",
+        "texts_format.MyFormat",
+        ".",
+        "--import",
+        "texts_format",
+        "--fps",
+        10,
+        "--processes",
+        2,
+    ]
     assert bczoo(*arguments, "plain") == 0
     assert (
         "texts    in 6 steps (100.0%), 6 without an embedding, from which no policy learns" in capsys.readouterr().out
