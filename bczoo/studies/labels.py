@@ -74,9 +74,10 @@ class Plan:
         channels: of the encoders, smallest first.
         width: of the transformers.
         window: steps of a window of both models.
-        batch: windows a step.
-        reader_steps: optimiser steps of an inverse dynamics model.
-        steps: optimiser steps of a policy, whatever it learns from.
+        reader_batch: windows a step of an inverse dynamics model.
+        reader_steps: its optimiser steps.
+        batch: windows a step of a policy.
+        steps: its optimiser steps, whatever it learns from.
         validations: of each training; the weights of the best one are kept, so that few recordings are not learned by
             heart for longer than is good for the policy.
     """
@@ -91,15 +92,48 @@ class Plan:
     channels: tuple[int, ...]
     width: int
     window: int
-    batch: int
+    reader_batch: int
     reader_steps: int
+    batch: int
     steps: int
     validations: int
 
 
 PLANS = {
-    "smoke": Plan("doom/defend_the_center", (1, 2), 2, 1, 1, 2, 64, (4, 8, 16), 32, 8, 2, 4, 4, 2),
-    "cpu": Plan("doom/defend_the_center", (1, 3, 9), 20, 6, 10, 3, 64, (16, 32, 64), 128, 16, 8, 300, 250, 3),
+    "smoke": Plan(
+        env="doom/defend_the_center",
+        few=(1, 2),
+        more=2,
+        test=1,
+        games=1,
+        seeds=2,
+        frame_size=64,
+        channels=(4, 8, 16),
+        width=32,
+        window=8,
+        reader_batch=2,
+        reader_steps=4,
+        batch=2,
+        steps=4,
+        validations=2,
+    ),
+    "cpu": Plan(
+        env="doom/health_gathering",
+        few=(2, 8),
+        more=16,
+        test=4,
+        games=6,
+        seeds=3,
+        frame_size=64,
+        channels=(16, 32, 64),
+        width=128,
+        window=16,
+        reader_batch=16,
+        reader_steps=600,
+        batch=8,
+        steps=250,
+        validations=3,
+    ),
 }
 
 
@@ -158,7 +192,7 @@ def study_labels(
     """Train policies on few labelled recordings, with more whose actions were read off video, and with the truth.
 
     Args:
-        size: of the study: smoke (to try it), cpu (9 inverse dynamics models and 27 policies on Doom).
+        size: of the study: smoke (to try it), cpu (6 inverse dynamics models and 18 policies on Doom).
         out: folder of recordings, models, labels.json and labels.png; a study that was interrupted goes on there.
         seeds: repetitions, if others than the size's own.
         workers: models that are trained at the same time, one thread each; one per processor core if left out.
@@ -272,7 +306,7 @@ def read_off(reader: Reader, plan: Plan, out: str) -> dict[str, Any]:
             optimizer=partial(torch.optim.AdamW, lr=2e-3, weight_decay=0.01),
             lr_scheduler=WarmupCosine,
         )
-        data = _data(plan, folder, _labelled(plan, folder, reader), reader.seed)
+        data = _data(folder, _labelled(plan, folder, reader), reader.seed, plan.reader_batch)
         _fit(model, data, plan.reader_steps, plan.validations)
         model.save_pretrained(place / "idm")
     with contextlib.redirect_stdout(io.StringIO()):  # their tables; the row says what is compared
@@ -319,7 +353,7 @@ def run_trial(trial: Trial, plan: Plan, out: str) -> dict[str, Any]:
         optimizer=partial(torch.optim.AdamW, lr=2e-3, betas=(0.9, 0.95), weight_decay=0.1),
         lr_scheduler=WarmupCosine,
     )
-    data = _data(plan, folder, roots, trial.seed, pseudo=trial.way == "guessed")
+    data = _data(folder, roots, trial.seed, plan.batch, pseudo=trial.way == "guessed")
     best = _fit(policy, data, plan.steps, plan.validations)
     place = folder / "policies" / trial.name
     policy.save_pretrained(place)
@@ -331,9 +365,9 @@ def run_trial(trial: Trial, plan: Plan, out: str) -> dict[str, Any]:
     return row
 
 
-def _data(plan: Plan, folder: Path, roots: list[str], seed: int, pseudo: bool = False) -> RecordingDataModule:
+def _data(folder: Path, roots: list[str], seed: int, batch: int, pseudo: bool = False) -> RecordingDataModule:
     test = str(folder / "data" / "test")
-    return RecordingDataModule(roots, batch_size=plan.batch, val_root=test, seed=seed, pseudo=pseudo)
+    return RecordingDataModule(roots, batch_size=batch, val_root=test, seed=seed, pseudo=pseudo)
 
 
 class _Best(L.Callback):
