@@ -69,6 +69,8 @@ class RecordingDataModule(L.LightningDataModule):
         pseudo_weight: of such a step in the loss; a person's is 1.
         pseudo_share: of the windows of a batch, that are of recordings with such actions, where there are others too;
             null draws all windows alike.
+        pseudo_idle_share: of the guesses of a recording that are learned from, at most so many are in runs of more
+            than two seconds in which nothing was done; null keeps all of them.
         feature_cache: folder where a frozen encoder's features of every frame are kept; missing ones are computed
             before the first step, and windows are read from there instead of from videos. None reads videos.
     """
@@ -98,6 +100,7 @@ class RecordingDataModule(L.LightningDataModule):
         pseudo_min_confidence: float = 0.0,
         pseudo_weight: float = 1.0,
         pseudo_share: float | None = 0.5,
+        pseudo_idle_share: float | None = 0.1,
         feature_cache: str | None = None,
     ) -> None:
         super().__init__()
@@ -134,7 +137,7 @@ class RecordingDataModule(L.LightningDataModule):
         self.pin_memory = pin_memory
         self.cache = Cache(cache_dir, cache_gb)
         self.open_recordings = open_recordings
-        guesses = PseudoLabels(pseudo_min_confidence, pseudo_weight, pseudo_share)
+        guesses = PseudoLabels(pseudo_min_confidence, pseudo_weight, pseudo_share, pseudo_idle_share)
         self.pseudo = guesses if pseudo else None
         self.feature_cache = feature_cache
         self._parts: dict[str, tuple[Index, np.ndarray]] = {}
