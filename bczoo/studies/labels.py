@@ -309,7 +309,8 @@ def read_off(reader: Reader, plan: Plan, out: str) -> dict[str, Any]:
         data = _data(folder, _labelled(plan, folder, reader), reader.seed, plan.reader_batch)
         _fit(model, data, plan.reader_steps, plan.validations)
         model.save_pretrained(place / "idm")
-    with contextlib.redirect_stdout(io.StringIO()):  # their tables; the row says what is compared
+    quiet = io.StringIO()  # progress bars and tables; the row says what is compared
+    with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
         label(str(place / "idm"), str(_more(folder, reader.seed)), str(place / "both"))
         measures = idm_check(str(place / "both")).measures
     for recording in sorted((place / "both").glob("[!.]*")):
