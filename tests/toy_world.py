@@ -72,7 +72,7 @@ def trained_world(updates: int = 300) -> WorldModel:
         del batch["frames"]
         batch["tokens"] = picture_ids(columns)
         if step == 0:
-            world._keep_starts(world.sequence(batch["tokens"], batch), world.counted(batch), 4)
+            world._keep_starts(world.sequence(batch["tokens"], batch), world.counted(batch))
         for group in optimizer.param_groups:
             group["lr"] = 4e-3 * min(1, (step + 1) / 20, 2 * (updates - step) / updates)
         optimizer.zero_grad()

@@ -122,6 +122,11 @@ FUNCTIONS = {
         "bczoo.studies.characters:study_characters",
         (),
     ),
+    ("study", "labels"): (
+        "train policies on few labels and actions read off video, beside the truth",
+        "bczoo.studies.labels:study_labels",
+        (),
+    ),
     ("study", "redraw"): (
         "draw the pictures of a study again from its results",
         "bczoo.studies.redraw:redraw",

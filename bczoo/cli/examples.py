@@ -69,6 +69,7 @@ EXAMPLES: dict[tuple[str, ...], tuple[str, ...]] = {
     ("study", "toy"): ("bczoo study toy --steps 100000",),
     ("study", "confusion"): ("bczoo study confusion --size smoke",),
     ("study", "characters"): ("bczoo study characters --size smoke", "bczoo study characters --dry_run true"),
+    ("study", "labels"): ("bczoo study labels --size smoke", "bczoo study labels --out runs/labels"),
     ("study", "redraw"): ("bczoo study redraw runs/toy",),
     ("data", "check"): ("bczoo data check my_game", "bczoo data check my_game --json report.json"),
     ("data", "stats"): ("bczoo data stats my_game --out stats.png", "bczoo data stats my_game --json stats.json"),

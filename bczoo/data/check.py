@@ -45,7 +45,7 @@ class Report:
         hours: the same in hours.
         user_steps: steps with a person's action.
         system_steps: steps with the policy's own action.
-        labelled_steps: steps with the policy's own action and what an expert would have done.
+        labelled_steps: steps with an action that the expert did not want, a policy's or noise, and what it did want.
         pseudo_steps: steps with an action that a model has read off the video.
         unknown_steps: steps without a known action.
         text_steps: steps with an instruction that has an embedding.
@@ -93,7 +93,7 @@ class Report:
         lines = [
             f"{self.root}: {self.recordings:,} recordings, {self.hours:.2f} h, {self.frames:,} frames",
             f"  steps   user {share(self.user_steps)}, system {share(self.system_steps)}"
-            + (f", system labelled by an expert {share(self.labelled_steps)}" if self.labelled_steps else "")
+            + (f", system with an expert's label {share(self.labelled_steps)}" if self.labelled_steps else "")
             + (f", pseudo-labelled {share(self.pseudo_steps)} = {self.pseudo_hours:.2f} h" if self.pseudo_steps else "")
             + (f", without a known action {share(self.unknown_steps)}, not learned from" if self.unknown_steps else ""),
             f"  text    {share(self.text_steps)} of the steps"

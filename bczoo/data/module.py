@@ -30,7 +30,7 @@ from bczoo.data.features import Features
 from bczoo.data.index import Index, as_roots, open_index
 from bczoo.data.loader import WindowLoader
 from bczoo.data.proportions import mismatch
-from bczoo.data.pseudo import PseudoLabels, hours
+from bczoo.data.pseudo import PseudoLabels, draws, hours, of_guesses
 from bczoo.data.recording import LEARNED, PSEUDO, SYSTEM
 from bczoo.data.source import RecordingSource
 from bczoo.data.summary import report, summarise
@@ -67,6 +67,10 @@ class RecordingDataModule(L.LightningDataModule):
             count them.
         pseudo_min_confidence: the least confidence of such an action.
         pseudo_weight: of such a step in the loss; a person's is 1.
+        pseudo_share: of the windows of a batch, that are of recordings with such actions, where there are others too;
+            null draws all windows alike.
+        pseudo_idle_share: of the guesses of a recording that are learned from, at most so many are in runs of more
+            than two seconds in which nothing was done; null keeps all of them.
         feature_cache: folder where a frozen encoder's features of every frame are kept; missing ones are computed
             before the first step, and windows are read from there instead of from videos. None reads videos.
     """
@@ -95,6 +99,8 @@ class RecordingDataModule(L.LightningDataModule):
         pseudo: bool = False,
         pseudo_min_confidence: float = 0.0,
         pseudo_weight: float = 1.0,
+        pseudo_share: float | None = 0.5,
+        pseudo_idle_share: float | None = 0.1,
         feature_cache: str | None = None,
     ) -> None:
         super().__init__()
@@ -131,7 +137,7 @@ class RecordingDataModule(L.LightningDataModule):
         self.pin_memory = pin_memory
         self.cache = Cache(cache_dir, cache_gb)
         self.open_recordings = open_recordings
-        guesses = PseudoLabels(pseudo_min_confidence, pseudo_weight)
+        guesses = PseudoLabels(pseudo_min_confidence, pseudo_weight, pseudo_share, pseudo_idle_share)
         self.pseudo = guesses if pseudo else None
         self.feature_cache = feature_cache
         self._parts: dict[str, tuple[Index, np.ndarray]] = {}
@@ -319,13 +325,15 @@ class RecordingDataModule(L.LightningDataModule):
         spec = self.input_spec
         index, recordings = self._parts["train"]
         drop_system = self.supervision == "user"
-        windows = len(list_windows(index, recordings, spec.window, None, drop_system, self.pseudo)[0])
-        training = summarise(index, recordings, windows, spec.frame_size if "frames" in self.fields else None)
+        windows, _ = list_windows(index, recordings, spec.window, None, drop_system, self.pseudo)
+        training = summarise(index, recordings, len(windows), spec.frame_size if "frames" in self.fields else None)
         held_out, validation = self._parts["val"]
         wanted = self.val_root is not None or self.val_fraction > 0
         told = report(training, summarise(held_out, validation) if wanted else None)
-        labels = hours(index, recordings, self.pseudo)
-        return f"{told}\n{labels}" if labels else told
+        labels = [hours(index, recordings, self.pseudo)]
+        if self.pseudo is not None:
+            labels.append(draws(of_guesses(index, windows), self.pseudo.share))
+        return "\n".join([told, *filter(None, labels)])
 
     def _evaluation_loader(self, part: str, spread: bool = False) -> WindowLoader | list[WindowLoader]:
         loader = self._loader(part, shuffle=False, spread=spread)

@@ -35,9 +35,9 @@ from bczoo.data.schema import annotation as pb
 from bczoo.data.video import VideoInfo, VideoWriter, probe
 
 ANNOTATION_FILE = "annotation.proto"
-# Whose action a step holds, and what is learned from it: a person's (itself), a policy's own (nothing), a policy's own
-# with what an expert would have done (that), or one that an inverse dynamics model has read off the video (itself, if
-# that is wanted).
+# Whose action a step holds, and what is learned from it: a person's or an expert's (itself), a policy's own (nothing),
+# a policy's own or action noise with what an expert would have done (that), or one that an inverse dynamics model has
+# read off the video (itself, if that is wanted).
 UNKNOWN, USER, SYSTEM, LABELLED, PSEUDO = range(5)
 LEARNED = (USER, LABELLED)  # by a policy that learns from people
 
@@ -475,10 +475,10 @@ class RecordingWriter:
         Args:
             frame: (H, W, 3) uint8 of any size.
             user: a person's action, ``{"keys": ["w"], "mouse_dx": 3, ...}``; None if a person did not act.
-            system: the policy's own action; None if the policy did not act.
+            system: the policy's own action, or noise; None if neither acted.
             text: the instruction that holds in this step.
             text_embedding: its embedding, 1-dimensional; instructions without one cannot be trained on.
-            expert: what an expert would have done in the policy's place, which is learned from.
+            expert: what an expert would have done in the place of ``system``, which is learned from.
         """
         resized = frame if isinstance(self._video, _FinishedVideo) else resize(frame, self.size, self.resize)
         if self._last is None:

@@ -1,7 +1,8 @@
 """A recording as a video with its actions and instructions drawn in: ``bczoo data view``.
 
-Place in the pipeline: for looking at data before training on it. Drawn under frame i is the action that was
-taken after seeing it (annotation i + 1).
+Place in the pipeline: for looking at data before training on it. Drawn beside frame i is the action that was
+taken after seeing it (annotation i + 1), and under it what is held before and after
+(:mod:`bczoo.data.timeline`).
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import math
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from bczoo.core.actions import Decision
 from bczoo.core.errors import UserError
@@ -41,6 +44,9 @@ WHO = {UNKNOWN: "unknown", USER: "user", SYSTEM: "system", LABELLED: "system, ex
 def view(recording: str, out: str, start: int = 0, frames: int | None = None) -> str:
     """Write a recording with its actions and instructions drawn in as a video.
 
+    Beside every frame is the action that was taken after seeing it, and under it a timeline of two seconds before and
+    after: what is held when, and the mouse's or the sticks' motion. What begins at its white line answers the frame.
+
     Args:
         recording: folder of the recording, its folder in an archive (batches/batch_1.tar.gz/REC), or a URL of either.
         out: video file to write.
@@ -57,6 +63,7 @@ def view(recording: str, out: str, start: int = 0, frames: int | None = None) ->
 
 def _draw(folder: Path, out: str, start: int, frames: int | None) -> None:
     """Write what :func:`view` writes of the recording in a folder."""
+    from bczoo.data.timeline import Timeline
     from bczoo.games.render import render_decision
 
     rows = find_recordings(folder) if folder.is_dir() else []
@@ -75,6 +82,7 @@ def _draw(folder: Path, out: str, start: int, frames: int | None) -> None:
         raise RecordingError(folder, f"has frames 0..{len(steps) - 1}, wanted are {start}..{stop - 1}")
     groups = _groups(folder, steps)
     captions = instructions(folder, steps, fps)
+    timeline = Timeline(steps, groups, fps)
     with VideoWriter(out, fps) as writer:
         images = iterate_frames(folder / video, start)
         for i, image in Progress(zip(range(start, stop), images, strict=False), "Drawing", stop - start, disable=None):
@@ -82,7 +90,8 @@ def _draw(folder: Path, out: str, start: int, frames: int | None) -> None:
             kind, action = known_action(steps[i + 1]) if i + 1 < len(steps) else (UNKNOWN, None)
             values = action_values(action, groups) if action is not None else _nothing(groups)
             caption = f"{i / fps:.1f} s  {WHO[kind]}  {captions[min(i + 1, len(steps) - 1)]}"
-            writer.add(render_decision(image, Decision(values), caption.strip()))
+            picture = render_decision(image, Decision(values), caption.strip())
+            writer.add(np.concatenate([picture, timeline.draw(i, picture.shape[1])]))
     print(f"wrote {printable(out)}, {stop - start} frames")
 
 

@@ -27,7 +27,7 @@ import numpy as np
 from bczoo.core.errors import UserError
 from bczoo.core.spec import FILL
 from bczoo.data.index import Index, name_hash
-from bczoo.data.pseudo import PseudoLabels
+from bczoo.data.pseudo import PseudoLabels, of_guesses
 
 Key = tuple[int, int]  # (recording, start)
 
@@ -196,7 +196,11 @@ class Plan:
             # Random first windows make epochs differ by a few windows. All get as many as epoch 0, because
             # trainers fix the length of an epoch at the start; where windows are missing, some come twice.
             order = np.random.default_rng((self.seed, epoch)).permutation(len(start))
-            pick = self._by_group(recording, np.resize(order, wanted), self.groups(epoch))
+            if self.pseudo is None:
+                drawn = np.resize(order, wanted)
+            else:
+                drawn = self.pseudo.shared(of_guesses(self.index, recording), order, wanted)
+            pick = self._by_group(recording, drawn, self.groups(epoch))
             recording, start = recording[pick], start[pick]
         else:
             if self.spread:

@@ -5,7 +5,7 @@ in :mod:`bczoo.imports.lerobot`, which reads it back.
 
 An episode has a video file of its own, which the format allows, so that videos need not be encoded again.
 
-Shape legend: n frames of an episode, D numbers of an action.
+Shape legend: n frames of an episode, D numbers of an action, Q quantiles.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 FILES_A_CHUNK = 1000
 DATA_FILE_MB, VIDEO_FILE_MB = 100, 200  # LeRobot's own bounds, by which it splits what it adds
+QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}  # by their names in LeRobot
 SAMPLED = 4  # frames of every video, for the statistics of pixels
 
 
@@ -228,7 +229,10 @@ def _place(file: int) -> dict[str, int]:
 
 
 class _Statistics:
-    """What LeRobot normalises by: least, largest, mean and standard deviation of every number of a feature.
+    """What LeRobot normalises by: least, largest, mean, standard deviation and quantiles of every number of a feature.
+
+    Quantiles of many episodes are the mean of theirs, weighted by their length, as LeRobot joins them: those of all
+    numbers would need all numbers at once.
 
     Args:
         values: (n, D) numbers.
@@ -240,6 +244,7 @@ class _Statistics:
         self.n, self.count = len(values), len(values) if count is None else count
         self.least, self.largest = values.min(0), values.max(0)
         self.mean, self.squares = values.mean(0), ((values - values.mean(0)) ** 2).sum(0)
+        self.quantiles = np.quantile(values, list(QUANTILES.values()), axis=0)  # (Q, D)
 
     def joined(self, other: _Statistics) -> _Statistics:
         """Those of all numbers of two."""
@@ -248,6 +253,7 @@ class _Statistics:
         both.least, both.largest = np.minimum(self.least, other.least), np.maximum(self.largest, other.largest)
         apart = other.mean - self.mean
         both.mean = self.mean + apart * other.n / both.n
+        both.quantiles = self.quantiles + (other.quantiles - self.quantiles) * other.n / both.n
         both.squares = self.squares + other.squares + apart**2 * self.n * other.n / both.n
         return both
 
@@ -259,5 +265,6 @@ class _Statistics:
             "max": self.largest,
             "mean": self.mean,
             "std": np.sqrt(self.squares / self.n),
+            **dict(zip(QUANTILES, self.quantiles, strict=True)),
         }
         return {kind: values.reshape(shape).tolist() for kind, values in found.items()} | {"count": [self.count]}

@@ -16,6 +16,7 @@ __all__, __getattr__ = lazy_exports(
         "Event": "session",
         "Format": "format",
         "Session": "session",
+        "Stream": "session",
         "held_events": "session",
         "key_of_code": "keys",
         "timed_frames": "frames",
@@ -28,4 +29,5 @@ if TYPE_CHECKING:
     from bczoo.imports.keys import key_of_code as key_of_code
     from bczoo.imports.session import Event as Event
     from bczoo.imports.session import Session as Session
+    from bczoo.imports.session import Stream as Stream
     from bczoo.imports.session import held_events as held_events

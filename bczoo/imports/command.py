@@ -11,6 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from bczoo.data.index_build import start_method
 from bczoo.imports.convert import STALE_S, Imported, Wanted, convert
 from bczoo.imports.format import Format, all_formats, open_format
 from bczoo.record.episode import Fit
+from bczoo.record.instruction import EncoderOrName, embed
 
 LARGEST_PX = 4096  # height and width of stored frames
 SHOWN = 20  # names in a line of the report
@@ -77,6 +79,16 @@ class ImportReport:
         ]
         if unknown := sum(r.unknown for r in done):
             lines.append(f"  unknown  the action of {unknown:,} steps ({unknown / steps:.1%}), not learned from")
+        if texts := sum(r.texts for r in done):
+            without = sum(r.unembedded for r in done)
+            lines.append(
+                f"  texts    in {texts:,} steps ({texts / steps:.1%})"
+                + (
+                    f", {without:,} without an embedding, from which no policy learns: --text_encoder"
+                    if without
+                    else ""
+                )
+            )
         if copied := sum(r.copied for r in done):
             lines.append(f"  videos   {copied:,} of {len(done):,} copied as they are")
         if stale := sum(r.stale for r in done):
@@ -128,6 +140,7 @@ def import_recordings(
     options: dict[str, Any] | None = None,
     crf: int = 23,
     keep_video: bool = False,
+    text_encoder: EncoderOrName | None = None,
     processes: int | None = None,
     json: str | None = None,
 ) -> ImportReport:
@@ -150,6 +163,8 @@ def import_recordings(
         crf: quality of the video, 0 (lossless) to 51.
         keep_video: copy .mp4 files as they are where every frame of theirs is a step, whatever their size; those that
             have the wanted size are copied anyway.
+        text_encoder: embeds the recordings' instructions, such as bczoo.GemmaTextEncoder, or its class_path and
+            init_args; policies learn from embedded instructions only.
         processes: recordings that are imported at the same time; as many as there are processor cores if left out.
         json: file to write the report to as JSON.
     """
@@ -167,7 +182,8 @@ def import_recordings(
     space = ActionSpace.of(action_space)
     reader = open_format(format, options or {})
     todo = _named(reader, Path(source), Path(out))
-    wanted = Wanted(fps, size, fit == "letterbox", rename or {}, crf, keep_video)
+    embeddings = {} if text_encoder is None else embed(_texts(reader, todo), text_encoder)
+    wanted = Wanted(fps, size, fit == "letterbox", rename or {}, crf, keep_video, embeddings)
     sweep(out)
     report = ImportReport(printable(out), space.name, space.to_dict())
     for result in _convert_all(reader, todo, wanted, processes or os.cpu_count() or 1):
@@ -224,6 +240,16 @@ def _name(path: Path, source: Path, whole: bool) -> str:
     if path.is_file() and not whole:
         below = below.with_suffix("")
     return "-".join(below.parts)
+
+
+def _texts(reader: Format, todo: Sequence[tuple[Path, Path]]) -> list[str]:
+    """The instructions of all recordings that are not there yet, each once; what cannot be read is named later."""
+    texts: dict[str, None] = {}
+    for source, folder in todo:
+        if not folder.exists():
+            with suppress(Exception):
+                texts |= dict.fromkeys(text for _, text in reader.read(source).texts if text)
+    return list(texts)
 
 
 def _convert_all(

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bczoo.core.errors import UserError
 from bczoo.core.frames import LETTERBOX
 from bczoo.data.errors import RecordingError, printable
@@ -20,7 +22,7 @@ from bczoo.data.recording import RecordingExistsError, RecordingWriter
 from bczoo.data.video import probe
 from bczoo.imports.format import Format
 from bczoo.imports.keys import Names
-from bczoo.imports.session import MOTIONS, POSITIONS, Event, Session
+from bczoo.imports.session import Session
 from bczoo.imports.steps import SLACK_S, cut
 
 STALE_S = 0.5  # after which a frame counts as old
@@ -37,6 +39,7 @@ class Wanted:
         rename: new name of an input by its old one; an empty one drops it.
         crf: quality of the video.
         keep_video: copy a video whose frames are the steps, whatever its size.
+        embeddings: of instructions, by their text.
     """
 
     fps: float | None = None
@@ -45,6 +48,7 @@ class Wanted:
     rename: Mapping[str, str] = field(default_factory=dict)
     crf: int = 23
     keep_video: bool = False
+    embeddings: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass
@@ -58,6 +62,8 @@ class Imported:
         steps: how many it has.
         seconds: how long it is.
         unknown: steps whose action nobody knows.
+        texts: steps with an instruction.
+        unembedded: of these, the ones whose instruction has no embedding.
         stale: steps that show a frame of more than half a second before.
         held: how many steps hold which name, as ``group:name``.
         renamed: how many events of which name went under which other one.
@@ -72,6 +78,8 @@ class Imported:
     steps: int = 0
     seconds: float = 0.0
     unknown: int = 0
+    texts: int = 0
+    unembedded: int = 0
     stale: int = 0
     held: Counter[str] = field(default_factory=Counter)
     renamed: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -140,7 +148,10 @@ def _convert(format: Format, source: Path, folder: Path, wanted: Wanted, result:
         video=video,
     ) as writer:
         for step in cut(session, fps, source):
-            writer.add(step.frame, user=step.values, text=step.text)
+            embedding = None if step.text is None else wanted.embeddings.get(step.text)
+            writer.add(step.frame, user=step.values, text=step.text, text_embedding=embedding)
+            result.texts += step.text is not None
+            result.unembedded += step.text is not None and embedding is None
             result.steps += 1
             result.stale += step.age > STALE_S
             if video is not None and step.age > SLACK_S:
@@ -152,8 +163,8 @@ def _convert(format: Format, source: Path, folder: Path, wanted: Wanted, result:
     result.copied = video is not None
     result.seconds = result.steps / fps
     result.renamed, result.dropped, result.notes = names.renamed, names.dropped, session.notes
-    if session.fps is None and (held := _to_the_end(session.events or ())):
-        result.notes.append(f"{', '.join(held)} pressed and never released, so held to the end")
+    if session.fps is None and names.held:
+        result.notes.append(f"{', '.join(names.held)} pressed and never released, so held to the end")
 
 
 def _to_copy(session: Session, fps: float, wanted: Wanted) -> Path | None:
@@ -175,8 +186,3 @@ def _held(values: Mapping[str, Any]) -> list[str]:
         elif value:
             names.append(group)
     return names
-
-
-def _to_the_end(events: list[Event] | tuple[()]) -> list[str]:
-    last = {event.name: event.value for event in sorted(events, key=lambda event: event.time)}
-    return sorted(name for name, value in last.items() if value and name not in MOTIONS and name not in POSITIONS)

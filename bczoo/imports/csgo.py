@@ -68,6 +68,8 @@ class CounterStrike(Format):
         held = onehot[:, : len(KEYS)] > 0.5
         events = held_events(times, [{KEYS[k] for k in np.flatnonzero(row)} for row in held])
         of_x, of_y = np.split(onehot[:, len(KEYS) :], [len(MOUSE_DX)], axis=1)
+        if len(none := np.flatnonzero(~((of_x.max(1) > 0.5) & (of_y.max(1) > 0.5)))):  # nor is NaN
+            raise RecordingError(path, f"the action of frame {none[0]} has none of the mouse motions")
         for time, x, y in zip(times, of_x.argmax(1), of_y.argmax(1), strict=True):
             events += [Event(time, "mouse_dx", MOUSE_DX[x]), Event(time, "mouse_dy", MOUSE_DY[y])]
         notes = [] if len(numbers) >= USUAL else [f"holds {len(numbers)} frames, where {USUAL} are usual"]
@@ -85,7 +87,7 @@ def _frames(h5py: Any, path: Path, count: int) -> Iterator[tuple[float, Picture]
 def _picture(data: Any, path: Path, i: int) -> np.ndarray:
     try:
         found = data[f"frame_{i}_x"]
-        if found.ndim != 3 or found.shape[2] != 3 or max(found.shape[:2]) > MOST_SIDE:
+        if found.ndim != 3 or found.shape[2] != 3 or not 0 < min(found.shape[:2]) <= max(found.shape[:2]) <= MOST_SIDE:
             raise ValueError(f"a picture of shape {found.shape}")
         return np.ascontiguousarray(np.asarray(found[...], np.uint8)[..., ::-1])
     except Exception as error:

@@ -10,10 +10,11 @@ others alike (``LeftControl``, ``Enter``, ``F1``, ``Comma``). Codes without a na
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
-from bczoo.imports.session import MOTIONS, POSITIONS, Event
+from bczoo.imports.session import MOTIONS, POSITIONS, Event, Stream, in_order
 
 # Codes of Windows, https://learn.microsoft.com/windows/win32/inputdev/virtual-key-codes
 _CODES = {
@@ -46,32 +47,38 @@ class Names:
 
     Args:
         wanted: new name by old name; an empty one drops the input.
-        renamed: how many events of which old name went under which new one.
-        dropped: how many events of which name were dropped.
+        renamed: how many events of which old name went under which new one, the last time that all were read.
+        dropped: how many events of which name were dropped, likewise.
+        held: new names that are held at the end, likewise.
     """
 
     wanted: Mapping[str, str]
     renamed: Counter[tuple[str, str]] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
+    held: list[str] = field(default_factory=list)
 
-    def __call__(self, events: Iterable[Event]) -> list[Event]:
+    def __call__(self, events: Sequence[Event] | Stream) -> Stream:
         """The events under their new names.
 
         Two keys may get one name. It is released when the last of them is.
         """
-        out: list[Event] = []
+        return Stream(partial(self._named, events))
+
+    def _named(self, events: Sequence[Event] | Stream) -> Iterator[Event]:
         holding: dict[str, set[str]] = {}  # old names that hold a new one
-        for event in sorted(events, key=lambda event: event.time):
+        renamed, dropped = Counter[tuple[str, str]](), Counter[str]()
+        for event in in_order(events):
             new = self.wanted.get(event.name, event.name)
             if not new:
-                self.dropped[event.name] += 1
+                dropped[event.name] += 1
                 continue
             if new != event.name:
-                self.renamed[event.name, new] += 1
+                renamed[event.name, new] += 1
             if new not in MOTIONS and new not in POSITIONS:
                 held = holding.setdefault(new, set())
                 (held.add if event.value else held.discard)(event.name)
                 if held and not event.value:
                     continue
-            out.append(event._replace(name=new))
-        return out
+            yield event._replace(name=new)
+        self.renamed, self.dropped = renamed, dropped
+        self.held = sorted(name for name, by in holding.items() if by)

@@ -20,13 +20,18 @@ What has to be known of them:
 * Releases get lost. ``KeyboardState`` tells once a second which keys are held: who is not among them is released.
 * The state may list keys that nobody pressed. They are left out.
 * Videos have even sizes, the screen may not; what is added at the edge is cut off.
+* A mouse may tell of its motion a thousand times a second. So messages are read as a stream, once to see what kinds
+  there are and again for the events, and memory grows by the frames alone.
 """
 
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
+import math
+from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,15 +43,18 @@ from bczoo.data.reading import open_regular
 from bczoo.imports.format import Format, files_below, needed
 from bczoo.imports.frames import timed_frames
 from bczoo.imports.keys import key_of_code
-from bczoo.imports.session import Event, Session
+from bczoo.imports.session import Event, Session, Stream
 
 SAME_FRAME_S = 2e-3  # by which containers round the time of a frame
 CROSSING_S = 0.1  # so young a press may not have reached the state yet
 SCREENS = ("ScreenEmitted", "ScreenCaptured")
+KEYBOARD = ("KeyboardState", "KeyboardEvent")
+MOUSE = ("MouseEvent", "RawMouseEvent")
 BUTTONS = {name: f"mouse_{name}" for name in ("left", "right", "middle", "x1", "x2")}
 RAW_ABSOLUTE, RAW_WHEEL, RAW_SIDEWAYS, NOTCH = 1, 0x400, 0x800, 120.0  # of Windows' RAWMOUSE
 RAW_BUTTONS = ("mouse_left", "mouse_right", "mouse_middle", "mouse_x1", "mouse_x2")  # two bits each, down and up
-Message = tuple[float, dict[str, Any]]  # seconds, fields
+DAMAGE = (KeyError, TypeError, AttributeError, json.JSONDecodeError)  # what reading the fields of a message may raise
+Message = tuple[float, str, Callable[[], dict[str, Any]]]  # seconds, kind, fields
 
 
 class OwaMcap(Format):
@@ -59,71 +67,137 @@ class OwaMcap(Format):
         return files_below(source, ".mcap")
 
     def read(self, path: Path) -> Session:
-        messages = _messages(path)
-        screens = sorted(m for kind in SCREENS for m in messages.pop(kind, ()))
-        if not screens:
-            raise RecordingError(path, "holds no message of a frame (ScreenCaptured)")
-        titles = Counter(fields.get("title", "") for _, fields in messages.pop("WindowInfo", ()))
-        end = max(time for of_kind in (screens, *messages.values()) for time, _ in of_kind)
-        notes: list[str] = []
+        told, keyboard = _Told(), _Keyboard()
+        titles, unread = Counter[str](), Counter[str]()
+        kind = ""
         try:
-            events = [*_keyboard(messages, notes), *_mouse(messages)]
-        except (KeyError, TypeError) as error:
-            raise RecordingError(path, f"a KeyboardEvent or MouseEvent lacks {error}") from error
-        notes += [f"messages of the kind {kind}, which are not read: {len(m)}" for kind, m in sorted(messages.items())]
+            for time, kind, fields in _messages(path):
+                told.end = max(told.end, time)
+                if kind in SCREENS:
+                    told.screens.add(path, time, fields())
+                elif kind in KEYBOARD:
+                    list(keyboard(time, kind, fields()))  # for the notes
+                elif kind == "WindowInfo":
+                    titles[fields().get("title", "")] += 1
+                elif kind == "MouseState" and told.place is None:
+                    told.place = fields()["x"], fields()["y"]
+                elif kind in MOUSE:
+                    told.kinds.add(kind)
+                elif kind != "MouseState":
+                    unread[kind] += 1
+        except DAMAGE as error:
+            raise _damaged(path, kind, error) from error
+        if not len(told.screens.taken):
+            raise RecordingError(path, "holds no message of a frame (ScreenCaptured)")
+        notes = keyboard.notes()
+        notes += [f"messages of the kind {kind}, which are not read: {n}" for kind, n in sorted(unread.items())]
         return Session(
-            _frames(path, [fields for _, fields in screens], notes),
-            events,
-            end=end,
+            _frames(path, told.screens, notes),
+            Stream(partial(_events, path, told)),
+            end=told.end,
             env=titles.most_common(1)[0][0] if titles else "",
             notes=notes,
         )
 
 
-def _messages(path: Path) -> dict[str, list[Message]]:
-    """Messages by the last word of their kind, in order of time."""
-    reader = needed("mcap.reader")
-    found: dict[str, list[Message]] = defaultdict(list)
-    try:
-        with open_regular(path) as file:
-            for schema, _, message in reader.make_reader(file).iter_messages():
-                kind = schema.name.replace("/", ".").rpartition(".")[2]
-                fields = json.loads(message.data)
-                time_ns = fields.get("utc_ns") or message.log_time if kind in SCREENS else message.log_time
-                found[kind].append((time_ns / 1e9, fields | {"utc_ns": time_ns}))
-    except Exception as error:  # whatever upsets the library is damage of this file
-        raise RecordingError(path, f"cannot be read ({type(error).__name__}: {error})") from error
-    return found
+class _Screens:
+    """Where the frames of a recording are in its video, and when they were taken; 16 bytes for each."""
 
+    def __init__(self) -> None:
+        self.pts, self.taken = array("d"), array("d")  # seconds
+        self.names: set[str] = set()  # of videos
+        self.shape: list[int] | None = None
 
-def _frames(
-    path: Path, screens: list[dict[str, Any]], notes: list[str]
-) -> Iterator[tuple[float, Callable[[], np.ndarray]]]:
-    """The frames of the video at the times of their messages; says in ``notes`` which have no partner."""
-    placed = []
-    for fields in screens:
+    def add(self, path: Path, time: float, fields: dict[str, Any]) -> None:
         at = fields.get("media_ref") or fields
         name, pts = at.get("uri") or at.get("path"), at.get("pts_ns", fields.get("pts"))
         if not isinstance(name, str) or not isinstance(pts, int):
             raise RecordingError(path, "a frame lies in no video (its message has no pts), and others are not read")
-        placed.append((pts / 1e9, fields["utc_ns"] / 1e9, name, fields.get("shape")))
-    placed.sort(key=lambda one: one[0])
-    if len(names := {name for _, _, name, _ in placed}) > 1:
-        raise RecordingError(path, f"its frames lie in {len(names)} videos; one is read")
-    video = path.parent / Path(names.pop()).name  # never what an absolute path names, on a computer that is not ours
-    shape = placed[0][3]
+        if not self.pts:
+            self.shape = fields.get("shape")
+        self.pts.append(pts / 1e9)
+        self.taken.append(time)
+        self.names.add(name)
+
+
+@dataclass
+class _Told:
+    """What one pass over a recording's messages tells, before its events can be read.
+
+    Args:
+        screens: its frames.
+        kinds: of :data:`MOUSE` that there are.
+        place: of the pointer at first.
+        end: seconds, of the last message.
+    """
+
+    screens: _Screens = field(default_factory=_Screens)
+    kinds: set[str] = field(default_factory=set)
+    place: tuple[float, float] | None = None
+    end: float = -math.inf
+
+
+def _messages(path: Path) -> Iterator[Message]:
+    """Messages by the last word of their kind, in order of time; their fields are parsed when they are asked for.
+
+    Raises:
+        RecordingError: the file is damaged.
+    """
+    reader = needed("mcap.reader")
+    try:
+        with open_regular(path) as file:
+            for schema, _, message in reader.make_reader(file).iter_messages():
+                kind = schema.name.replace("/", ".").rpartition(".")[2]
+                time_ns = message.log_time
+                fields = partial(json.loads, message.data)
+                if kind in SCREENS:
+                    parsed = fields()
+                    time_ns, fields = parsed.get("utc_ns") or time_ns, partial(dict, parsed)
+                yield time_ns / 1e9, kind, fields
+    except RecordingError:
+        raise
+    except Exception as error:  # whatever upsets the library is damage of this file
+        raise RecordingError(path, f"cannot be read ({type(error).__name__}: {error})") from error
+
+
+def _events(path: Path, told: _Told) -> Iterator[Event]:
+    """What the player did, in order of time."""
+    keyboard, mouse, kind = _Keyboard(), _Mouse(told), ""
+    try:
+        for time, kind, fields in _messages(path):
+            if kind in KEYBOARD:
+                yield from keyboard(time, kind, fields())
+            elif kind in MOUSE:
+                yield from mouse(time, kind, fields())
+    except DAMAGE as error:
+        raise _damaged(path, kind, error) from error
+
+
+def _damaged(path: Path, kind: str, error: Exception) -> RecordingError:
+    return RecordingError(path, f"a {kind} is damaged ({type(error).__name__}: {error})")
+
+
+def _frames(path: Path, screens: _Screens, notes: list[str]) -> Iterator[tuple[float, Callable[[], np.ndarray]]]:
+    """The frames of the video at the times of their messages; says in ``notes`` which have no partner."""
+    if len(screens.names) > 1:
+        raise RecordingError(path, f"its frames lie in {len(screens.names)} videos; one is read")
+    order = np.argsort(screens.pts, kind="stable")
+    pts, taken = np.array(screens.pts)[order], np.array(screens.taken)[order]
+    video = (
+        path.parent / Path(next(iter(screens.names))).name
+    )  # never what an absolute path names, on a computer that is not ours
     number = without_frame = without_message = 0
-    for pts, picture in timed_frames(video):
-        while number < len(placed) and placed[number][0] < pts - SAME_FRAME_S:
+    for time, picture in timed_frames(video):
+        while number < len(pts) and pts[number] < time - SAME_FRAME_S:
             number, without_frame = number + 1, without_frame + 1
-        if number == len(placed) or placed[number][0] > pts + SAME_FRAME_S:
+        if number == len(pts) or pts[number] > time + SAME_FRAME_S:
             without_message += 1
             continue
-        yield placed[number][1], picture if shape is None else partial(_cropped, picture, shape)
+        yield float(taken[number]), picture if screens.shape is None else partial(_cropped, picture, screens.shape)
         number += 1
-    without_frame += len(placed) - number
+    without_frame += len(pts) - number
     if without_frame:
-        notes.append(f"frames that are not in the video: {without_frame} of {len(placed)}")
+        notes.append(f"frames that are not in the video: {without_frame} of {len(pts)}")
     if without_message:
         notes.append(f"frames of the video without a message that tells their time, left out: {without_message}")
 
@@ -136,56 +210,68 @@ def _cropped(picture: Callable[[], np.ndarray], shape: list[int]) -> np.ndarray:
     return array
 
 
-def _keyboard(messages: dict[str, list[Message]], notes: list[str]) -> list[Event]:
-    """Presses and releases, with those releases that only the states tell of."""
-    events: list[Event] = []
-    held: dict[int, float] = {}
-    pressed, stuck, listed = set(), Counter[int](), set()
-    told = [(time, "state", fields) for time, fields in messages.pop("KeyboardState", ())]
-    told += [(time, "event", fields) for time, fields in messages.pop("KeyboardEvent", ())]
-    for time, what, fields in sorted(told, key=lambda one: one[0]):
-        if what == "event":
+class _Keyboard:
+    """Presses and releases, message by message, with those releases that only the states tell of."""
+
+    def __init__(self) -> None:
+        self._held: dict[int, float] = {}  # code -> since when
+        self._pressed: set[int] = set()
+        self._listed: set[int] = set()
+        self._stuck = Counter[int]()
+
+    def __call__(self, time: float, kind: str, fields: dict[str, Any]) -> Iterator[Event]:
+        if kind == "KeyboardEvent":
             code, down = fields["vk"], fields["event_type"] == "press"
-            events.append(Event(time, key_of_code(code), down))
-            pressed.add(code)
+            self._pressed.add(code)
             if down:
-                held.setdefault(code, time)
+                self._held.setdefault(code, time)
             else:
-                held.pop(code, None)
-            continue
+                self._held.pop(code, None)
+            yield Event(time, key_of_code(code), down)
+            return
         state = set(fields.get("buttons") or fields.get("pressed_keys") or ())
-        listed |= state
-        for code in [code for code, since in held.items() if code not in state and time - since > CROSSING_S]:
-            events.append(Event(time, key_of_code(code), 0))
-            stuck[code] += 1
-            del held[code]
-    notes += [f"{key_of_code(code)} was released {n} times without an event" for code, n in sorted(stuck.items())]
-    if phantoms := sorted(key_of_code(code) for code in listed - pressed if not 1 <= code <= 6):
-        notes.append(f"{', '.join(phantoms)}: in the keyboard's state but never pressed, so left out")
-    return events
+        self._listed |= state
+        late = [code for code, since in self._held.items() if code not in state and time - since > CROSSING_S]
+        for code in late:
+            self._stuck[code] += 1
+            del self._held[code]
+            yield Event(time, key_of_code(code), 0)
+
+    def notes(self) -> list[str]:
+        """What was put right."""
+        notes = [
+            f"{key_of_code(code)} was released {n} times without an event" for code, n in sorted(self._stuck.items())
+        ]
+        if phantoms := sorted(key_of_code(code) for code in self._listed - self._pressed if not 1 <= code <= 6):
+            notes.append(f"{', '.join(phantoms)}: in the keyboard's state but never pressed, so left out")
+        return notes
 
 
-def _mouse(messages: dict[str, list[Message]]) -> list[Event]:
+class _Mouse:
     """Buttons, wheel and motion; motion from the device where that was recorded, else from the pointer's places."""
-    pointer, raw = messages.pop("MouseEvent", []), messages.pop("RawMouseEvent", [])
-    events: list[Event] = []
-    states = messages.pop("MouseState", [])
-    place = (states[0][1]["x"], states[0][1]["y"]) if states else None
-    for time, fields in pointer:
-        x, y = fields["x"], fields["y"]
-        if place is not None and not raw:
-            events += [Event(time, "mouse_dx", x - place[0]), Event(time, "mouse_dy", y - place[1])]
-        place = x, y
-        if fields["event_type"] == "scroll":
-            events += [Event(time, "scroll_dx", fields.get("dx") or 0), Event(time, "scroll_dy", fields.get("dy") or 0)]
-        elif fields["event_type"] == "click" and (button := BUTTONS.get(fields.get("button") or "")):
-            events.append(Event(time, button, bool(fields["pressed"])))
-    for time, fields in raw:
+
+    def __init__(self, told: _Told) -> None:
+        self._pointer, self._raw = (kind in told.kinds for kind in MOUSE)
+        self._place = told.place
+
+    def __call__(self, time: float, kind: str, fields: dict[str, Any]) -> Iterator[Event]:
+        if kind == "MouseEvent":
+            x, y = fields["x"], fields["y"]
+            if self._place is not None and not self._raw:
+                yield Event(time, "mouse_dx", x - self._place[0])
+                yield Event(time, "mouse_dy", y - self._place[1])
+            self._place = x, y
+            if fields["event_type"] == "scroll":
+                yield Event(time, "scroll_dx", fields.get("dx") or 0)
+                yield Event(time, "scroll_dy", fields.get("dy") or 0)
+            elif fields["event_type"] == "click" and (button := BUTTONS.get(fields.get("button") or "")):
+                yield Event(time, button, bool(fields["pressed"]))
+            return
         if not fields.get("us_flags", 0) & RAW_ABSOLUTE:
-            events += [Event(time, "mouse_dx", fields["last_x"]), Event(time, "mouse_dy", fields["last_y"])]
-        if not pointer:
-            events += _raw_buttons(time, fields.get("button_flags", 0), fields.get("button_data", 0))
-    return events
+            yield Event(time, "mouse_dx", fields["last_x"])
+            yield Event(time, "mouse_dy", fields["last_y"])
+        if not self._pointer:
+            yield from _raw_buttons(time, fields.get("button_flags", 0), fields.get("button_data", 0))
 
 
 def _raw_buttons(time: float, flags: int, data: int) -> list[Event]:

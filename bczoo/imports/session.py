@@ -8,7 +8,7 @@ clocks brings them together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -45,6 +45,25 @@ class Event(NamedTuple):
     value: float
 
 
+@dataclass(frozen=True)
+class Stream:
+    """Events of a recording that may be too long to hold them all: they are read anew whenever they are asked for.
+
+    Args:
+        read: the events, in order of time.
+    """
+
+    read: Callable[[], Iterator[Event]]
+
+    def __iter__(self) -> Iterator[Event]:
+        return self.read()
+
+
+def in_order(events: Sequence[Event] | Stream) -> Iterable[Event]:
+    """Events in order of time; those of the same time as they were."""
+    return events if isinstance(events, Stream) else sorted(events, key=lambda event: event.time)
+
+
 @dataclass
 class Session:
     """One recording as it was made.
@@ -52,9 +71,9 @@ class Session:
     Args:
         frames: time and picture of every frame, in order of time: a (H, W, 3) uint8 array in RGB, or a function that
             gives it, which is called for the frames that a step shows and for no other.
-        events: what the player did; None where nobody knows, as in a video from elsewhere. In any order; those of the
-            same time in the order in which they happened. A name whose first event is its release was held from the
-            start.
+        events: what the player did; None where nobody knows, as in a video from elsewhere. A list in any order, those
+            of the same time in the order in which they happened; or a :class:`Stream`, which need not fit into memory.
+            A name whose first event is its release was held from the start.
         texts: since when which instruction holds; None ends one.
         fps: steps per second, of formats that hold one action a frame; None for events of any time.
         end: until when it is known what the player did; until the last frame if left out.
@@ -68,7 +87,7 @@ class Session:
     """
 
     frames: Iterable[tuple[float, Picture]]
-    events: Sequence[Event] | None = None
+    events: Sequence[Event] | Stream | None = None
     texts: Sequence[tuple[float, str | None]] = ()
     fps: float | None = None
     end: float | None = None

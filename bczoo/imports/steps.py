@@ -30,7 +30,18 @@ import numpy as np
 
 from bczoo.core.actions import Values
 from bczoo.data.errors import RecordingError
-from bczoo.imports.session import GAMEPAD, MOTIONS, POSITIONS, STICKS_PRESSED, Event, Picture, Session, group_of
+from bczoo.imports.session import (
+    GAMEPAD,
+    MOTIONS,
+    POSITIONS,
+    STICKS_PRESSED,
+    Event,
+    Picture,
+    Session,
+    Stream,
+    group_of,
+    in_order,
+)
 
 SLACK_S = 1e-3  # by which a frame may come late; containers round times to milliseconds
 SAME_S = 1e-6  # seconds that sums of fractions may differ by
@@ -114,13 +125,14 @@ def _shown(session: Session, fps: float, where: str | Path) -> Iterator[tuple[fl
 class _Inputs:
     """What the player does, from step to step."""
 
-    def __init__(self, events: Sequence[Event], where: str | Path) -> None:
-        for event in events:
+    def __init__(self, events: Sequence[Event] | Stream, where: str | Path) -> None:
+        firsts: dict[str, Event] = {}
+        for event in in_order(events):
             if not (math.isfinite(event.time) and abs(event.value) <= FURTHEST):  # nor is NaN
                 raise RecordingError(where, f"{event.name} is {event.value:g} at {event.time:g} s")
-        self._events = sorted(events, key=itemgetter(0))
-        self._next = 0
-        firsts = {event.name: event for event in reversed(self._events)}
+            firsts.setdefault(event.name, event)
+        self._events = iter(in_order(events))
+        self._next = next(self._events, None)
         self._groups = _groups(firsts)
         self._held = {name for name, event in firsts.items() if not event.value and name not in STATE}
         self._positions = dict.fromkeys(POSITIONS, 0.0)
@@ -132,7 +144,7 @@ class _Inputs:
         held, pressed = set(self._held), set()
         sums = dict.fromkeys(MOTIONS, 0.0)
         areas, since = dict.fromkeys(POSITIONS, 0.0), dict.fromkeys(POSITIONS, begin)
-        while self._next < len(self._events) and (event := self._events[self._next]).time < end - SAME_S:
+        while (event := self._next) is not None and event.time < end - SAME_S:
             name = event.name
             if name in MOTIONS:
                 sums[name] += event.value
@@ -150,15 +162,15 @@ class _Inputs:
 
     def _pass(self, until: float) -> None:
         """Keep account of what happened before ``until``, which no step has as its action."""
-        while self._next < len(self._events) and self._events[self._next].time < until:
-            self._apply(self._events[self._next])
+        while (event := self._next) is not None and event.time < until:
+            self._apply(event)
 
     def _apply(self, event: Event) -> None:
         if event.name in POSITIONS:
             self._positions[event.name] = event.value
         elif event.name not in MOTIONS:
             (self._held.add if event.value else self._held.discard)(event.name)
-        self._next += 1
+        self._next = next(self._events, None)
 
     def _values(self, held: Iterable[str], sums: dict[str, float], means: dict[str, float]) -> Values:
         values: Values = {name: [] for name in ("keys", "mouse_buttons", "buttons") if name in self._groups}

@@ -95,8 +95,9 @@ def record(
         seed: seed of the first episode; the others follow.
         size: of the stored frames in pixels, one number for a square or [height, width]; if left out, the largest of
             64, 96, 128, 160 and 192 that enlarges nothing.
-        noise: share of steps that start a burst of random turning (2 to 10 steps long). The recording holds
-            what the expert would have done instead, which teaches a policy to recover from its own mistakes.
+        noise: share of steps that start a burst of random turning (2 to 10 steps long). Such steps hold what was
+            done, and beside it what the expert would have done instead. That is what is learned of them, so a policy
+            learns to recover from its own mistakes.
         workers: processes that play at the same time, of experts and random players; one per processor core if
             left out.
         hold: the player decides every so many steps and holds its decision in between.
@@ -109,8 +110,8 @@ def record(
         takeover: probability, at every step of the policy, that the game's expert takes over.
         takeover_steps: fewest and most steps that the expert then plays, such as [10,30].
         dagger: label the policy's own steps with what the expert would have done, and learn from them too.
-            The past actions that a policy sees in training are then those labels and not what was executed, as
-            under noise. With takeover 0 the policy plays alone.
+            The past actions that a policy sees in training stay those that were executed. With takeover 0 the policy
+            plays alone.
         text: instruction to the player, written into the recordings; for a policy the one that it was fine-tuned under
             if left out.
         text_encoder: embeds the instruction where no policy does, such as bczoo.GemmaTextEncoder, or its class_path and

@@ -3,6 +3,8 @@
 Place in the pipeline: ``bczoo record --agent expert`` comes here from :mod:`bczoo.record.command`; plays a
 :class:`~bczoo.games.game.Game` and writes through :class:`bczoo.data.recording.RecordingWriter`. Policies and their
 corrections are in :mod:`bczoo.record.corrections`, people in :mod:`bczoo.record.keyboard`.
+
+Under action noise a step holds what was executed, and beside it what the player had decided, which policies learn.
 """
 
 from __future__ import annotations
@@ -90,9 +92,18 @@ def _demonstrate_episode(
         frame, info = running.reset(seed)
         player.reset(0, seed)
         while not done:
-            values = player.act([0], [frame], [info])[0].values
-            writer.add(frame, user=values, text=instruction.text, text_embedding=instruction.embedding)
-            frame, reward, done, info = running.step(disturbed(values))
+            wanted = player.act([0], [frame], [info])[0].values
+            executed = disturbed(wanted)
+            burst = executed is not wanted  # not the player's action, so stored as a policy's own would be
+            writer.add(
+                frame,
+                user=None if burst else wanted,
+                system=executed if burst else None,
+                expert=wanted if burst else None,
+                text=instruction.text,
+                text_embedding=instruction.embedding,
+            )
+            frame, reward, done, info = running.step(executed)
             total += reward
     return total
 
@@ -117,7 +128,7 @@ class ActionNoise:
         self._turn: Values = {}
 
     def __call__(self, values: Values) -> Values:
-        """What to execute where ``values`` was decided."""
+        """What to execute where ``values`` was decided: the same object outside of bursts."""
         if self._left == 0 and self._rng.random() < self.share:
             low, high = NOISE_STEPS
             self._left = int(self._rng.integers(low, high + 1))

@@ -2,14 +2,15 @@
 
 Place in the pipeline: :func:`bczoo.record.command.record` makes an :class:`Instruction` of what the user wrote; experts
 (:mod:`bczoo.record.demonstrations`) and people (:mod:`bczoo.record.keyboard`) are recorded under it. Where a policy
-plays, its own encoder embeds the text. Imports no torch unless a text is embedded.
+plays, its own encoder embeds the text. Imports of other recorders' data embed theirs here too
+(:mod:`bczoo.imports.command`). Imports no torch unless a text is embedded.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 else:
     EncoderOrName = str | dict  # to the parser of the command line
 
+AT_ONCE = 32  # texts
 UNEMBEDDED = (
     "the instruction is written into the recordings without an embedding, and no policy learns from it so; give "
     "--text_encoder, such as bczoo.GemmaTextEncoder"
@@ -67,11 +69,20 @@ def make_instruction(text: str | None, encoder: EncoderOrName | None) -> Instruc
     """
     if not text or encoder is None:
         return Instruction(text or None)
+    return Instruction(text, embed([text], encoder)[text])
+
+
+def embed(texts: Sequence[str], encoder: EncoderOrName) -> dict[str, np.ndarray]:
+    """The embedding (E,) float32 of every text; encoder and errors as of :func:`make_instruction`."""
     from bczoo.core.parts import build_part  # brings in torch
     from bczoo.nn.text import TextEncoder
 
     made = build_part("text_encoder", {"class_path": encoder} if isinstance(encoder, str) else encoder, TextEncoder)
-    embedding = np.asarray(made([text])[0], np.float32)
-    if embedding.ndim != 1 or not np.isfinite(embedding).all():
-        raise UserError(f"the text encoder gives no row of finite numbers for {text!r}")
-    return Instruction(text, embedding)
+    out = {}
+    for first in range(0, len(texts), AT_ONCE):
+        some = texts[first : first + AT_ONCE]
+        for text, row in zip(some, made(list(some)), strict=True):
+            out[text] = np.asarray(row, np.float32)
+            if out[text].ndim != 1 or not np.isfinite(out[text]).all():
+                raise UserError(f"the text encoder gives no row of finite numbers for {text!r}")
+    return out

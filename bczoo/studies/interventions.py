@@ -19,7 +19,7 @@ A copy of the expert as it was at t judges the new scene: its ``answer``. What t
 on as if nothing had happened follows the habit. Cases in which the two differ separate these policies.
 
 Limits: the policy sees frames as the game renders them, without the losses of a recording's video. Past actions are
-the expert's decisions, as in recordings, also where a burst replaced them. What the expert knows and no picture shows
+what was executed, as in recordings, so also the bursts. What the expert knows and no picture shows
 (its pause between two shots, the direction of a corridor) keeps even a perfect policy below 1; accuracy on ``none``
 shows how far. Only the last frame is changed, so the change itself is sudden, as a turn within one step is. A removed
 object may be small: some pixels change, however few.
@@ -76,7 +76,7 @@ class Interventions:
         steps: (N,) int64, the moment t: the step that the policy is asked for.
         lengths: (N,) int64, steps of the window.
         frames: (N, T, S, S, 3) uint8, RGB.
-        past: per group (N, T, n) int64, ids of the expert's decisions before t; the step t itself is zero.
+        past: per group (N, T, n) int64, ids of what was executed before t; the step t itself is zero.
         answer: per group (N, n) int64, what the expert does in the scene of the last frame.
         habit: per group (N, n) int64, what it did in the scene that the past actions lead up to.
     """
@@ -283,7 +283,7 @@ def _case(
 ) -> _Case | None:
     """A case at this step; None where it gives no chance for this kind."""
     first = max(0, step + 1 - window)
-    frames, past = played.frames[first : step + 1], played.decisions[first:step]
+    frames, past = played.frames[first : step + 1], played.executed[first:step]
     habit = played.decisions[step]
     if kind in ("history", CONTROL):
         return _Case(kind, kind, played.seed, step, frames, past, habit, habit)

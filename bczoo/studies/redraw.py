@@ -1,7 +1,7 @@
 """``bczoo study redraw``: the pictures of a study once more, from the results that it left.
 
-Place in the pipeline: reads toy.json, characters.json, report.json or gap.json, as the studies of this package and
-``bczoo gap`` write them, and draws with their own functions. Nothing is trained, played or measured.
+Place in the pipeline: reads toy.json, characters.json, labels.json, report.json or gap.json, as the studies of this
+package and ``bczoo gap`` write them, and draws with their own functions. Nothing is trained, played or measured.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import Any
 
 from bczoo.core.errors import UserError
 
-RESULTS = ("toy.json", "characters.json", "report.json", "gap.json")
+RESULTS = ("toy.json", "characters.json", "labels.json", "report.json", "gap.json")
 
 
 def redraw(results: str, out: str | None = None) -> list[Path]:
     """Draw the pictures of a study again, without measuring anything.
 
     Args:
-        results: what the study wrote: toy.json, characters.json, report.json (of the study of confusion) or gap.json,
-            or its folder.
+        results: what the study wrote: toy.json, characters.json, labels.json, report.json (of the study of confusion)
+            or gap.json, or its folder.
         out: folder of the pictures; the one that the results are in if left out.
     """
     path = _find(Path(results))
@@ -68,6 +68,13 @@ def _characters(content: Mapping[str, Any], folder: Path) -> list[Path]:
     return [folder / "characters.png"]
 
 
+def _labels(content: Mapping[str, Any], folder: Path) -> list[Path]:
+    from bczoo.studies.labels_report import plot
+
+    plot(content, folder / "labels.png")
+    return [folder / "labels.png"]
+
+
 def _gap(content: Mapping[str, Any], folder: Path) -> list[Path]:
     from bczoo.studies.gap import plot
 
@@ -84,6 +91,7 @@ def _confusion(content: Mapping[str, Any], folder: Path) -> list[Path]:
 DRAWN: dict[frozenset[str], Callable[[Mapping[str, Any], Path], list[Path]]] = {  # by the entries that are drawn
     frozenset({"settings", "steps", "correctness"}): _toy,
     frozenset({"runs", "exponents"}): _characters,
+    frozenset({"compared", "readers"}): _labels,
     frozenset({"game", "policies"}): _gap,
     frozenset({"kinds", "findings", "baselines"}): _confusion,
 }

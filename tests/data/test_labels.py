@@ -147,7 +147,7 @@ def test_the_report_counts_labelled_steps(tmp_path):
     report = check(str(tmp_path), text_dim=None, processes=1)
     assert (report.user_steps, report.labelled_steps, report.system_steps) == (2, 2, 1)
     assert report.actions["keys"]["d"] == 2 and report.actions["keys"]["a"] == 0
-    assert "system labelled by an expert 2" in str(report)
+    assert "system with an expert's label 2" in str(report)
 
 
 @pytest.mark.parametrize("make", [tiny.tiny_policy, tiny.tiny_cnn])

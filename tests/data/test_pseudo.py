@@ -16,7 +16,7 @@ from bczoo.core.spec import loss_mask
 from bczoo.data.check import check
 from bczoo.data.dataset import WindowDataset
 from bczoo.data.index import open_index
-from bczoo.data.pseudo import PseudoLabels, hours
+from bczoo.data.pseudo import PseudoLabels, draws, hours
 from bczoo.data.recording import ANNOTATION_FILE, RecordingWriter, write_action
 from bczoo.data.schema import annotation as pb
 from bczoo.data.windows import Plan, list_windows, split
@@ -77,6 +77,50 @@ def test_windows_with_less_than_half_their_steps_are_left_out(tmp_path):
     assert Plan(index, index.usable, 4, 1, False, pseudo=PseudoLabels(0.95)).n_windows() == 2
 
 
+def test_long_runs_of_nothing_are_a_small_share_of_what_is_learned(tmp_path):
+    write(tmp_path / "rec", [0.9] * 200)
+    message = pb.VideoAnnotation.FromString((tmp_path / "rec" / ANNOTATION_FILE).read_bytes())
+    for first, last in ((20, 60), (80, 130), (150, 180)):  # of 40 steps, two seconds, of 50 and of 30
+        for frame in message.frame_annotations[first + 1 : last + 1]:
+            frame.pseudo_action.Clear()
+            write_action({}, frame.pseudo_action)
+    (tmp_path / "rec" / ANNOTATION_FILE).write_bytes(message.SerializeToString())
+    index = index_of(tmp_path)
+    kept = PseudoLabels(idle_share=0.1).accepted(index, 0)[1:]
+    assert np.flatnonzero(~kept).tolist() == list(range(80 + 16, 130))  # 16 of 166 that are left
+    assert PseudoLabels(idle_share=None).accepted(index, 0)[1:].all()
+    assert np.flatnonzero(~PseudoLabels(idle_share=0.0).accepted(index, 0)[1:]).tolist() == list(range(80, 130))
+
+
+@pytest.mark.parametrize("share", [0.5, 0.25, 1.0, 0.0])
+def test_batches_have_their_share_of_guesses(tmp_path, share):
+    write(tmp_path / "a", [0.9] * 36)
+    write(tmp_path / "b", steps=8)
+    index = index_of(tmp_path)
+    plan = Plan(index, index.usable, 4, 4, shuffle=True, pseudo=PseudoLabels(share=share))
+    recording, start = plan.epoch(0)
+    assert plan.n_windows() in (10, 11) and len(recording) == 2
+    assert (recording == 0).mean(axis=1).tolist() == [share] * 2
+    drawn = [(r, s) for r, s in zip(recording.flat, start.flat, strict=True) if r == 0]
+    assert len(set(drawn)) == len(drawn), "as long as there are enough, none comes twice"
+    other = Plan(index, index.usable, 4, 4, shuffle=True, pseudo=PseudoLabels(share=share))
+    assert (other.epoch(0)[1] == start).all() and (other.epoch(1)[1] != start).any()
+
+
+def test_one_kind_alone_is_drawn_whole_whatever_the_share(tmp_path):
+    write(tmp_path / "a", [0.9] * 12)
+    index = index_of(tmp_path)
+    start = Plan(index, index.usable, 4, 1, shuffle=True, pseudo=PseudoLabels()).epoch(0)[1]
+    assert len(set(start.flat)) == len(start) == 3
+
+
+def test_known_windows_that_come_too_often_are_told():
+    guessed = np.arange(22) > 1
+    with pytest.warns(UserWarning, match=r"each of the 2 windows with known actions comes 5.5 times an epoch"):
+        assert "each of them comes 0.6 times, each of the others 5.5 times" in draws(guessed, 0.5)
+    assert draws(guessed, None) is None and draws(guessed[2:], 0.5) is None
+
+
 def test_guesses_are_never_validated_on(tmp_path):
     for i in range(8):
         write(tmp_path / f"guessed-{i}", [0.9] * 4)
@@ -103,7 +147,8 @@ def test_training_on_a_mixture(tmp_path, capsys):
     trainer.fit(policy, data)
     told = capsys.readouterr().out
     assert "h read off video" in told and "sure enough (from 0.5 on) and count 0.5 each" in told
-    assert data.describe()["pseudo"] == {"min_confidence": 0.5, "weight": 0.5}
+    assert "windows  50% of a batch from recordings that were read off: in an epoch each of them comes" in told
+    assert data.describe()["pseudo"] == {"min_confidence": 0.5, "weight": 0.5, "share": 0.5, "idle_share": 0.1}
     weights = torch.cat([b["weight"][b["user"]] for b in data.train_dataloader()])
     assert set(weights.tolist()) == {0.5, 1.0}
     assert all("weight" not in batch for batch in data.val_dataloader())
@@ -155,7 +200,9 @@ def test_hours_are_told(tmp_path):
     assert hours(known, known.usable, None) is None
 
 
-@pytest.mark.parametrize("options", [{"pseudo_min_confidence": 1.5}, {"pseudo_weight": -1}])
+@pytest.mark.parametrize(
+    "options", [{"pseudo_min_confidence": 1.5}, {"pseudo_weight": -1}, {"pseudo_share": 1.1}, {"pseudo_idle_share": 1}]
+)
 def test_options_that_make_no_sense(options):
     with pytest.raises(UserError, match=next(iter(options))):
         RecordingDataModule(root="data", **options)

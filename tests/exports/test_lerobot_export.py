@@ -99,6 +99,9 @@ def test_what_a_reader_finds(tmp_path):
     np.testing.assert_allclose(stats["action"]["mean"], actions.mean(0), atol=1e-9)
     np.testing.assert_allclose(stats["action"]["std"], actions.std(0), atol=1e-6)
     assert stats["action"]["max"] == actions.max(0).tolist() and stats["action"]["count"] == [47]
+    of_episodes = [np.quantile(actions[:21], 0.9, axis=0), np.quantile(actions[21:], 0.9, axis=0)]
+    np.testing.assert_allclose(stats["action"]["q90"], np.average(of_episodes, axis=0, weights=[21, 26]), atol=1e-6)
+    assert {"q01", "q10", "q50", "q99"} < set(stats[CAMERA]) and np.shape(stats[CAMERA]["q50"]) == (3, 1, 1)
     assert np.shape(stats[CAMERA]["mean"]) == (3, 1, 1) and 0.3 < stats[CAMERA]["mean"][0][0][0] < 0.7
 
 

@@ -33,7 +33,8 @@ def cases(request) -> Interventions:
 
 
 def live(game, running, episode: int, hold: int, until: int, change: str):
-    """The expert plays anew, without a replay; yields every frame and decision, the last one after the change."""
+    """The expert plays anew, without a replay; yields every frame, decision and what was executed in its place but for
+    the change, the last of them after it."""
     player, bursts = ActionRepeat(ExpertPlayer(game), hold), ActionNoise(game, NOISE, episode)
     player.start(1, episode)
     frame, info = running.reset(episode)
@@ -41,8 +42,8 @@ def live(game, running, episode: int, hold: int, until: int, change: str):
     what, _, detail = change.partition(" ")
     for step in range(until + 1):
         values = player.act([0], [frame], [info])[0].values
-        yield frame, values
         executed = bursts(values)
+        yield frame, values, executed
         if step == until - 1 and what == "turn":
             executed = {**executed, "mouse_dx": executed["mouse_dx"] + 4 * float(detail)}
         if step == until - 1 and what in ("remove", "summon"):
@@ -66,25 +67,27 @@ def test_frames_and_verdicts_are_those_of_a_game_played_anew(cases):
             change, step, length = cases.changes[i], int(cases.steps[i]), int(cases.lengths[i])
             plain = list(live(game, running, int(cases.episodes[i]), hold, step, ""))[-length:]
             played = list(live(game, running, int(cases.episodes[i]), hold, step, change))[-length:]
-            frames = np.stack([resize(frame, SIZE) for frame, _ in played])
-            ids = [SPACE.encode(**values) for _, values in played]
+            frames = np.stack([resize(frame, SIZE) for frame, _, _ in played])
+            answer = SPACE.encode(**played[-1][1])
+            past = [SPACE.encode(**executed) for _, _, executed in played[:-1]]
             habit = SPACE.encode(**plain[-1][1])
             assert np.array_equal(cases.frames[i, :length], frames)
             changed = not np.array_equal(frames[-1], resize(plain[-1][0], SIZE))
             assert changed == (kind in ("turn", "remove", "summon"))
             for name in GROUPS:
-                assert cases.answer[name][i].tolist() == ids[-1][name]
+                assert cases.answer[name][i].tolist() == answer[name]
                 if kind != "history":
                     assert cases.habit[name][i].tolist() == habit[name]
-                    assert cases.past[name][i, : length - 1].tolist() == [one[name] for one in ids[:-1]]
+                    assert cases.past[name][i, : length - 1].tolist() == [one[name] for one in past]
             if kind == "history":
                 episode, moment = map(int, change.split()[1].split(":"))
                 assert episode != cases.episodes[i]
                 other = list(live(game, running, episode, hold, moment, ""))[-length:]
-                taken = [SPACE.encode(**values) for _, values in other]
+                habit = SPACE.encode(**other[-1][1])
+                past = [SPACE.encode(**executed) for _, _, executed in other[:-1]]
                 for name in GROUPS:
-                    assert cases.habit[name][i].tolist() == taken[-1][name]
-                    assert cases.past[name][i, : length - 1].tolist() == [one[name] for one in taken[:-1]]
+                    assert cases.habit[name][i].tolist() == habit[name]
+                    assert cases.past[name][i, : length - 1].tolist() == [one[name] for one in past]
 
 
 def test_the_expert_that_judges_remembers_its_episode():

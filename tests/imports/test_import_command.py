@@ -193,6 +193,18 @@ class MyFormat(Format):
 """
 
 
+ENCODER = """
+from bczoo import TextEncoder
+
+class Lengths(TextEncoder):
+    def __init__(self):
+        pass
+
+    def __call__(self, texts):
+        return np.array([[len(text), 1.0] for text in texts])
+"""
+
+
 def test_a_format_of_ones_own(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
@@ -210,6 +222,35 @@ def test_a_format_of_ones_own(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("BCZOO_TRACEBACK", "1")
     with pytest.raises(ZeroDivisionError):
         bczoo(*arguments, "--import", "own_format", "--processes", 1)
+
+
+def test_instructions_are_embedded_as_asked(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "texts_format.py").write_text(OWN + ENCODER)
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text("w a s")
+    arguments = [
+        "data",
+        "import",
+        "texts_format.MyFormat",
+        ".",
+        "--import",
+        "texts_format",
+        "--fps",
+        10,
+        "--processes",
+        2,
+    ]
+    assert bczoo(*arguments, "plain") == 0
+    assert (
+        "texts    in 6 steps (100.0%), 6 without an embedding, from which no policy learns" in capsys.readouterr().out
+    )
+    assert bczoo(*arguments, "embedded", "--text_encoder", "texts_format.Lengths") == 0
+    assert "texts    in 6 steps (100.0%)\n" in capsys.readouterr().out
+    for name in ("a", "b"):
+        (text,) = read_annotation(tmp_path / "embedded" / name).frame_annotations[1].frame_text_annotation
+        assert list(text.text_embedding_dict["bczoo"].text_embeddings["gemma"].values) == [2.0, 1.0]
 
 
 @pytest.mark.parametrize(

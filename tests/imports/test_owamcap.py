@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tracemalloc
 from itertools import pairwise
 from pathlib import Path
 
@@ -25,7 +26,7 @@ SAMPLES = Path(__file__).parent / "owamcap"
 def write(path, messages):
     """An .mcap file of messages: seconds, kind, fields."""
     with path.open("wb") as file:
-        writer = Writer(file)
+        writer = Writer(file, chunk_size=2**13)
         writer.start(profile="owa")
         channels = {}
         for time, kind, fields in sorted(messages, key=lambda one: one[0]):
@@ -115,6 +116,26 @@ def test_motion_is_that_of_the_device_where_it_was_recorded(tmp_path):
     assert [(v["mouse_dx"], v["mouse_dy"]) for v in told] == [(-7, 2), (0, 0), (0, 0), (0, 0)]
 
 
+def test_memory_does_not_grow_with_the_messages(tmp_path):
+    """A mouse that tells of its motion a thousand times a second; its events alone would take a megabyte here."""
+
+    def peak(count):
+        raw = (
+            (0.04 + 0.15 * i / count, "RawMouseEvent", {"last_x": 1, "last_y": 0, "us_flags": 0}) for i in range(count)
+        )
+        written(tmp_path, raw)
+        tracemalloc.start()
+        session = OwaMcap().read(tmp_path / "a.mcap")
+        told = [step.values["mouse_dx"] for step in cut(session, 20.0, "a") if step.values]
+        used = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert sum(told) == count
+        return used
+
+    few, many = peak(500), peak(4_000)
+    assert many - few < 200_000, (few, many)
+
+
 def test_buttons_and_wheel_of_the_device_alone(tmp_path):
     raw = [
         (0.04, "RawMouseEvent", {"last_x": 0, "last_y": 0, "button_flags": 0x0004}),  # right down
@@ -123,6 +144,12 @@ def test_buttons_and_wheel_of_the_device_alone(tmp_path):
     told = [step.values for step in cut(written(tmp_path, raw), 20.0, "a") if step.values]
     assert [v["mouse_buttons"] for v in told] == [["1"], [], [], []]
     assert [v["scroll_dy"] for v in told] == [-1, 0, 0, 0]
+
+
+def test_damage_that_shows_when_events_are_read_is_named(tmp_path):
+    session = written(tmp_path, [(0.1, "MouseEvent", {"x": 3})])
+    with pytest.raises(RecordingError, match=r"a MouseEvent is damaged \(KeyError: 'y'\)"):
+        list(session.events)
 
 
 def test_frames_and_messages_without_a_partner_are_told(tmp_path):
@@ -160,7 +187,8 @@ def test_where_a_frame_is_in_every_generation(tmp_path, place):
         (lambda f: (f / "a.mkv").write_bytes(b"x"), "cannot be opened"),
         (lambda f: write(f / "a.mcap", [key(0, 87, "press")]), "no message of a frame"),
         (lambda f: write(f / "a.mcap", [(0, "ScreenCaptured", {"media_ref": {"uri": "data:image/png"}})]), "no video"),
-        (lambda f: write(f / "a.mcap", [*screens([0]), (0, "KeyboardEvent", {})]), "KeyboardEvent"),
+        (lambda f: write(f / "a.mcap", [*screens([0]), (0, "KeyboardEvent", {})]), "a KeyboardEvent is damaged"),
+        (lambda f: write(f / "a.mcap", [*screens([0]), (0, "MouseState", [])]), "a MouseState is damaged"),
     ],
 )
 def test_broken_ones_are_named(tmp_path, damage, reason):

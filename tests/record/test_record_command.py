@@ -18,10 +18,13 @@ import tiny_game
 from interruption import interrupted
 from processes import wait_for
 
-from bczoo.core.actions import Decision
+from bczoo.core.actions import ActionSpace, Decision
 from bczoo.core.errors import UserError
 from bczoo.core.files import PartialPath
-from bczoo.data.recording import action_values, read_annotation
+from bczoo.core.spec import loss_mask, targets
+from bczoo.data.dataset import WindowDataset
+from bczoo.data.index import open_index
+from bczoo.data.recording import LABELLED, USER, action_values, known_action, read_annotation
 from bczoo.data.video import probe, read_frames
 from bczoo.games import Game, PlayedRecordings, RandomPlayer
 from bczoo.games.bindings import VectorBindings
@@ -31,6 +34,7 @@ from bczoo.record.demonstrations import ActionNoise
 from bczoo.record.episode import Stored, episode_name
 
 CATCH = "tiny_game:catch"
+GROUPS = ("keys", "mouse_buttons", "mouse_dx", "mouse_dy")
 
 
 @pytest.fixture(autouse=True)
@@ -39,14 +43,11 @@ def here(tmp_path, monkeypatch):
 
 
 def steps(folder: str) -> list[dict]:
-    """Values of all steps that were recorded; annotation 0 is not one of them."""
+    """Values that the player decided on in all steps; annotation 0 is not one of them."""
     message = read_annotation(folder)
     assert not message.frame_annotations[0].user_action.is_known
-    return [
-        action_values(f.user_action, ("keys", "mouse_buttons", "mouse_dx"))
-        for f in message.frame_annotations[1:]
-        if f.user_action.is_known
-    ]
+    wanted = [f.user_action if f.user_action.is_known else f.expert_action for f in message.frame_annotations[1:]]
+    return [action_values(action, GROUPS) for action in wanted if action.is_known]
 
 
 def test_frames_are_paired_with_the_action_that_answers_them():
@@ -238,7 +239,7 @@ def test_noise_turns_in_bursts_and_leaves_the_held_keys():
     assert [ActionNoise(game, 0.0, seed=0)(clean) for _ in range(100)] == [clean] * 100
 
 
-def test_the_label_under_noise_is_the_clean_action():
+def test_under_noise_a_step_holds_what_was_done_and_is_learned_as_what_was_wanted():
     executed = []
 
     class Watched(tiny_game.Catch):
@@ -249,11 +250,19 @@ def test_the_label_under_noise_is_the_clean_action():
     from bczoo.record.demonstrations import demonstrate_episode
 
     game = Game("catch", Watched, tiny_game.catch().bindings, tiny_game.CatchExpert)
-    demonstrate_episode(game, "expert", 0, "noisy", Stored(32), 0.2)
-    labels = [game.bindings(v) for v in steps("noisy")]
-    assert len(labels) == len(executed)
+    demonstrate_episode(game, "expert", 0, "data/noisy", Stored(32), 0.2)
+    labels = [game.bindings(v) for v in steps("data/noisy")]
+    known = [known_action(f) for f in read_annotation("data/noisy").frame_annotations[1:]]
+    assert [game.bindings(action_values(action, GROUPS)) for _, action in known] == executed
+    assert {kind for kind, _ in known} == {USER, LABELLED}
     assert 0.1 < np.mean([a != b for a, b in zip(labels, executed, strict=True)]) < 0.7
-    frames = read_frames("noisy/32x32.mp4", 0, len(labels), 32)
+    index = open_index("data", space := ActionSpace.keyboard_mouse(), text_dim=None)
+    batch = WindowDataset(index, len(labels), 32)[0, 0]
+    for told, tokens in ((executed, batch["actions"]), (labels, targets(batch))):
+        rows = [{name: group[0, i].tolist() for name, group in tokens.items()} for i in range(len(labels))]
+        assert [game.bindings(space.decode(row)) for row in rows] == told
+    assert loss_mask(batch).all() and batch["system"].sum() == sum(kind == LABELLED for kind, _ in known)
+    frames = read_frames("data/noisy/32x32.mp4", 0, len(labels), 32)
     assert len(np.unique(frames.reshape(len(frames), -1), axis=0)) > 20
 
 
