@@ -64,9 +64,11 @@ def test_every_shipped_config_parses_and_names_itself(name, capsys):
     families = {"finetune": "FineTune", "bc_cnn": "CNNPolicy", "bc_cnn_quickstart": "CNNPolicy"}
     families |= dict.fromkeys(("idm", "idm_doom"), "InverseDynamics")
     families |= dict.fromkeys(("vqvae", "vqvae_small"), "VQVAE") | {"vqgan": "VQGAN", "vqgan_540": "ViTVQGAN"}
-    family = families.get(name, "BCPolicy")
+    token_models = {"bc_token": "TokenPolicy", "wm_token": "WorldModel"}
+    family = token_models.get(name[:8], families.get(name, "BCPolicy"))
     assert config["model"]["class_path"] == f"bczoo.{family}"
-    assert config["trainer"]["default_root_dir"] == f"runs/{name.split('/')[-1]}"
+    folder = name.replace("/", "_") if name[:8] in token_models else name.split("/")[-1]
+    assert config["trainer"]["default_root_dir"] == f"runs/{folder}"
     if name.startswith("experiments/"):
         assert config["data"]["init_args"]["fraction"] == 0.06
         assert config["model"]["init_args"]["encoder"]["init_args"]["frozen"] == (name == "experiments/frozen_encoder")

@@ -42,7 +42,7 @@ print(json.dumps([lines, sorted({"torch", "lightning", "jsonargparse"} & set(sys
     assert imported == []
     assert len(lines) == len(COMMANDS) + 3
     for command, text in lines.items():
-        assert 3 < len(text) <= (42 if command else 62), command
+        assert 3 < len(text) <= (42 if command else 64), command
         assert max(map(len, text)) <= 140, command
     assert lines["help play"] == lines["play"]
 
