@@ -41,6 +41,8 @@ ADVICE = {
     PIXELS: "colour and resize: store videos in the policy's size (bczoo record --size), which are not resized",
     REST: "index and batch: add workers (data.num_workers)",
 }
+BUSY = 0.6  # of what one core could read, below which others have the rest
+BUSY_MACHINE = "other programs take part of the processor, so these rates are too low: measure again on an idle machine"
 
 
 @dataclass
@@ -74,6 +76,9 @@ class DataReport:
         table = [["workers", "windows/s", "frames/s", "times"]]
         table += [[str(n), f"{w:.1f}", f"{w * self.steps:.0f}", f"{w / alone:.2f}"] for n, w in self.workers.items()]
         longest = max(self.parts, key=self.parts.__getitem__)
+        busy = alone * self.seconds < BUSY
+        most = max(self.workers, key=self.workers.__getitem__)
+        useless = most == 0 and len(self.workers) > 1
         return [
             markdown_table(rows),
             "",
@@ -82,8 +87,10 @@ class DataReport:
             f"augmentations, if the trainer runs on this CPU: {1e3 * self.augment:.0f} ms a window",
             "",
             markdown_table(table),
+            *([BUSY_MACHINE] if busy else []),
             "",
             f"most time goes into {ADVICE[longest]}",
+            *(["here workers did not help: none of them was faster than the trainer alone"] if useless else []),
         ]
 
 

@@ -241,10 +241,11 @@ class RecordingDataModule(L.LightningDataModule):
                 )
             )
         if not len(loader):
+            each = f" on each of {plan.world_size} processes" if plan.world_size > 1 else ""
             raise UserError(
                 f"{self.root}: {len(plan.recordings)} training recordings give {plan.n_windows()} windows of "
-                f"{plan.window} steps, too few for one batch of {self.batch_size} windows on each of "
-                f"{plan.world_size} processes; lower data.batch_size or record more"
+                f"{plan.window} steps, too few for one batch of {self.batch_size} windows{each}; lower "
+                "data.batch_size or record more"
             )
         return loader
 

@@ -60,3 +60,13 @@ def test_too_few_windows_are_told(root):
         data(str(root), size=SIZE, window=200, batch=8, workers=0, windows=16)
     with pytest.raises(UserError, match="windows"):
         data(str(root), batch=4, windows=4)
+
+
+def test_rates_of_a_busy_machine_and_workers_that_do_not_help_are_told():
+    def said(workers):
+        parts = {DECODE: 0.08, PIXELS: 0.02}
+        return "\n".join(DataReport(steps=10, parts=parts, bare=0.07, augment=0.1, workers=workers).lines())
+
+    assert "idle machine" in said({0: 5.0, 1: 6.0}) and "did not help" not in said({0: 5.0, 1: 6.0})
+    assert "idle machine" not in said({0: 9.0, 1: 8.0, 2: 7.0}) and "did not help" in said({0: 9.0, 1: 8.0, 2: 7.0})
+    assert "did not help" not in said({0: 9.0})

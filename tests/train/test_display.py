@@ -56,6 +56,27 @@ def test_the_bar_of_a_resumed_run_has_a_total(tmp_path, monkeypatch, capsys, ter
     assert "training on cpu: 4 steps" in out
 
 
+@pytest.mark.parametrize(
+    ("processes", "batches", "told"),
+    [
+        (1, 1, ""),
+        (1, 3, ", 4 windows x 3 batches = 12 windows a step"),
+        (2, 1, ", 2 processes (DDPStrategy) x 4 windows = 8 windows a step"),
+    ],
+)
+def test_what_a_step_is_made_of_is_told(processes, batches, told):
+    class Data:
+        batch_size = 4
+
+    class DDPStrategy:
+        pass
+
+    class Trainer:
+        datamodule, strategy, world_size, accumulate_grad_batches = Data, DDPStrategy(), processes, batches
+
+    assert display._windows_of_a_step(Trainer) == told
+
+
 def test_without_a_terminal_there_are_few_lines(tmp_path, capsys):
     trained(tmp_path, TrainingProgress(), max_epochs=5)
     out = capsys.readouterr().out

@@ -143,9 +143,20 @@ def _announcement(trainer: L.Trainer) -> str:
     whole = f"{most - trainer.global_step} steps" if most != -1 else f"{trainer.max_epochs} epochs"
     of = "" if batches is None else f", {int(batches)} batches an epoch"
     return (
-        f"training on {trainer.strategy.root_device.type}: {whole}{of}; the first step takes longest (videos are "
-        "opened, kernels are chosen or compiled)"
+        f"training on {trainer.strategy.root_device.type}: {whole}{of}{_windows_of_a_step(trainer)}; the first step "
+        "takes longest (videos are opened, kernels are chosen or compiled)"
     )
+
+
+def _windows_of_a_step(trainer: L.Trainer) -> str:
+    """How the windows of an optimiser step come together, where that is more than one batch."""
+    batch, batches = getattr(trainer.datamodule, "batch_size", None), trainer.accumulate_grad_batches  # type: ignore[attr-defined]
+    if batch is None or trainer.world_size * batches == 1:
+        return ""
+    n, strategy = trainer.world_size, type(trainer.strategy).__name__
+    processes = f"{n} processes ({strategy}) x " if n > 1 else ""
+    several = f" x {batches} batches" if batches > 1 else ""
+    return f", {processes}{batch} windows{several} = {trainer.world_size * batch * batches} windows a step"
 
 
 def _on_terminal() -> bool:
