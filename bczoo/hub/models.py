@@ -34,7 +34,8 @@ ZOO, ARCHITECTURES = "zoo.yaml", "architectures.json"
 WEIGHTS, ARCHITECTURE, CONVERTIBLE = "weights", "architecture", "to convert"
 PLURAL = {ARCHITECTURE: "architectures", CONVERTIBLE: "sets of weights to convert"}
 UNKNOWN = "-"
-NO_POLICIES = ("FineTune", "InverseDynamics", "VQVAE", "VQGAN")  # one trains another's policy, the others do not act
+# those that train or contain another model, and those that do not act
+NO_POLICIES = ("FineTune", "InverseDynamics", "VQVAE", "VQGAN", "TokenPolicy", "WorldModel")
 _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|)\s*")
 
 

@@ -271,9 +271,13 @@ class Policy(Model):
         """Per action group what its cross-entropy is divided by in the loss: ln(choices), as in paper 2601.04575."""
         return {g.name: math.log(g.choices) for g in self.action_space.groups}
 
+    def learned_steps(self, batch: Batch) -> Tensor:
+        """Steps (B, T) that count in loss and metrics: those that :attr:`supervision` names, a person's by default."""
+        return loss_mask(batch, self.supervision)
+
     def loss(self, batch: Batch) -> Loss | BCLoss:
         """The behaviour cloning loss of the steps that :attr:`supervision` names, a person's by default."""
-        mask = loss_mask(batch, self.supervision)
+        mask = self.learned_steps(batch)
         steps = self.mean_over_processes(step_weights(batch, mask).sum())
         logits, weight = self.logits(batch), batch.get("weight")
         return bc_loss(logits, targets(batch), mask, self.z_loss, steps, self.loss_scales, weight)
@@ -283,7 +287,7 @@ class Policy(Model):
         encoded = self.encoded(batch)
         logits = self.logits_from(encoded, batch)
         windows = batch["recording"] != FILL
-        self.metrics[stage].update(logits, targets(batch), loss_mask(batch, self.supervision), windows)  # type: ignore[operator]
+        self.metrics[stage].update(logits, targets(batch), self.learned_steps(batch), windows)  # type: ignore[operator]
         return {"encoded": encoded, "logits": logits}
 
     def on_validation_epoch_end(self) -> None:

@@ -124,14 +124,14 @@ def test_any_counts_a_policys_own_actions_too(tmp_path):
 def test_what_a_model_asks_for_in_vain_is_refused(tmp_path):
     root = watched(tmp_path / "recordings")
 
-    class WithTokens(Autoencoder):
-        fields = ("frames", "tokens")
+    class WithSounds(Autoencoder):
+        fields = ("frames", "sounds")
 
     class Odd(Autoencoder):
         supervision = "both"
 
-    with pytest.raises(UserError, match="WithTokens asks for batches with tokens; recordings give frames"):
-        fit(WithTokens(), root)
+    with pytest.raises(UserError, match="WithSounds asks for batches with sounds; recordings give frames"):
+        fit(WithSounds(), root)
     with pytest.raises(UserError, match="supervision"):
         fit(Odd(), root)
     with pytest.raises(UserError, match="Policy is a policy, so its InputSpec needs an action_space"):

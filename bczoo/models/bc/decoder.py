@@ -192,6 +192,7 @@ class BackboneHeads(Decoder):
     """Ablation without a decoder: action_out's output predicts the first token, each action token the next one.
 
     The mask makes the action tokens of a step causal; in play the backbone runs once more for every token.
+    A step that an expert labelled otherwise than it went (noise, DAgger) does not count: the chain holds what was done.
     """
 
     in_backbone = True

@@ -27,7 +27,6 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from bczoo.core import arguments
 from bczoo.core.actions import ActionSpace
-from bczoo.core.errors import UserError
 from bczoo.core.parts import build_part
 from bczoo.core.spec import Batch, InputSpec
 from bczoo.models.bc.counterfactual import counterfactual_latents
@@ -200,15 +199,18 @@ class BCPolicy(Policy):
 
         The backbone sees what was done, ``embedded``.
         """
-        if labels is None:
-            return embedded
-        if self.decoder.in_backbone:
-            raise UserError(
-                "these recordings hold an expert's labels beside what was done (record --dagger), which "
-                f"{type(self.decoder).__name__} cannot learn: in its chain both are the same tokens. Take another "
-                "decoder, such as bczoo.ActionDecoder, or other recordings"
-            )
-        return self.action_embedding(labels)
+        return embedded if labels is None or self.decoder.in_backbone else self.action_embedding(labels)
+
+    def learned_steps(self, batch: Batch) -> Tensor:
+        """As of every policy; of a decoder in the backbone without steps that an expert labelled otherwise.
+
+        Its chain is what the backbone sees, what was done: from there on it is not known what the expert would do.
+        """
+        mask, labels = super().learned_steps(batch), batch.get("labels")
+        if labels is None or not self.decoder.in_backbone:
+            return mask
+        same = [(labels[name] == ids).all(-1) for name, ids in batch["actions"].items()]
+        return mask & torch.stack(same).all(0)
 
     def latents(self, images: Tensor, embedded: Tensor, text: Tensor | None = None) -> Tensor:
         """What the decoder reads of a window, (B, T, latents, D): one pass of the backbone.
